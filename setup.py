@@ -1,0 +1,86 @@
+"""Packaging of pea_jax."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (HERE / "pea_jax" / "__init__.py").read_text("utf-8"), re.MULTILINE
+).group(1)
+README = HERE / "README.md"
+
+# Lower bounds are the oldest releases that the test suite has passed with.
+DEPENDENCIES = [
+    # The computation.
+    "jax>=0.10.2",  # arrays, jit, sharding
+    "flax>=0.12.8",  # NNX modules
+    "optax>=0.2.8",  # AdamW, schedules, clipping
+    "numpy>=2.0",  # everything on the host
+    "jaxtyping>=0.3.7",  # shapes in public signatures (checked in tests only)
+    # Data.
+    "grain>=0.2.18",  # shuffling, shards, workers, an iterator that can be checkpointed
+    "tensorflow-datasets>=4.9.10",  # ArrayRecord data sets; works without TensorFlow
+    "importlib_resources>=6",  # tensorflow-datasets imports it but does not declare it
+    "pillow>=11",  # decoding, resizing and writing images
+    # Files of trained models.
+    "safetensors>=0.8",  # the one trusted format of weights
+    "huggingface_hub>=1.31",  # fetching a repository by its name
+    "transformers>=5",  # tokenizers and nothing else; needs no PyTorch for them
+    # A run.
+    "orbax-checkpoint>=0.12.8",  # asynchronous, sharded checkpoints
+    "ml_collections>=1.1",  # configurations
+    "absl-py>=2",  # the command line
+    "rich>=13",  # progress bar and tables
+    "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
+]
+
+EXTRAS = {
+    # Accelerators: jax with the plugin of the hardware.
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "cuda": ["jax[cuda12]>=0.10.2"],
+    # What `make test` and `make lint` need, but for PyTorch (see `parity`).
+    "test": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",  # one worker a core
+        "beartype>=0.20",  # checks the jaxtyping annotations
+        "ruff==0.17.6",  # pinned: a formatter's output changes between releases
+        "import-linter>=2.3",  # the layers of pyproject.toml
+    ],
+    # The reference of tests/parity and the target of the export. A plain PyTorch from PyPI brings
+    # gigabytes of CUDA on Linux: the Makefile installs the CPU build.
+    "parity": ["torch>=2.13", "diffusers>=0.42"],
+    "dev": ["pre-commit>=4"],
+}
+
+setup(
+    name="pea-jax",
+    version=VERSION,
+    description="PEA-Diffusion in JAX: teach a frozen text-to-image model another language",
+    long_description=README.read_text("utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["pea_jax", "pea_jax.*"]),
+    # Files that are read at run time: the shipped checkpoints, the font of the sample grids, and
+    # what `pea-jax export` copies into a diffusers folder.
+    package_data={
+        "pea_jax": [
+            "tinyworld/checkpoints/**/*",
+            "tinyworld/font*",
+            "templates/*",
+        ]
+    },
+    install_requires=DEPENDENCIES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["pea-jax = pea_jax.cli:main"]},
+    zip_safe=False,
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
