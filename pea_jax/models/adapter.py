@@ -1,0 +1,141 @@
+"""The adapter: the one network that is trained (method.md, "The adapter").
+
+Its attribute paths are the keys of the authors' files: layernorm.*, projector.{0,2,4}.weight, fc.*.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pea_jax.models.conditioning import Conditioning
+from pea_jax.models.sizes import not_counts
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """The shape of an adapter.
+
+    Attributes:
+        input_width: of the language encoder's tokens.
+        hidden_width: between the projector's linear layers.
+        output_width: of the conditioning's tokens; 768 for SD 1.x, 1024 for SD 2.x, 2048 for SDXL.
+        projector_layers: how many linear layers the projector has, at least 2.
+        pooled_width: of the pooled vector, 1280 for SDXL; None for SD 1.x and 2.x, which have none.
+    """
+
+    input_width: int
+    hidden_width: int
+    output_width: int
+    projector_layers: int = 3
+    pooled_width: int | None = None
+
+    def __post_init__(self):
+        """Raise ValueError, naming every field that cannot be."""
+        names = ["input_width", "hidden_width", "output_width", "projector_layers"]
+        names += [] if self.pooled_width is None else ["pooled_width"]
+        problems = not_counts(dataclasses.asdict(self), names)
+        if self.projector_layers == 1:
+            problems.append("projector_layers: expected at least 2, got 1")
+        if problems:
+            raise ValueError(f"adapter config: {'; '.join(problems)}")
+
+
+class _Gelu(nnx.Module):
+    """The exact (erf) GELU as a layer: the odd places of the projector, as in the files."""
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return jax.nn.gelu(x, approximate=False)
+
+
+class Adapter(nnx.Module):
+    """Tokens of a language encoder -> the conditioning that a UNet was trained on.
+
+        h = projector(layernorm(x))    Linear, then GELU and Linear for each further one, no biases
+
+        SD 1.x, 2.x:  tokens = h
+        SDXL:         pooled = mean of h over all tokens, padding included
+                      tokens = fc(GELU(h))                                fc has a bias
+
+    GELU is the exact one; the layer norm has eps 1e-5 and its statistics are in float32. Weights
+    start as PyTorch's do, uniform in +-1/sqrt(fan_in).
+    """
+
+    def __init__(
+        self,
+        config: AdapterConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.config = config
+        self.layernorm = nnx.LayerNorm(
+            config.input_width,
+            epsilon=1e-5,
+            use_fast_variance=False,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+        def linear(inputs: int, outputs: int, use_bias: bool) -> nnx.Linear:
+            return nnx.Linear(
+                inputs,
+                outputs,
+                use_bias=use_bias,
+                kernel_init=_uniform(inputs),
+                bias_init=_uniform(inputs),
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+
+        last = config.output_width if config.pooled_width is None else config.pooled_width
+        inner = [config.hidden_width] * (config.projector_layers - 1)
+        widths = [config.input_width, *inner, last]
+        layers: list[nnx.Module] = []
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [linear(inputs, outputs, use_bias=False), _Gelu()]
+        self.projector = nnx.List(layers[:-1])  # the last linear layer has no GELU after it
+        if config.pooled_width is not None:
+            self.fc = linear(config.pooled_width, config.output_width, use_bias=True)
+
+    def __call__(self, tokens: Float[Array, "B L D_in"]) -> Conditioning:
+        """Map the encoder's last hidden state [B, L, input_width] to a conditioning.
+
+        Returns:
+            tokens [B, L, output_width], and pooled [B, pooled_width] or None.
+
+        Raises:
+            ValueError: `tokens` have another width than the adapter's input.
+        """
+        if tokens.shape[-1] != self.config.input_width:
+            raise ValueError(
+                f"adapter: expected tokens of width {self.config.input_width} (input_width), "
+                f"got {tokens.shape[-1]}"
+            )
+        hidden = self.layernorm(tokens)
+        for layer in self.projector:
+            hidden = layer(hidden)
+        if self.config.pooled_width is None:
+            return Conditioning(tokens=hidden)
+        pooled = jnp.mean(hidden, axis=1, dtype=jnp.float32).astype(hidden.dtype)
+        return Conditioning(
+            tokens=self.fc(jax.nn.gelu(hidden, approximate=False)),
+            pooled=pooled,
+        )
+
+
+def _uniform(fan_in: int) -> nnx.Initializer:
+    """The initializer of PyTorch's linear layers: uniform in +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return draw

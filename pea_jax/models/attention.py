@@ -1,0 +1,46 @@
+"""The attention core that every network shares: self, cross and causal, masked or not."""
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+IMPLEMENTATIONS = ("xla",)
+
+
+def dot_product_attention(
+    query: Float[Array, "B Q N K"],
+    key: Float[Array, "B L N K"],
+    value: Float[Array, "B L N K"],
+    *,
+    mask: Bool[Array, "#B #N #Q #L"] | None = None,
+    causal: bool = False,
+    implementation: str = "xla",
+) -> Float[Array, "B Q N K"]:
+    """Scaled dot-product attention over the second axis.
+
+        softmax(query key^T / sqrt(K) + log(mask)) value
+
+    Logits accumulate in float32 from operands of the compute dtype, which is exact for bfloat16
+    products, and the scale and softmax act on those float32 logits: what `upcast_attention` asks
+    for in a checkpoint's config holds for every call.
+
+    Args:
+        query: [B, Q, N, K].
+        key: [B, L, N, K].
+        value: [B, L, N, K].
+        mask: True where a query may look at a key; broadcastable to [B, N, Q, L], always of rank 4.
+        causal: query i sees keys 0..i only.
+        implementation: one of `IMPLEMENTATIONS`; "xla" runs anywhere.
+
+    Returns:
+        [B, Q, N, K], of the dtype of `query`.
+
+    Raises:
+        ValueError: the implementation is unknown.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}"
+        )
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=causal, implementation=implementation
+    )

@@ -1,0 +1,266 @@
+"""The parts of a latent-diffusion network: resnet, spatial transformer, down- and upsampling, time.
+
+Attribute names are those of the diffusers checkpoints. `leaf` stands for the keywords that every
+parameterised layer takes: rngs, dtype (of the computation) and param_dtype.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Num
+
+from pea_jax.models.attention import dot_product_attention
+
+LAYER_NORM_EPS = 1e-5
+TRANSFORMER_GROUP_NORM_EPS = 1e-6  # the spatial transformer's own, whatever the config's norm_eps
+
+
+def timestep_embedding(
+    timesteps: Num[Array, "B"], width: int, *, flip_sin_to_cos: bool, freq_shift: float
+) -> Float[Array, "B width"]:
+    """Sinusoids of the timestep, in float32.
+
+        w_k = 10000^(-k / (width/2 - freq_shift)),  k = 0 .. width/2 - 1
+        [sin(t w), cos(t w)],  or [cos(t w), sin(t w)] where flip_sin_to_cos
+
+    Source: Ho et al. 2020 (arXiv 2006.11239), section B; the order and the shift are the
+    checkpoint's. `width` is even.
+    """
+    half = width // 2
+    exponents = jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    frequencies = jnp.exp(-math.log(10000.0) * exponents)
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None, :]
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    return jnp.concatenate([cos, sin] if flip_sin_to_cos else [sin, cos], axis=-1)
+
+
+def resize_nearest(
+    x: Float[Array, "B H W C"], size: tuple[int, int]
+) -> Float[Array, "B height width C"]:
+    """y[i, j] = x[floor(i H / height), floor(j W / width)], as torch's "nearest" has it."""
+    batch, height, width, channels = x.shape
+    if size == (2 * height, 2 * width):  # a broadcast, which fuses into the convolution's input
+        x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+        return x.reshape(batch, *size, channels)
+    rows = np.arange(size[0]) * height // size[0]
+    columns = np.arange(size[1]) * width // size[1]
+    return x[:, rows][:, :, columns]
+
+
+def group_norm(channels: int, groups: int, eps: float, **leaf) -> nnx.GroupNorm:
+    """(x - mean) / sqrt(var + eps) * scale + bias, the moments being those of each group.
+
+    The variance is taken about the mean: E[x^2] - E[x]^2 cancels where a group's mean is large.
+    """
+    return nnx.GroupNorm(channels, groups, epsilon=eps, use_fast_variance=False, **leaf)
+
+
+def conv3x3(in_channels: int, out_channels: int, **leaf) -> nnx.Conv:
+    """A 3x3 convolution that keeps the size."""
+    return nnx.Conv(in_channels, out_channels, (3, 3), padding=((1, 1), (1, 1)), **leaf)
+
+
+class TimestepEmbedding(nnx.Module):
+    """linear_2(silu(linear_1(x)))."""
+
+    def __init__(self, in_width: int, width: int, **leaf):
+        self.linear_1 = nnx.Linear(in_width, width, **leaf)
+        self.linear_2 = nnx.Linear(width, width, **leaf)
+
+    def __call__(self, x: Float[Array, "B I"]) -> Float[Array, "B T"]:
+        return self.linear_2(jax.nn.silu(self.linear_1(x)))
+
+
+class ResnetBlock(nnx.Module):
+    """A residual block, told the time where the network has one.
+
+        h = conv1(silu(norm1(x))) + time_emb_proj(silu(t))
+        y = (shortcut(x) + conv2(silu(norm2(h)))) / output_scale
+
+    The shortcut is a 1x1 convolution where the width changes, else the identity. silu(t) is the
+    same for every block, so the caller computes it once and passes it in.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        groups: int,
+        eps: float,
+        time_width: int | None = None,
+        output_scale: float = 1.0,
+        **leaf,
+    ):
+        self.norm1 = group_norm(in_channels, groups, eps, **leaf)
+        self.conv1 = conv3x3(in_channels, out_channels, **leaf)
+        if time_width is not None:
+            self.time_emb_proj = nnx.Linear(time_width, out_channels, **leaf)
+        self.norm2 = group_norm(out_channels, groups, eps, **leaf)
+        self.conv2 = conv3x3(out_channels, out_channels, **leaf)
+        self.has_shortcut = in_channels != out_channels
+        if self.has_shortcut:
+            self.conv_shortcut = nnx.Conv(in_channels, out_channels, (1, 1), **leaf)
+        self.output_scale = output_scale
+
+    def __call__(
+        self, x: Float[Array, "B H W C"], activated_time: Float[Array, "B T"] | None = None
+    ) -> Float[Array, "B H W O"]:
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        if activated_time is not None:
+            h = h + self.time_emb_proj(activated_time)[:, None, None, :]
+        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        if self.has_shortcut:
+            x = self.conv_shortcut(x)
+        y = x + h
+        return y if self.output_scale == 1.0 else y / self.output_scale
+
+
+class Downsample(nnx.Module):
+    """A 3x3 convolution of stride 2; H becomes ceil(H/2) (padding 1) or floor(H/2) (padding 0).
+
+    Padding 1 is (1, 1) on both axes; padding 0 is (0, 1), below and to the right only.
+    """
+
+    def __init__(self, channels: int, *, padding: int, **leaf):
+        pad = (padding, 1)
+        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=(pad, pad), **leaf)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Nearest-neighbour to the given size (twice the input's where none is given), then a 3x3."""
+
+    def __init__(self, channels: int, **leaf):
+        self.conv = conv3x3(channels, channels, **leaf)
+
+    def __call__(
+        self, x: Float[Array, "B h w C"], size: tuple[int, int] | None = None
+    ) -> Float[Array, "B H W C"]:
+        return self.conv(resize_nearest(x, size or (2 * x.shape[1], 2 * x.shape[2])))
+
+
+class Attention(nnx.Module):
+    """to_out(attention(to_q(x), to_k(context), to_v(context))) over `heads` heads of the width."""
+
+    def __init__(
+        self, width: int, *, heads: int, context_width: int, implementation: str = "xla", **leaf
+    ):
+        self.to_q = nnx.Linear(width, width, use_bias=False, **leaf)
+        self.to_k = nnx.Linear(context_width, width, use_bias=False, **leaf)
+        self.to_v = nnx.Linear(context_width, width, use_bias=False, **leaf)
+        self.to_out = nnx.List([nnx.Linear(width, width, **leaf)])
+        self.heads = heads
+        self.implementation = implementation
+
+    def __call__(
+        self, x: Float[Array, "B Q D"], context: Float[Array, "B L E"]
+    ) -> Float[Array, "B Q D"]:
+        query, key, value = (
+            y.reshape(*y.shape[:2], self.heads, -1)
+            for y in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        out = dot_product_attention(query, key, value, implementation=self.implementation)
+        return self.to_out[0](out.reshape(x.shape))
+
+
+class GEGLU(nnx.Module):
+    """[a, b] = proj(x);  a * gelu(b), with the exact (erf) GELU. Source: arXiv 2002.05202."""
+
+    def __init__(self, width: int, inner_width: int, **leaf):
+        self.proj = nnx.Linear(width, 2 * inner_width, **leaf)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L I"]:
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return value * jax.nn.gelu(gate, approximate=False)
+
+
+class NoParameters(nnx.Module):
+    """Holds the place of a layer without parameters in a numbered list of a checkpoint."""
+
+
+class FeedForward(nnx.Module):
+    """net.2(net.0(x)): GEGLU to four times the width, and back; net.1 is an inactive dropout."""
+
+    def __init__(self, width: int, **leaf):
+        inner = 4 * width
+        self.net = nnx.List(
+            [GEGLU(width, inner, **leaf), NoParameters(), nnx.Linear(inner, width, **leaf)]
+        )
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return self.net[2](self.net[0](x))
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerSpec:
+    """What the spatial transformers of one level have in common."""
+
+    heads: int
+    layers: int
+    cross_attention_dim: int
+    linear_projection: bool
+    only_cross_attention: bool = False
+    implementation: str = "xla"
+
+
+class TransformerBlock(nnx.Module):
+    """x += attn1(norm1 x);  x += attn2(norm2 x, tokens);  x += ff(norm3 x).
+
+    attn1 looks at x itself, or at the tokens too where only_cross_attention.
+    """
+
+    def __init__(self, width: int, spec: TransformerSpec, **leaf):
+        options = dict(heads=spec.heads, implementation=spec.implementation, **leaf)
+        self.only_cross_attention = spec.only_cross_attention
+        own_width = spec.cross_attention_dim if spec.only_cross_attention else width
+        self.norm1, self.norm2, self.norm3 = (
+            nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, **leaf)
+            for _ in range(3)
+        )
+        self.attn1 = Attention(width, context_width=own_width, **options)
+        self.attn2 = Attention(width, context_width=spec.cross_attention_dim, **options)
+        self.ff = FeedForward(width, **leaf)
+
+    def __call__(
+        self, x: Float[Array, "B Q D"], tokens: Float[Array, "B L E"]
+    ) -> Float[Array, "B Q D"]:
+        h = self.norm1(x)
+        x = x + self.attn1(h, tokens if self.only_cross_attention else h)
+        x = x + self.attn2(self.norm2(x), tokens)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nnx.Module):
+    """x + proj_out(blocks(proj_in(norm(x)), tokens)), the pixels being the sequence.
+
+    The projections are 1x1 convolutions (SD 1.x) or the same thing as Linear (SD 2.x): they differ
+    in the checkpoint's shapes alone.
+    """
+
+    def __init__(self, channels: int, spec: TransformerSpec, *, groups: int, **leaf):
+        self.norm = group_norm(channels, groups, TRANSFORMER_GROUP_NORM_EPS, **leaf)
+        if spec.linear_projection:
+            self.proj_in = nnx.Linear(channels, channels, **leaf)
+            self.proj_out = nnx.Linear(channels, channels, **leaf)
+        else:
+            self.proj_in = nnx.Conv(channels, channels, (1, 1), **leaf)
+            self.proj_out = nnx.Conv(channels, channels, (1, 1), **leaf)
+        self.transformer_blocks = nnx.List(
+            [TransformerBlock(channels, spec, **leaf) for _ in range(spec.layers)]
+        )
+
+    def __call__(
+        self, x: Float[Array, "B H W C"], tokens: Float[Array, "B L E"]
+    ) -> Float[Array, "B H W C"]:
+        batch, height, width, channels = x.shape
+        h = self.proj_in(self.norm(x)).reshape(batch, height * width, channels)
+        for block in self.transformer_blocks:
+            h = block(h, tokens)
+        return x + self.proj_out(h.reshape(x.shape))

@@ -1,0 +1,181 @@
+"""The sizes of a UNet, read from a checkpoint's config.json and checked."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+#: Fields of the file that Stable Diffusion 1.x and 2.x know with these values alone.
+ONLY: dict[str, tuple] = {
+    "act_fn": ("silu", "swish"),  # two names of one function
+    "addition_embed_type": (None,),
+    "addition_embed_type_num_heads": (64,),  # says nothing where there is no addition_embed_type
+    "addition_time_embed_dim": (None,),
+    "attention_type": ("default",),
+    "class_embed_type": (None,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "dropout": (0.0,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_only_cross_attention": (None,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_attention_heads": (None,),
+    "num_class_embeds": (None,),
+    "projection_class_embeddings_input_dim": (None,),
+    "resnet_out_scale_factor": (1.0,),
+    "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+    "upcast_attention": (False, True),  # our attention takes its softmax in float32 in any case
+}
+
+#: Fields that the file may give once for all levels.
+PER_LEVEL = (
+    "layers_per_block",
+    "transformer_layers_per_block",
+    "attention_heads",
+    "only_cross_attention",
+)
+
+
+def _one_of(*allowed: Any) -> tuple[str, Callable[[Any], bool]]:
+    text = " or ".join(repr(value) for value in allowed)
+    return text, lambda value: any(
+        type(value) is type(option) and value == option for option in allowed
+    )
+
+
+_COUNT = ("a positive integer", lambda value: type(value) is int and value > 0)
+_NUMBER = ("a number", lambda value: type(value) in (int, float))
+_FLAG = _one_of(False, True)
+
+#: What one value of a field, or one entry of its tuple, must be.
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "in_channels": _COUNT,
+    "out_channels": _COUNT,
+    "center_input_sample": _FLAG,
+    "flip_sin_to_cos": _FLAG,
+    "freq_shift": _NUMBER,
+    "down_block_types": _one_of("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": _one_of("UpBlock2D", "CrossAttnUpBlock2D"),
+    "only_cross_attention": _FLAG,
+    "block_out_channels": _COUNT,
+    "layers_per_block": _COUNT,
+    "downsample_padding": _one_of(0, 1),
+    "mid_block_scale_factor": _NUMBER,
+    "norm_num_groups": _COUNT,
+    "norm_eps": _NUMBER,
+    "cross_attention_dim": _COUNT,
+    "transformer_layers_per_block": _COUNT,
+    "attention_heads": _COUNT,
+    "use_linear_projection": _FLAG,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """The sizes of a UNet; the defaults are those of diffusers' UNet2DConditionModel.
+
+    Tuples have one entry a level, from the finest resolution to the coarsest, but `up_block_types`,
+    which the checkpoints list in the order of the way up.
+
+    Raises:
+        ValueError: names every value that is not supported or does not fit the others.
+    """
+
+    sample_size: int | tuple[int, ...] | None = None  # side of the latents in training
+    in_channels: int = 4
+    out_channels: int = 4
+    center_input_sample: bool = False
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    only_cross_attention: tuple[bool, ...] = (False,) * 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: tuple[int, ...] = (2,) * 4
+    downsample_padding: int = 1
+    mid_block_scale_factor: float = 1
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1280
+    transformer_layers_per_block: tuple[int, ...] = (1,) * 4
+    attention_heads: tuple[int, ...] = (8,) * 4  # the file's attention_head_dim
+    use_linear_projection: bool = False
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "UNetConfig":
+        """Reads a parsed unet/config.json; keys that start with "_" say who wrote it.
+
+        The file's `attention_head_dim` is the number of heads, and not their size: the name is an
+        old mistake of diffusers that every checkpoint carries.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        names = {name: name for name in defaults if name != "attention_heads"}
+        names["attention_head_dim"] = "attention_heads"
+        values, problems = {}, []
+        for key, value in config.items():
+            if key in names:
+                values[names[key]] = tuple(value) if isinstance(value, list) else value
+            elif key in ONLY:
+                if value not in ONLY[key]:
+                    expected = " or ".join(repr(allowed) for allowed in ONLY[key])
+                    problems.append(f"{key}: expected {expected}, got {value!r}")
+            elif not key.startswith("_"):
+                problems.append(f"{key}: not a known field, got {value!r}")
+        channels = values.get("block_out_channels", defaults["block_out_channels"])
+        for name in PER_LEVEL if isinstance(channels, tuple) else ():
+            value = values.get(name, defaults[name][0])
+            values[name] = value if isinstance(value, tuple) else (value,) * len(channels)
+        for key, name in names.items():
+            if name in values and name in _RULES:
+                many = isinstance(defaults[name], tuple)
+                problems += _breaches(key, values[name], many, *_RULES[name])
+        _raise(problems)
+        return cls(**values)
+
+    def __post_init__(self):
+        channels = self.block_out_channels
+        levels = len(channels)
+        problems = [
+            f"{name}: expected {levels} entries, as block_out_channels has, got {value!r}"
+            for name in (*PER_LEVEL, "down_block_types", "up_block_types")
+            if len(value := getattr(self, name)) != levels
+        ]
+        if not channels or channels[0] % 2:
+            problems.append(f"block_out_channels: expected an even first entry, got {channels}")
+        if any(width % self.norm_num_groups for width in channels):
+            problems.append(
+                f"norm_num_groups: expected a divisor of every entry of block_out_channels"
+                f" {channels}, got {self.norm_num_groups}"
+            )
+        if any(width % heads for width, heads in zip(channels, self.attention_heads, strict=False)):
+            problems.append(
+                f"attention_head_dim (the number of heads): expected divisors of block_out_channels"
+                f" {channels}, got {self.attention_heads}"
+            )
+        _raise(problems)
+
+
+def _breaches(
+    key: str, value: Any, many: bool, expected: str, allows: Callable[[Any], bool]
+) -> list[str]:
+    """What is wrong with the value of one field by itself."""
+    if many and not isinstance(value, tuple):
+        return [f"{key}: expected a list, got {value!r}"]
+    if not all(allows(entry) for entry in (value if many else (value,))):
+        return [f"{key}: expected {'for each level ' if many else ''}{expected}, got {value!r}"]
+    return []
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("UNet config: " + "; ".join(problems))

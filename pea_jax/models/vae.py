@@ -1,0 +1,314 @@
+"""The autoencoder between pixels and latents: AutoencoderKL of Stable Diffusion.
+
+Source: Rombach et al. 2022 (arXiv 2112.10752), section 3.1; the layers and their names are those
+of the diffusers checkpoints.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pea_jax.models.attention import dot_product_attention
+from pea_jax.models.blocks import Downsample, ResnetBlock, Upsample, conv3x3, group_norm
+from pea_jax.models.sizes import not_counts
+
+GROUP_NORM_EPS = 1e-6
+LOGVAR_RANGE = (-30.0, 20.0)
+
+#: Values of a config.json that the network does not depend on.
+_INFORMATIVE = frozenset({"sample_size", "force_upcast"})
+
+#: The only supported values of the rest.
+_FIXED = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+
+_COUNTS = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
+
+_BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """The shape of an autoencoder, in the names and with the defaults of diffusers.
+
+    Attributes:
+        in_channels: of the images that are encoded.
+        out_channels: of the images that are decoded.
+        latent_channels: of the latents.
+        block_out_channels: width of each level, the finest first; each but the last halves.
+        layers_per_block: resnets of a level of the encoder; the decoder has one more.
+        norm_num_groups: of every group norm.
+        scaling_factor: the UNet sees scaling_factor * latents; `encode` and `decode` leave it out.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "VAEConfig":
+        """The config of a checkpoint's config.json.
+
+        Raises:
+            ValueError: every key that is unknown, and every value that is not supported.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        problems = [
+            f"{key}: expected {_FIXED[key]!r}, got {value!r}"
+            for key, value in values.items()
+            if key in _FIXED and value != _FIXED[key]
+        ]
+        widths = values.get("block_out_channels", cls.block_out_channels)
+        if not isinstance(widths, list | tuple) or not widths:
+            raise ValueError(f"VAE config: block_out_channels: expected a list, got {widths!r}")
+        problems += not_counts(values, _COUNTS)
+        for width in widths:
+            problems += not_counts({"block_out_channels": width}, ["block_out_channels"])
+        for key, kind in _BLOCK_TYPES.items():
+            got = list(values.get(key, [kind]))
+            if got != [kind] * len(widths):
+                problems.append(f"{key}: expected {len(widths)} of {kind!r}, got {got}")
+        known = fields | _FIXED.keys() | _BLOCK_TYPES.keys() | _INFORMATIVE
+        problems += [
+            f"{key}: unknown, got {value!r}"
+            for key, value in values.items()
+            if key not in known and not key.startswith("_")
+        ]
+        if problems:
+            raise ValueError(f"VAE config: {'; '.join(problems)}")
+        taken = {key: value for key, value in values.items() if key in fields}
+        return cls(**{**taken, "block_out_channels": tuple(widths)})
+
+    def __post_init__(self):
+        """Raise ValueError where the groups do not divide the widths."""
+        if any(width % self.norm_num_groups for width in self.block_out_channels):
+            raise ValueError(
+                "VAE config: block_out_channels: expected multiples of norm_num_groups "
+                f"({self.norm_num_groups}), got {list(self.block_out_channels)}"
+            )
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Pixels to a latent, along one side: 8 for Stable Diffusion."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+class VAE(nnx.Module):
+    """encode: images -> the mean and log variance of their latents; decode: latents -> images."""
+
+    def __init__(
+        self,
+        config: VAEConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        moments = 2 * config.latent_channels
+        self.config = config
+        self.encoder = _Encoder(config, **leaf)
+        self.decoder = _Decoder(config, **leaf)
+        self.quant_conv = nnx.Conv(moments, moments, (1, 1), **leaf)
+        self.post_quant_conv = nnx.Conv(
+            config.latent_channels, config.latent_channels, (1, 1), **leaf
+        )
+
+    def encode(
+        self, images: Float[Array, "B H W C"]
+    ) -> tuple[Float[Array, "B h w Z"], Float[Array, "B h w Z"]]:
+        """The Gaussian posterior of the latents, neither sampled nor scaled.
+
+        Args:
+            images: [B, H, W, in_channels] in [-1, 1]; H and W multiples of the downsampling factor.
+
+        Returns:
+            mean and logvar, [B, H/factor, W/factor, latent_channels] each, of the compute dtype;
+            logvar clipped to [-30, 20], as diffusers does. A sample is
+            mean + exp(logvar / 2) * noise.
+
+        Raises:
+            ValueError: H or W is not a multiple of the downsampling factor.
+        """
+        height, width = images.shape[1:3]
+        factor = self.config.downsampling_factor
+        if height % factor or width % factor:
+            raise ValueError(
+                f"VAE.encode: expected a height and width that are multiples of {factor}, "
+                f"got {height}x{width}"
+            )
+        mean, logvar = jnp.split(self.quant_conv(self.encoder(images)), 2, axis=-1)
+        return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+
+    def decode(self, latents: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
+        """Images of latents that are already divided by the scaling factor.
+
+        Returns:
+            [B, factor * h, factor * w, out_channels], about [-1, 1] and not clipped, of the compute
+            dtype.
+        """
+        return self.decoder(self.post_quant_conv(latents))
+
+
+class _Encoder(nnx.Module):
+    """conv_in, the levels from fine to coarse, mid, then norm, silu and conv_out."""
+
+    def __init__(self, config: VAEConfig, **leaf):
+        widths = config.block_out_channels
+        self.conv_in = conv3x3(config.in_channels, widths[0], **leaf)
+        self.down_blocks = nnx.List(
+            [
+                _DownBlock(
+                    widths[max(level - 1, 0)],
+                    width,
+                    layers=config.layers_per_block,
+                    downsample=level < len(widths) - 1,
+                    groups=config.norm_num_groups,
+                    **leaf,
+                )
+                for level, width in enumerate(widths)
+            ]
+        )
+        self.mid_block = _MidBlock(widths[-1], config.norm_num_groups, **leaf)
+        self.conv_norm_out = group_norm(widths[-1], config.norm_num_groups, GROUP_NORM_EPS, **leaf)
+        self.conv_out = conv3x3(widths[-1], 2 * config.latent_channels, **leaf)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w M"]:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+class _Decoder(nnx.Module):
+    """conv_in, mid, the levels from coarse to fine, then norm, silu and conv_out."""
+
+    def __init__(self, config: VAEConfig, **leaf):
+        widths = config.block_out_channels[::-1]
+        self.conv_in = conv3x3(config.latent_channels, widths[0], **leaf)
+        self.mid_block = _MidBlock(widths[0], config.norm_num_groups, **leaf)
+        self.up_blocks = nnx.List(
+            [
+                _UpBlock(
+                    widths[max(level - 1, 0)],
+                    width,
+                    layers=config.layers_per_block + 1,
+                    upsample=level < len(widths) - 1,
+                    groups=config.norm_num_groups,
+                    **leaf,
+                )
+                for level, width in enumerate(widths)
+            ]
+        )
+        self.conv_norm_out = group_norm(widths[-1], config.norm_num_groups, GROUP_NORM_EPS, **leaf)
+        self.conv_out = conv3x3(widths[-1], config.out_channels, **leaf)
+
+    def __call__(self, x: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+class _DownBlock(nnx.Module):
+    """Resnets, then a halving that pads below and to the right only: DownEncoderBlock2D."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        layers: int,
+        downsample: bool,
+        groups: int,
+        **leaf,
+    ):
+        self.resnets = nnx.List(_resnets(in_channels, out_channels, layers, groups, **leaf))
+        self.downsamplers = nnx.List(
+            [Downsample(out_channels, padding=0, **leaf)] if downsample else []
+        )
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w O"]:
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class _UpBlock(nnx.Module):
+    """Resnets, then a doubling: UpDecoderBlock2D."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        layers: int,
+        upsample: bool,
+        groups: int,
+        **leaf,
+    ):
+        self.resnets = nnx.List(_resnets(in_channels, out_channels, layers, groups, **leaf))
+        self.upsamplers = nnx.List([Upsample(out_channels, **leaf)] if upsample else [])
+
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W O"]:
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class _MidBlock(nnx.Module):
+    """Resnet, attention, resnet: UNetMidBlock2D."""
+
+    def __init__(self, channels: int, groups: int, **leaf):
+        self.resnets = nnx.List(_resnets(channels, channels, 2, groups, **leaf))
+        self.attentions = nnx.List([_Attention(channels, groups, **leaf)])
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class _Attention(nnx.Module):
+    """x + to_out(attention(group_norm(x))) over all positions, with one head of the full width."""
+
+    def __init__(self, channels: int, groups: int, **leaf):
+        self.group_norm = group_norm(channels, groups, GROUP_NORM_EPS, **leaf)
+        self.to_q = nnx.Linear(channels, channels, **leaf)
+        self.to_k = nnx.Linear(channels, channels, **leaf)
+        self.to_v = nnx.Linear(channels, channels, **leaf)
+        self.to_out = nnx.List([nnx.Linear(channels, channels, **leaf)])
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        batch, height, width, channels = x.shape
+        tokens = self.group_norm(x).reshape(batch, height * width, 1, channels)
+        attended = dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        return x + self.to_out[0](attended.reshape(x.shape))
+
+
+def _resnets(
+    in_channels: int, out_channels: int, count: int, groups: int, **leaf
+) -> list[ResnetBlock]:
+    """`count` resnets that know no time, of which the first changes the width."""
+    widths = [in_channels] + [out_channels] * (count - 1)
+    return [
+        ResnetBlock(width, out_channels, groups=groups, eps=GROUP_NORM_EPS, **leaf)
+        for width in widths
+    ]

@@ -1,0 +1,149 @@
+"""The UNet by itself: sizes, config, features. Its numbers are checked in tests/parity."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pea_jax.models.conditioning import Conditioning
+from pea_jax.models.unet import UNet, UNetConfig
+from tests.models.configs import SD_1_5, SD_2_1
+from tests.models.random_module import random_module
+
+TINY = {
+    **SD_1_5,
+    "attention_head_dim": [2, 4],
+    "block_out_channels": [8, 16],
+    "cross_attention_dim": 12,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
+
+
+def build(config: dict, **options) -> UNet:
+    return UNet(UNetConfig.from_dict(config), rngs=nnx.Rngs(0), **options)
+
+
+@functools.cache
+def full_size(name: str) -> UNet:
+    return nnx.eval_shape(lambda: build({"1.5": SD_1_5, "2.1": SD_2_1}[name]))
+
+
+def computed(dtype, *arguments):
+    model = random_module(lambda: build(TINY, dtype=dtype, param_dtype=jnp.bfloat16))
+    graph, state = nnx.split(model)
+    return jax.jit(lambda state, *arguments: nnx.merge(graph, state)(*arguments))(state, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("1.5", 859_520_964), ("2.1", 865_910_724)],
+)
+def test_published_parameter_counts(name, parameters):
+    """A count that is off means a layer, bias or width that the published model does not have."""
+    state = nnx.state(full_size(name))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == parameters
+
+
+def test_full_size_features():
+    """Every block's output after its down- or upsampler, in order, at the published widths."""
+    conditioning = Conditioning(jax.ShapeDtypeStruct((2, 77, 768), jnp.float32))
+    prediction, features = nnx.eval_shape(
+        lambda model, *inputs: model(*inputs),
+        full_size("1.5"),
+        jax.ShapeDtypeStruct((2, 64, 64, 4), jnp.float32),
+        jax.ShapeDtypeStruct((2,), jnp.int32),
+        conditioning,
+    )
+    assert prediction.shape == (2, 64, 64, 4)
+    assert {name: feature.shape[1:] for name, feature in features.items()} == {
+        "down_0": (32, 32, 320),
+        "down_1": (16, 16, 640),
+        "down_2": (8, 8, 1280),
+        "down_3": (8, 8, 1280),
+        "mid": (8, 8, 1280),
+        "up_0": (16, 16, 1280),
+        "up_1": (32, 32, 1280),
+        "up_2": (64, 64, 640),
+        "up_3": (64, 64, 320),
+    }
+    assert all(feature.shape[0] == 2 for feature in features.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"act_fn": "mish"}, "act_fn: expected 'silu' or 'swish', got 'mish'"),
+        ({"addition_embed_type": "text_time"}, "addition_embed_type"),
+        ({"attention_head_dim": [2, 3]}, r"attention_head_dim .* expected divisors"),
+        ({"attention_head_dim": [2, 2, 2]}, "expected 2 entries"),
+        ({"attention_type": "gated"}, "attention_type"),
+        ({"block_out_channels": 8}, "block_out_channels: expected a list"),
+        ({"block_out_channels": [6, 16]}, "norm_num_groups"),
+        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "AttnDownBlock2D"),
+        ({"downsample_padding": 2}, "downsample_padding: expected 0 or 1, got 2"),
+        ({"dual_cross_attention": True}, "dual_cross_attention"),
+        ({"encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim_type"),
+        ({"in_channels": "4"}, "in_channels: expected a positive integer, got '4'"),
+        ({"invented": 1}, "invented: not a known field, got 1"),
+        ({"layers_per_block": True}, "layers_per_block"),
+        ({"mid_block_type": None}, "mid_block_type"),
+        ({"norm_num_groups": None}, "norm_num_groups: expected a positive integer, got None"),
+        ({"num_class_embeds": 1000}, "num_class_embeds"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
+        ({"time_cond_proj_dim": 256}, "time_cond_proj_dim"),
+        ({"transformer_layers_per_block": [[1], 1]}, "transformer_layers_per_block"),
+        ({"up_block_types": ["UpBlock2D"]}, "up_block_types: expected 2 entries"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_unsupported_values_name_themselves(change, message):
+    """A value that was ignored would load as another network than the checkpoint's."""
+    with pytest.raises(ValueError, match=message):
+        UNetConfig.from_dict({**TINY, **change})
+
+
+def test_all_unsupported_values_are_told_at_once():
+    with pytest.raises(ValueError, match=r"act_fn.*time_embedding_type"):
+        UNetConfig.from_dict({**TINY, "act_fn": "mish", "time_embedding_type": "fourier"})
+
+
+def test_config_from_dict():
+    """Numbers for all levels are spread; the heads come from the field that is named otherwise."""
+    config = UNetConfig.from_dict(SD_2_1)
+    assert config.attention_heads == (5, 10, 20, 20)
+    assert config.layers_per_block == (2, 2, 2, 2)
+    assert config.use_linear_projection
+    assert UNetConfig.from_dict(SD_1_5).attention_heads == (8, 8, 8, 8)
+    assert UNetConfig.from_dict({}) == UNetConfig()
+
+
+def test_wrong_inputs_name_themselves():
+    """Each of these would else fail deep inside with a shape of some matrix."""
+    model = nnx.eval_shape(lambda: build(TINY))
+    latents, timesteps = jnp.zeros((2, 8, 8, 4)), jnp.zeros(2)
+    conditioning = Conditioning(jnp.zeros((2, 5, 12)))
+    with pytest.raises(ValueError, match=r"latents: expected 4 channels last, got \(2, 8, 8, 3\)"):
+        model(latents[..., :3], timesteps, conditioning)
+    with pytest.raises(ValueError, match=r"tokens: expected width 12, got \(2, 5, 11\)"):
+        model(latents, timesteps, Conditioning(conditioning.tokens[..., :11]))
+    with pytest.raises(ValueError, match="added: expected None"):
+        model(latents, timesteps, conditioning, jnp.zeros((2, 6)))
+
+
+def test_bfloat16_computes_close_to_float32():
+    """Each output lies within bfloat16's rounding of float32's: norms and softmax keep digits."""
+    keys = jax.random.split(jax.random.key(1), 2)
+    latents = jax.random.normal(keys[0], (2, 4, 4, 4))
+    arguments = latents, jnp.array([3, 700]), Conditioning(jax.random.normal(keys[1], (2, 5, 12)))
+    want, got = (computed(dtype, *arguments) for dtype in (jnp.float32, jnp.bfloat16))
+    for value, other in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        assert other.dtype == jnp.bfloat16
+        error = np.linalg.norm(other.astype(jnp.float32) - value) / np.linalg.norm(value)
+        assert error < 0.02
