@@ -1,0 +1,1 @@
+"""The only place that knows a Hugging Face file: where it is, its names, its layout."""

@@ -1,0 +1,238 @@
+"""Safetensors into a Flax module, driven by the module and not by the file.
+
+The abstract module says which parameters there are, of which shapes; every tensor that is missing,
+extra, duplicate or misshapen is gathered and raised at once. Then each parameter goes straight into
+its placed array: every device's part is read from the file by itself, so a host never holds more
+than its own share of the model and one part besides.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+
+from pea_jax.weights import names
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class WeightsError(ValueError):
+    """A checkpoint that cannot be read, or that does not fit the module."""
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor of a file, from its header alone."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """A parameter of the abstract module: `shape` is the module's, `file_shape` the file's."""
+
+    path: names.ParameterPath
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        return names.file_shape(self.path, self.shape)
+
+
+def load_module(
+    build: Callable[[], nnx.Module],
+    files: Path | str | Sequence[Path | str],
+    *,
+    dtype: DTypeLike | None = None,
+    sharding: Callable[[str, tuple[int, ...]], Sharding | None] | None = None,
+    aliases: names.Aliases = names.ALIASES,
+    ignore: Sequence[str] = (),
+) -> nnx.Module:
+    """The module that `build` makes, with the parameters of `files`.
+
+    Args:
+      build: makes the module; traced only, so nothing is initialised.
+      files: one safetensors file, or all shards of a checkpoint.
+      dtype: of the loaded floating-point parameters; None takes the module's own (`param_dtype`).
+      sharding: (key in the checkpoint, the module's shape) -> where that parameter goes. None, or a
+        None returned, leaves it uncommitted on the default device.
+      aliases: other names of the same tensors, see `names.ALIASES`.
+      ignore: patterns of keys (whole keys, as the file has them) that the file may hold and the
+        module may lack. `names.IGNORED` is always excused. A missing parameter never is.
+
+    Raises:
+      WeightsError: a file that is not there or not whole, in one line; or every tensor that is
+        missing, extra, duplicate, misshapen or not of a floating-point type, one line each.
+    """
+    files = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
+    graph, state = nnx.split(nnx.eval_shape(build))
+    flat = nnx.to_flat_state(state)
+    parameters = _parameters(flat, aliases)
+    with ExitStack() as stack:
+        handles = {file: stack.enter_context(_open(file)) for file in files}
+        tensors = [tensor for file in files for tensor in _catalogue(file, handles[file])]
+        pairs = _match(parameters, tensors, files, aliases, (*names.IGNORED, *ignore))
+        arrays = {
+            parameter.path: _place(parameter, tensor, handles[tensor.file], dtype, sharding)
+            for parameter, tensor in pairs
+        }
+    loaded = [(path, variable.replace(arrays[path])) for path, variable in flat]
+    return nnx.merge(graph, nnx.from_flat_state(loaded))
+
+
+def read_header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Every key of a safetensors file with its shape, without reading a tensor."""
+    with _open(Path(file)) as handle:
+        return {tensor.key: tensor.shape for tensor in _catalogue(Path(file), handle)}
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(str(file), framework="np")
+    except FileNotFoundError:
+        raise WeightsError(f"{file}: no such weights file") from None
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{file} ({file.stat().st_size} bytes): not a whole safetensors file ({error})"
+            + (", but a git-lfs pointer" if _is_pointer(file) else "")
+        ) from error
+
+
+def _is_pointer(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(24) == b"version https://git-lfs."
+
+
+def _catalogue(file: Path, handle: Any) -> Iterator[_Tensor]:
+    for key in handle.keys():  # noqa: SIM118  (not a dict)
+        part = handle.get_slice(key)
+        yield _Tensor(file, key, tuple(part.get_shape()), part.get_dtype())
+
+
+def _parameters(
+    flat: Iterable[tuple[names.ParameterPath, nnx.Variable]], aliases: names.Aliases
+) -> dict[str, _Parameter]:
+    """The module's parameters by their canonical key."""
+    foreign = [names.key_of(path) for path, variable in flat if not isinstance(variable, nnx.Param)]
+    if foreign:
+        raise WeightsError(f"only nnx.Param can be loaded; the module also holds {foreign}")
+    found: dict[str, _Parameter] = {}
+    for path, variable in flat:
+        key = names.canonical(names.key_of(path), aliases)
+        if key in found:
+            raise WeightsError(f"the module has {key} twice: at {found[key].path} and at {path}")
+        found[key] = _Parameter(path, tuple(variable.shape), variable.dtype)
+    return found
+
+
+def _match(
+    parameters: dict[str, _Parameter],
+    tensors: Sequence[_Tensor],
+    files: Sequence[Path],
+    aliases: names.Aliases,
+    ignore: Sequence[str],
+) -> list[tuple[_Parameter, _Tensor]]:
+    """One tensor for each parameter, or every reason why not."""
+    excused = [re.compile(pattern) for pattern in ignore]
+    candidates: dict[str, list[_Tensor]] = defaultdict(list)
+    problems = []
+    for tensor in tensors:
+        key = names.canonical(tensor.key, aliases)
+        if key in parameters:
+            candidates[key].append(tensor)
+        elif not any(pattern.fullmatch(tensor.key) for pattern in excused):
+            problems.append(
+                f"extra: {tensor.key} {list(tensor.shape)} in {tensor.file}, unknown to the module"
+            )
+    pairs = []
+    for key, parameter in parameters.items():
+        name, expected = names.key_of(parameter.path), parameter.file_shape
+        found = candidates[key]
+        if not found:
+            problems.append(f"missing: {name}, expected {list(expected)}")
+        elif len(found) > 1:
+            where = " and ".join(f"{t.key} {list(t.shape)} in {t.file}" for t in found)
+            problems.append(f"duplicate: {name}, expected once {list(expected)}, got {where}")
+        elif not _fits(key, found[0].shape, expected):
+            problems.append(
+                f"misshapen: {name}, expected {list(expected)}, got {list(found[0].shape)} "
+                f"({found[0].key} in {found[0].file})"
+            )
+        elif found[0].dtype not in _FLOATS:
+            problems.append(
+                f"type: {name}, expected one of {', '.join(_FLOATS)}, got {found[0].dtype} "
+                f"({found[0].key} in {found[0].file})"
+            )
+        else:
+            pairs.append((parameter, found[0]))
+    if problems:
+        where = ", ".join(str(file) for file in files)
+        lines = "\n  ".join(problems)
+        raise WeightsError(f"{len(problems)} tensors of {where} do not fit the module:\n  {lines}")
+    return pairs
+
+
+def _fits(key: str, got: Sequence[int], expected: Sequence[int]) -> bool:
+    return tuple(got) == tuple(expected) or names.is_unit_convolution(key, got, expected)
+
+
+def _place(
+    parameter: _Parameter,
+    tensor: _Tensor,
+    handle: Any,
+    dtype: DTypeLike | None,
+    sharding: Callable[[str, tuple[int, ...]], Sharding | None] | None,
+) -> jax.Array:
+    target = np.dtype(parameter.dtype if dtype is None else dtype)
+    part = handle.get_slice(tensor.key)
+    # Devices that replicate a part share one read of it.
+    parts: dict[tuple[Any, ...], np.ndarray] = {}
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(
+            axis.indices(size) for axis, size in zip(index, parameter.shape, strict=True)
+        )
+        if bounds not in parts:
+            parts[bounds] = _read(parameter, tensor, part, index, target)
+        return parts[bounds]
+
+    where = sharding(names.key_of(parameter.path), parameter.shape) if sharding else None
+    if where is None:
+        return jax.device_put(read((slice(None),) * len(parameter.shape)))
+    return jax.make_array_from_callback(parameter.shape, where, read)
+
+
+def _read(
+    parameter: _Parameter, tensor: _Tensor, part: Any, index: tuple[slice, ...], target: np.dtype
+) -> np.ndarray:
+    """`parameter[index]` from the file, touching only that part of it."""
+    rank = len(parameter.shape)
+    unit = (slice(None),) * (len(tensor.shape) - rank)  # of a 1x1 convolution
+    try:
+        values = part[(*names.file_index(parameter.path, index), *unit)]
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{tensor.file}: cannot read {tensor.key} ({error})") from error
+    values = values.reshape(values.shape[:rank]).transpose(names.axes_of(parameter.path, rank))
+    try:
+        with np.errstate(over="raise"):
+            return np.asarray(values, dtype=target, order="C")
+    except FloatingPointError:
+        raise WeightsError(
+            f"{tensor.file}: {tensor.key} ({tensor.dtype}) has values beyond the range of {target}"
+        ) from None

@@ -1,0 +1,158 @@
+"""A base model from a diffusers folder."""
+
+import dataclasses
+import functools
+import json
+import shutil
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pea_jax import parallel
+from pea_jax.models.conditioning import Conditioning
+from pea_jax.weights.base import load_base, read_base_config
+from pea_jax.weights.load import WeightsError
+from tests.models.random_module import random_module
+from tests.weights.conftest import BUILDS
+from tests.weights.test_load import assert_same, flat
+from tests.weights.test_locate import FakeHub
+
+
+@pytest.fixture
+def folder(sd_folder, tmp_path):
+    """A copy to break."""
+    return shutil.copytree(sd_folder, tmp_path / "sd")
+
+
+def edit(file, **changes):
+    values = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps(values))
+
+
+@pytest.fixture(scope="module")
+def base(sd_folder):
+    return load_base(sd_folder)
+
+
+def test_every_part_is_that_of_the_folder(base, sd_folder):
+    assert_same(base.unet, random_module(BUILDS["unet"][0]))
+    assert_same(base.vae, random_module(BUILDS["vae"][0]))
+    assert_same(base.text_encoder, random_module(BUILDS["text_encoder"][0]))
+    assert base.schedule["steps_offset"] == 1
+    assert base.folder == sd_folder
+    # Padded to what the text encoder was trained at.
+    ids, _ = base.tokenizer(["a red circle"])
+    assert ids.shape == (1, 12)
+    assert jax.eval_shape(base.text_encoder, ids).tokens.shape == (1, 12, 16)
+
+
+def test_16_bit_weights_and_computation(sd_folder):
+    base = load_base(sd_folder, dtype=jnp.bfloat16)
+    for module in (base.unet, base.vae, base.text_encoder):
+        assert {value.dtype for value in flat(module).values()} == {jnp.dtype(jnp.bfloat16)}
+    conditioning = Conditioning(jnp.ones((1, 12, 16), jnp.bfloat16))
+    prediction, _ = jax.eval_shape(
+        base.unet, jnp.ones((1, 8, 8, 4), jnp.bfloat16), jnp.zeros(1, jnp.int32), conditioning
+    )
+    assert prediction.dtype == jnp.bfloat16
+
+
+def test_over_a_mesh(sd_folder, monkeypatch):
+    """Every array lies on all eight devices, the large ones in parts, and holds the same values."""
+    rule = functools.partial(parallel.parameter_sharding, min_size=512)
+    monkeypatch.setattr(parallel, "parameter_sharding", rule)
+    mesh = parallel.make_mesh(data=2, fsdp=4)
+    base = load_base(sd_folder, mesh=mesh)
+    assert_same(base.unet, random_module(BUILDS["unet"][0]))
+    kernel = base.unet.mid_block.resnets[0].conv1.kernel.get_value()  # [3, 3, 16, 16]
+    assert kernel.addressable_shards[0].data.shape == (3, 3, 16, 4)
+    assert base.unet.conv_in.bias.get_value().sharding == parallel.replicated(mesh)
+
+
+def test_the_config_needs_no_weights(folder):
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    config = read_base_config(folder)
+    assert config.unet.cross_attention_dim == 16
+    assert config.vae.downsampling_factor == 2
+    assert config.text_encoder.max_position_embeddings == 12
+    with pytest.raises(WeightsError, match=r"unet: expected diffusion.*vae: .*text_encoder: "):
+        load_base(folder)
+
+
+def test_from_the_hub_only_what_is_needed_comes(sd_folder, tmp_path, monkeypatch):
+    hub = FakeHub(tmp_path)
+    shutil.copytree(sd_folder, hub.repository)
+    needed = {
+        file.relative_to(sd_folder).as_posix() for file in sd_folder.rglob("*") if file.is_file()
+    }
+    for extra in (
+        "safety_checker/model.safetensors",
+        "README.md",
+        "unet/model.ckpt",
+        "config.json",
+    ):
+        (hub.repository / extra).parent.mkdir(exist_ok=True)
+        (hub.repository / extra).write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    config = read_base_config("some/model", revision="v1")
+    assert not [name for name in hub.fetched if name.endswith(".safetensors")]
+    assert config.folder == hub.snapshot
+    load_base("some/model", revision="v1")
+    assert hub.fetched == needed
+    assert set(hub.requests) == {("some/model", "v1")}
+
+
+def test_parts_that_do_not_fit_each_other_are_refused(folder):
+    edit(folder / "unet" / "config.json", cross_attention_dim=24)
+    edit(folder / "vae" / "config.json", latent_channels=8)
+    with pytest.raises(WeightsError, match=r"width 24 .*got 16; expected latents of 4 .*got 8"):
+        read_base_config(folder)
+
+
+def test_an_unsupported_value_names_the_folder(folder):
+    edit(folder / "unet" / "config.json", act_fn="mish")
+    with pytest.raises(WeightsError, match=r"sd: UNet config: act_fn.*mish"):
+        read_base_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]},
+            "text_encoder_2: a CLIPTextModelWithProjection is not supported",
+        ),
+        ({"unet": ["diffusers", "UNet3D"]}, "unet: expected a UNet2DConditionModel, got UNet3D"),
+        ({"vae": [None, None]}, "vae: expected a AutoencoderKL, got None"),
+    ],
+)
+def test_parts_of_another_kind_are_refused(folder, changes, problem):
+    edit(folder / "model_index.json", **changes)
+    with pytest.raises(WeightsError, match=problem):
+        read_base_config(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "vae/config.json", "scheduler/scheduler_config.json"]
+)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(WeightsError, match=f"{name}: no such file"):
+        load_base(folder)
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    edit(folder / "vae" / "config.json", norm_num_groups=2, block_out_channels=[8, 4])
+    with pytest.raises(WeightsError, match=r"misshapen: encoder\.conv_out\.weight"):
+        load_base(folder)
+
+
+def test_a_base_model_can_be_replaced_in_part(base):
+    """Later plug-ins swap the UNet and keep the rest."""
+    other = dataclasses.replace(base, unet=random_module(BUILDS["unet"][0], seed=1))
+    assert other.vae is base.vae
+    assert not np.array_equal(flat(other.unet)["conv_in.bias"], flat(base.unet)["conv_in.bias"])
