@@ -1,0 +1,345 @@
+"""Solvers: from noise to latents in a few calls of a network that they never see.
+
+All of them keep the latents as the network sees them, x = alpha x0 + sigma e with
+alpha^2 + sigma^2 = 1, and turn its prediction into estimates of x0 and e:
+
+    epsilon:       e = prediction,                    x0 = (x - sigma e) / alpha
+    v_prediction:  e = alpha prediction + sigma x,    x0 = alpha x - sigma prediction
+
+What a step does with them is linear, so that all a solver knows beforehand is a table of
+coefficients, one row a step, made on the host in fp64 by `plan`. `sample` runs the rows in one
+`lax.scan`. Rows that are not needed are switched off rather than left out, so the same compiled
+program serves every number of steps up to `BUCKETS[0]`, then up to `BUCKETS[1]`, ...
+
+A program is compiled anew for another solver, another bucket of steps, another shape or type of the
+latents, another prediction type and, of course, another `denoise`. Steps within a bucket, spacing,
+offsets, the numbers of the schedule, guidance and seeds are data.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from pea_jax.diffusion.schedule import Schedule
+
+#: Numbers of rows that a plan can have. A row that is switched off costs microseconds.
+BUCKETS = (64, 256, 1024)
+
+Latents = Float[Array, "B *rest"]
+#: Maps latents and the timestep, a scalar, to the network's raw prediction.
+Denoise = Callable[[Latents, Float[Array, ""]], Latents]
+#: Columns of a plan, or one row of them.
+Row = dict[str, Float[Array, ""]]
+Table = dict[str, Float[np.ndarray, " steps"]]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("active", "table", "initial_scale"),
+    meta_fields=("solver", "prediction_type"),
+)
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The steps of one solver: a pytree that is passed to a jitted function.
+
+    Attributes:
+        active: which rows are steps; the others pad to the bucket, [S].
+        table: columns of fp32 [S]: `timestep`, `alpha` and `sigma` of the latents that the network
+            is given, and the solver's own coefficients.
+        initial_scale: what the standard normal noise is multiplied with at the start.
+        solver: the name in `SOLVERS`; static.
+        prediction_type: what the network predicts; static.
+    """
+
+    active: Bool[Array | np.ndarray, " S"]
+    table: dict[str, Float[Array | np.ndarray, " S"]]
+    initial_scale: Float[Array | np.ndarray, ""]
+    solver: str
+    prediction_type: str
+
+
+class Solver(NamedTuple):
+    """A solver: its table and its step.
+
+    `table(schedule, steps)` gives the columns and the initial scale. `step(latents, x0, e, memory,
+    row, noise)` gives the next latents and what the following step is to remember; `noise` is a
+    function, called only by stochastic solvers, and memory is x0-like.
+    """
+
+    table: Callable[[Schedule, int], tuple[Table, float]]
+    step: Callable[..., tuple[Latents, Latents]]
+
+
+def plan(name: str, schedule: Schedule, steps: int) -> Plan:
+    """The plan of `steps` steps of the solver `name` on a schedule.
+
+    Raises:
+        ValueError: for an unknown solver, or a number of steps that the schedule does not allow.
+    """
+    if name not in SOLVERS:
+        raise ValueError(f"unknown solver {name!r}, expected one of {', '.join(SOLVERS)}")
+    most = min(schedule.num_train_timesteps, BUCKETS[-1])
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps is {steps}, expected 1 to {most} for this noise schedule")
+    table, initial_scale = SOLVERS[name].table(schedule, steps)
+    size = next(bucket for bucket in BUCKETS if bucket >= steps)
+    return Plan(
+        active=np.arange(size) < steps,
+        # The last row again, so that nothing in the padding is a special number.
+        table={
+            column: np.pad(values.astype(np.float32), (0, size - steps), mode="edge")
+            for column, values in table.items()
+        },
+        initial_scale=np.array(initial_scale, np.float32),
+        solver=name,
+        prediction_type=schedule.prediction_type,
+    )
+
+
+def sample(
+    name: str,
+    denoise: Denoise,
+    noise: Float[Array, "B *rest"],
+    plan: Plan,
+    keys: Key[Array, " B"],
+) -> Float[Array, "B *rest"]:
+    """Solves from noise to clean latents.
+
+    Args:
+        name: the solver, the one that the plan was made for.
+        denoise: the network: latents [B, ...] and a timestep (a scalar) to its prediction [B, ...].
+        noise: standard normal; the solver scales it.
+        plan: of `plan(name, schedule, steps)`.
+        keys: one a sample, for solvers that add noise: what a sample becomes depends on its own key
+            and noise, never on its place in the batch. Step i uses `fold_in(key, i)`.
+
+    Returns:
+        The latents at the end, in the type of `noise`; computed in fp32.
+
+    Raises:
+        ValueError: when the plan is another solver's.
+    """
+    if plan.solver != name:
+        raise ValueError(f"the plan was made for {plan.solver!r}, but the solver is {name!r}")
+    solver = SOLVERS[name]
+
+    def step(carry, inputs):
+        latents, memory = carry
+        row, index = inputs
+        prediction = denoise(latents.astype(noise.dtype), row["timestep"]).astype(jnp.float32)
+        x0, e = _estimates(plan.prediction_type, latents, prediction, row)
+        draw = functools.partial(gaussian, jax.vmap(jax.random.fold_in, (0, None))(keys, index))
+        return solver.step(latents, x0, e, memory, row, draw)
+
+    def body(carry, inputs):
+        active, *rest = inputs
+        return jax.lax.cond(active, step, lambda carry, _: carry, carry, rest), None
+
+    latents = noise.astype(jnp.float32) * plan.initial_scale
+    rows = (plan.active, plan.table, jnp.arange(len(plan.active)))
+    (latents, _), _ = jax.lax.scan(body, (latents, jnp.zeros_like(latents)), rows)
+    return latents.astype(noise.dtype)
+
+
+def gaussian(keys: Key[Array, " B"], shape: tuple[int, ...]) -> Float[Array, "B *rest"]:
+    """Standard normal noise [B, *shape], fp32, every sample from its own key alone."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
+def _estimates(
+    prediction_type: str, latents: Latents, prediction: Latents, row: Row
+) -> tuple[Latents, Latents]:
+    """The estimates of x0 and e that a prediction holds."""
+    alpha, sigma = row["alpha"], row["sigma"]
+    if prediction_type == "v_prediction":
+        return alpha * latents - sigma * prediction, alpha * prediction + sigma * latents
+    return (latents - sigma * prediction) / alpha, prediction
+
+
+# --- DDIM (arXiv 2010.02502, eq. 12, eta = 0), and Euler, whose update is the same ----------------
+
+
+def _ddim_step(latents, x0, e, memory, row, noise):
+    """x' = alpha' x0 + sigma' e: the same noise at a lower level."""
+    return row["next_alpha"] * x0 + row["next_sigma"] * e, memory
+
+
+def _ddim_table(schedule: Schedule, steps: int) -> tuple[Table, float]:
+    count = schedule.num_train_timesteps
+    timesteps = _timesteps(schedule, steps, schedule.timestep_spacing or "leading").round()
+    _check_range("ddim", schedule, steps, timesteps)
+    indices = timesteps.astype(np.int64)
+    # diffusers always goes down by T // steps, whatever the spacing; after `linspace` and, where
+    # `steps` does not divide T, `trailing` this is not quite the next timestep.
+    following = indices - count // steps
+    alphas_cumprod = schedule.alphas_cumprod.astype(np.float64)
+    last = 1.0 if schedule.set_alpha_to_one else alphas_cumprod[0]
+    next_alpha_bar = np.where(following >= 0, alphas_cumprod[following.clip(0)], last)
+    table = {
+        "timestep": timesteps,
+        "alpha": np.sqrt(alphas_cumprod[indices]),
+        "sigma": np.sqrt(1 - alphas_cumprod[indices]),
+        "next_alpha": np.sqrt(next_alpha_bar),
+        "next_sigma": np.sqrt(1 - next_alpha_bar),
+    }
+    return table, 1.0
+
+
+def _euler_table(schedule: Schedule, steps: int) -> tuple[Table, float]:
+    """Euler's method on dy/ds = e for y = x / alpha = x0 + s e, s = sigma / alpha.
+
+    (arXiv 2206.00364, algorithm 1 with s(t) = 1.) From s to s', y' = y + (s' - s) e = x0 + s' e:
+    in x, the DDIM update. The two differ in the timesteps, which may be fractions here, with s
+    interpolated between them, and in the start.
+    """
+    timesteps, noise_levels = _continuous_levels(schedule, steps)
+    last = _training_levels(schedule)[0] if schedule.final_sigmas_type == "sigma_min" else 0.0
+    following = np.append(noise_levels[1:], last)
+    next_alpha = _alpha(following)
+    # What is left at the end is y, not x; the two are the same where no noise is left.
+    next_alpha[-1] = 1.0
+    table = {
+        "timestep": timesteps,
+        "alpha": _alpha(noise_levels),
+        "sigma": noise_levels * _alpha(noise_levels),
+        "next_alpha": next_alpha,
+        "next_sigma": following * next_alpha,
+    }
+    return table, _euler_start(schedule, noise_levels)
+
+
+# --- Euler ancestral (k-diffusion; DDPM's posterior in Karras' terms) -----------------------------
+
+
+def _ancestral_step(latents, x0, e, memory, row, noise):
+    """Down to less noise than the next level has, then up to it with fresh noise."""
+    fresh = noise(latents.shape[1:])
+    next_latents = row["next_alpha"] * x0 + row["down"] * e + row["up"] * fresh
+    return next_latents, memory
+
+
+def _ancestral_table(schedule: Schedule, steps: int) -> tuple[Table, float]:
+    timesteps, noise_levels = _continuous_levels(schedule, steps)
+    following = np.append(noise_levels[1:], 0.0)
+    up = np.sqrt(following**2 * (noise_levels**2 - following**2) / noise_levels**2)
+    down = np.sqrt(following**2 - up**2)
+    table = {
+        "timestep": timesteps,
+        "alpha": _alpha(noise_levels),
+        "sigma": noise_levels * _alpha(noise_levels),
+        "next_alpha": _alpha(following),
+        "down": down * _alpha(following),
+        "up": up * _alpha(following),
+    }
+    return table, _euler_start(schedule, noise_levels)
+
+
+# --- DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2) ----------------------------------------------
+
+
+def _dpmpp_2m_step(latents, x0, e, memory, row, noise):
+    """x' = (sigma' / sigma) x - alpha' (exp(-h) - 1) D, D extrapolated from two estimates of x0."""
+    data = x0 + row["extrapolate"] * (x0 - memory)
+    return row["keep"] * latents + row["add"] * data, x0
+
+
+def _dpmpp_2m_table(schedule: Schedule, steps: int) -> tuple[Table, float]:
+    """With lambda = log(alpha / sigma), h its growth over a step, and r = h_before / h."""
+    # One timestep more than there are steps is laid out; the last is replaced by the end.
+    spacing = schedule.timestep_spacing or "linspace"
+    extra = 0 if spacing == "trailing" else 1
+    timesteps = _timesteps(schedule, steps + extra, spacing)[:steps].round()
+    _check_range("dpmpp_2m", schedule, steps, timesteps)
+    if len(np.unique(timesteps)) < steps:
+        raise ValueError(
+            f"dpmpp_2m cannot take {steps} steps with {spacing} spacing on "
+            f"{schedule.num_train_timesteps} timesteps: some would be visited twice; use fewer"
+        )
+    levels = _training_levels(schedule)
+    noise_levels = levels[timesteps.astype(np.int64)]
+    last = levels[0] if schedule.final_sigmas_type == "sigma_min" else 0.0
+    following = np.append(noise_levels[1:], last)
+    alpha, next_alpha = _alpha(noise_levels), _alpha(following)
+    # exp(-h) as a ratio of noise levels is exact where the last one is zero.
+    shrink = following / noise_levels
+    with np.errstate(divide="ignore"):
+        growth = -np.log(shrink)
+    extrapolate = np.append(0.0, growth[1:] / (2 * growth[:-1]))
+    if (
+        schedule.final_sigmas_type == "zero"
+        or schedule.euler_at_final
+        or (schedule.lower_order_final and steps < 15)
+    ):
+        extrapolate[-1] = 0.0
+    table = {
+        "timestep": timesteps,
+        "alpha": alpha,
+        "sigma": noise_levels * alpha,
+        "keep": shrink * next_alpha / alpha,
+        "add": next_alpha * (1 - shrink),
+        "extrapolate": extrapolate,
+    }
+    return table, 1.0
+
+
+# --- Shared by the tables -------------------------------------------------------------------------
+
+
+def _timesteps(schedule: Schedule, steps: int, spacing: str) -> Float[np.ndarray, " steps"]:
+    """The timesteps to visit, from noise to data (arXiv 2305.08891, table 2); may be fractions."""
+    count = schedule.num_train_timesteps
+    if spacing == "linspace":
+        return np.linspace(0, count - 1, steps)[::-1]
+    if spacing == "leading":
+        return np.arange(steps)[::-1] * float(count // steps) + schedule.steps_offset
+    return (count - np.arange(steps) * (count / steps)).round() - 1
+
+
+def _check_range(name: str, schedule: Schedule, steps: int, timesteps: np.ndarray) -> None:
+    """Raises where an offset leads past the schedule."""
+    if timesteps.max() > schedule.num_train_timesteps - 1:
+        raise ValueError(
+            f"{name} with {steps} steps and steps_offset {schedule.steps_offset} would visit "
+            f"timestep {timesteps.max():.0f} of {schedule.num_train_timesteps}; use fewer steps"
+        )
+
+
+def _training_levels(schedule: Schedule) -> Float[np.ndarray, " T"]:
+    """s = sigma / alpha of every training timestep."""
+    alphas_cumprod = schedule.alphas_cumprod.astype(np.float64)
+    return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+
+
+def _alpha(noise_levels: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
+    """alpha where sigma / alpha is the noise level."""
+    return 1 / np.sqrt(noise_levels**2 + 1)
+
+
+def _continuous_levels(
+    schedule: Schedule, steps: int
+) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
+    """Timesteps of the Euler family, and s interpolated at them."""
+    timesteps = _timesteps(schedule, steps, schedule.timestep_spacing or "linspace")
+    levels = _training_levels(schedule)
+    return timesteps, np.interp(timesteps, np.arange(len(levels)), levels)
+
+
+def _euler_start(schedule: Schedule, noise_levels: Float[np.ndarray, " steps"]) -> float:
+    """`leading` does not begin at the last timestep, and takes the noise for the latents there."""
+    if schedule.timestep_spacing == "leading":
+        return 1.0
+    return float((noise_levels * _alpha(noise_levels))[0])
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim": Solver(_ddim_table, _ddim_step),
+    "euler": Solver(_euler_table, _ddim_step),
+    "euler_ancestral": Solver(_ancestral_table, _ancestral_step),
+    "dpmpp_2m": Solver(_dpmpp_2m_table, _dpmpp_2m_step),
+}
