@@ -1,0 +1,148 @@
+"""The terms of the loss, each [B], and the one place where they are weighed and averaged.
+
+    L = native_weight  * mean_i z_i * mse(e_s, target)                 native: diffusion
+      + output_weight  * mean_i (1 - z_i) * mse(e_s, e_t)              parallel: the output
+      + feature_weight * sum_k mean_i (1 - z_i) * mse(F_s,k, F_t,k)    parallel: the features
+
+z_i is 1 for a native pair and 0 for a parallel one, e the UNet's output, F_k the output of its
+block k, s the student and t the teacher; mean_i is over the whole batch. Without hybrid training
+every term applies to every row. Source: PEA-Diffusion (arXiv 2311.17086).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillSettings:
+    """What of the method is a choice.
+
+    A weight of zero leaves its term out of the program, together with what only that term needs: no
+    teacher without a distillation term, no rows of a part that no term is left for.
+
+    Attributes:
+        hybrid: native rows learn from their image, parallel rows from the teacher; else there are
+            parallel rows alone, and they learn from both.
+        native_weight: of the diffusion loss.
+        output_weight: of the distillation of the UNet's output.
+        feature_weight: of the distillation of every block's output.
+        prompt_drop: probability that a sample's tokens are replaced by those of "".
+        noise_offset: standard deviation of what is added to the noise, one value a sample and
+            channel; 0 adds nothing.
+
+    Raises:
+        ValueError: names every value that cannot be, in one raise.
+    """
+
+    hybrid: bool = True
+    native_weight: float = 1.0
+    output_weight: float = 1.0
+    feature_weight: float = 0.1
+    prompt_drop: float = 0.1
+    noise_offset: float = 0.0
+
+    def __post_init__(self):
+        """Raise ValueError, naming every field that cannot be."""
+        weights = ("native_weight", "output_weight", "feature_weight")
+        problems = [
+            f"{name} must not be negative, got {getattr(self, name)}"
+            for name in (*weights, "noise_offset")
+            if not getattr(self, name) >= 0
+        ]
+        if not problems and not any(getattr(self, name) for name in weights):
+            problems.append(f"one of {', '.join(weights)} must be positive, all are 0")
+        if not 0 <= self.prompt_drop <= 1:
+            problems.append(f"prompt_drop must be in [0, 1], got {self.prompt_drop}")
+        if problems:
+            raise ValueError("DistillSettings: " + "; ".join(problems))
+
+    @property
+    def diffuses(self) -> bool:
+        """Whether the diffusion term is there."""
+        return self.native_weight > 0
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher is needed."""
+        return self.output_weight > 0 or self.feature_weight > 0
+
+
+def squared_error(
+    prediction: Float[Array, "B *rest"], target: Float[Array, "B *rest"]
+) -> Float[Array, "B"]:
+    """The mean of the squared difference over all but the batch, in float32 whatever comes in."""
+    difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    return jnp.mean(jnp.square(difference), axis=tuple(range(1, difference.ndim)))
+
+
+def feature_errors(
+    student: Mapping[str, Float[Array, "B _ _ _"]], teacher: Mapping[str, Float[Array, "B _ _ _"]]
+) -> dict[str, Float[Array, "B"]]:
+    """The squared error of every block, by its name.
+
+    Raises:
+        ValueError: student and teacher have other blocks.
+    """
+    if list(student) != list(teacher):
+        raise ValueError(
+            f"features: the student has blocks {list(student)}, the teacher {list(teacher)}"
+        )
+    return {name: squared_error(student[name], teacher[name]) for name in student}
+
+
+def total(
+    settings: DistillSettings,
+    batch_size: int,
+    *,
+    native: Float[Array, "N"] | None = None,
+    output: Float[Array, "P"] | None = None,
+    features: Mapping[str, Float[Array, "P"]] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss, and every term of it that is there.
+
+    Args:
+        settings: the weights.
+        batch_size: rows of the whole batch, which every mean is over.
+        native: diffusion errors of the rows that have that term; None if there are none.
+        output: output errors of the rows that have a teacher; None if there are none.
+        features: their errors of every block; None if there are none.
+
+    Returns:
+        The loss and the metrics: "loss"; "loss_native", "loss_output" and "loss_feature", before
+        their weights; "feature/<block>" for every block. A term that was not computed has no entry.
+    """
+
+    def mean(errors: Float[Array, "_"]) -> Float[Array, ""]:
+        return jnp.sum(errors) / batch_size
+
+    metrics: Metrics = {}
+    loss = jnp.zeros((), jnp.float32)
+    if native is not None:
+        metrics["loss_native"] = mean(native)
+        loss += settings.native_weight * metrics["loss_native"]
+    if output is not None:
+        metrics["loss_output"] = mean(output)
+        loss += settings.output_weight * metrics["loss_output"]
+    if features is not None:
+        blocks = {f"feature/{name}": mean(errors) for name, errors in features.items()}
+        metrics["loss_feature"] = sum(blocks.values(), jnp.zeros((), jnp.float32))
+        loss += settings.feature_weight * metrics["loss_feature"]
+        metrics |= blocks
+    return loss, {"loss": loss, **metrics}
+
+
+def require_finite(metrics: Mapping[str, float], step: int) -> None:
+    """Raises FloatingPointError where a fetched metric is not finite, naming each one that is not.
+
+    To be called on the metrics of a step before its state is saved.
+    """
+    broken = {name: float(value) for name, value in metrics.items() if not math.isfinite(value)}
+    if broken:
+        listed = ", ".join(f"{name} = {value}" for name, value in broken.items())
+        raise FloatingPointError(f"step {step}: not finite: {listed}")

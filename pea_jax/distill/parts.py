@@ -1,0 +1,144 @@
+"""The two parts of a batch, native and parallel, and how they lie in the student's batch.
+
+Each part is split over the data shards by itself. The student's batch holds, for every shard, that
+shard's native rows and then its parallel rows:
+
+    [ n_0 p_0 | n_1 p_1 | ... ]    and not    [ n_0 n_1 ... | p_0 p_1 ... ]
+
+so joining the parts and taking one out again moves no row between devices.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
+NATIVE = "native"
+PARALLEL = "parallel"
+
+#: The parts in their order within a shard. The position also tells a part's random key.
+PARTS = (NATIVE, PARALLEL)
+
+#: What the rows of each part have.
+FIELDS = {
+    NATIVE: frozenset({"pixels", "ids", "mask"}),
+    PARALLEL: frozenset({"pixels", "ids", "mask", "english_ids", "english_mask"}),
+}
+
+#: What the empty prompt has, each [1, L].
+EMPTY_FIELDS = ("ids", "mask", "english_ids", "english_mask")
+
+#: Fields of rows, as numpy arrays on the host or traced in the step.
+Fields = Mapping[str, Shaped[Array | np.ndarray, "_ ..."]]
+
+Tree = TypeVar("Tree")
+
+
+def check_rows(rows: Mapping[str, int], data_shards: int) -> None:
+    """Raises ValueError unless every part can be split evenly over the data shards.
+
+    Args:
+        rows: of each part of the global batch; a part of no rows is absent or 0.
+        data_shards: devices that the batch is split over.
+    """
+    uneven = [f"{name} has {count} rows" for name, count in rows.items() if count % data_shards]
+    if uneven:
+        raise ValueError(
+            f"batch: every part must split evenly over the {data_shards} data shards of the mesh, "
+            f"but {' and '.join(uneven)}; use multiples of {data_shards}"
+        )
+
+
+def count_rows(
+    batch: Mapping[str, Fields],
+    empty: Fields,
+    *,
+    hybrid: bool,
+    data_shards: int,
+) -> dict[str, int]:
+    """The rows of each part, once the batch is known to be whole.
+
+    Args:
+        batch: part -> field -> [b, ...]; a part without rows is absent.
+        empty: the token ids and masks of the empty prompt, see `EMPTY_FIELDS`.
+        hybrid: whether native rows may come.
+        data_shards: devices that the batch is split over.
+
+    Raises:
+        ValueError: names everything that is wrong with the batch, in one raise.
+    """
+    problems = [f"empty prompt: no {name}" for name in EMPTY_FIELDS if name not in empty]
+    if not batch:
+        problems.append(f"no part: expected one of {PARTS} or both")
+    rows = {}
+    for name, fields in batch.items():
+        if name not in FIELDS:
+            problems.append(f"part {name!r}: expected one of {PARTS}")
+            continue
+        if set(fields) != FIELDS[name]:
+            problems.append(
+                f"{name}: expected the fields {sorted(FIELDS[name])}, got {sorted(fields)}"
+            )
+            continue
+        counts = {field: array.shape[0] for field, array in fields.items()}
+        if len(set(counts.values())) > 1 or not fields["pixels"].shape[0]:
+            problems.append(f"{name}: expected one positive number of rows, got {counts}")
+        rows[name] = counts["pixels"]
+        problems += [
+            f"{name}: {field} has {fields[field].shape[1]} tokens a row, "
+            f"the empty prompt {empty[field].shape[1]}"
+            for field in EMPTY_FIELDS
+            if field in fields
+            and field in empty
+            and fields[field].shape[1] != empty[field].shape[1]
+        ]
+    if NATIVE in rows and not hybrid:
+        problems.append(
+            f"native: {rows[NATIVE]} rows, but without hybrid training every row needs an English "
+            "caption"
+        )
+    if problems:
+        raise ValueError("batch: " + "; ".join(problems))
+    check_rows(rows, data_shards)
+    return {name: rows[name] for name in PARTS if name in rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the parts that learn lie in the student's batch.
+
+    Attributes:
+        rows: of each part in it, in the order of `PARTS`.
+        data_shards: devices that each part is split over.
+    """
+
+    rows: Mapping[str, int]
+    data_shards: int = 1
+
+    def join(self, parts: Sequence[Tree]) -> Tree:
+        """One tree of arrays [B, ...] from the parts' trees of arrays [b, ...]."""
+        return parts[0] if len(parts) == 1 else jax.tree.map(self._join_arrays, *parts)
+
+    def take(self, joined: Tree, name: str) -> Tree:
+        """The part `name` out of what `join` made."""
+        if list(self.rows) == [name]:
+            return joined
+        names = list(self.rows)
+        before = sum(self.rows[other] for other in names[: names.index(name)])
+        start, stop = (row // self.data_shards for row in (before, before + self.rows[name]))
+
+        def take_array(array: Shaped[Array, "B ..."]) -> Shaped[Array, "b ..."]:
+            return self._by_shard(array)[:, start:stop].reshape(-1, *array.shape[1:])
+
+        return jax.tree.map(take_array, joined)
+
+    def _join_arrays(self, *arrays: Shaped[Array | np.ndarray, "_ ..."]) -> Shaped[Array, "B ..."]:
+        joined = jnp.concatenate([self._by_shard(array) for array in arrays], axis=1)
+        return joined.reshape(-1, *joined.shape[2:])
+
+    def _by_shard(self, array: Shaped[Array | np.ndarray, "b ..."]) -> Shaped[Array, "D _ ..."]:
+        return jnp.asarray(array).reshape(self.data_shards, -1, *array.shape[1:])

@@ -1,0 +1,298 @@
+"""The train step: student and teacher through one frozen UNet, gradients to the adapter alone.
+
+    pixels -> VAE posterior -> latents -> noisy latents x_t
+    native caption  -> language encoder -> adapter -> UNet(x_t) -> prediction, features     student
+    English caption -> base text encoder           -> UNet(x_t) -> prediction, features     teacher
+
+Whatever does not depend on the adapter is computed outside the differentiated function, so no
+gradient can reach the teacher, the encoders or the VAE. The student's gradient runs back through
+the UNet to the tokens, and not into its weights.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+
+from pea_jax import parallel
+from pea_jax.diffusion.schedule import Schedule, add_noise, target
+from pea_jax.distill.draws import draw
+from pea_jax.distill.losses import (
+    DistillSettings,
+    Metrics,
+    feature_errors,
+    squared_error,
+    total,
+)
+from pea_jax.distill.parts import NATIVE, PARALLEL, Fields, Layout, count_rows
+from pea_jax.distill.state import Networks, Params, TrainState
+from pea_jax.models.conditioning import Conditioning
+
+Batch = Mapping[str, Fields]
+Frozen = Mapping[str, Any]
+LossAndGradient = Callable[..., tuple[Float[Array, ""], Metrics, Params]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+
+
+def make_loss_and_gradient(
+    networks: Networks, schedule: Schedule, settings: DistillSettings
+) -> LossAndGradient:
+    """The pure function behind the step.
+
+    Returns:
+        (params, frozen, batch, key, *, data_shards=1) -> (loss, metrics, gradient), with the
+        arguments of `make_train_step`'s function, but that `key` is of this very step; `draws.draw`
+        tells what becomes of it.
+    """
+
+    def loss_and_gradient(
+        params: Params,
+        frozen: Frozen,
+        batch: Batch,
+        key: PRNGKeyArray,
+        *,
+        data_shards: int = 1,
+    ) -> tuple[Float[Array, ""], Metrics, Params]:
+        rows = count_rows(batch, frozen["empty"], hybrid=settings.hybrid, data_shards=data_shards)
+        learning = {name: count for name, count in rows.items() if _learns(name, settings)}
+        if not learning:
+            raise ValueError(f"batch: no term of {settings} applies to its rows, {rows}")
+        layout = Layout(learning, data_shards)
+        unet = nnx.merge(networks.unet, frozen["unet"])
+        given = _given(networks, schedule, settings, layout, unet, frozen, batch, key)
+
+        def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
+            conditioning = _student(nnx.merge(networks.adapter, params), given)
+            prediction, features = unet(given.noisy, given.timesteps, conditioning)
+
+            terms: dict[str, Any] = {}
+            if settings.diffuses and not settings.hybrid:
+                terms["native"] = squared_error(prediction, given.target)
+            elif settings.diffuses and NATIVE in learning:
+                predicted, wanted = layout.take((prediction, given.target), NATIVE)
+                terms["native"] = squared_error(predicted, wanted)
+            if given.teacher is not None:
+                predicted, seen = layout.take((prediction, features), PARALLEL)
+                if settings.output_weight:
+                    terms["output"] = squared_error(predicted, given.teacher[0])
+                if settings.feature_weight:
+                    terms["features"] = feature_errors(seen, given.teacher[1])
+            return total(settings, sum(rows.values()), **terms)
+
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return value, metrics, gradient
+
+    return loss_and_gradient
+
+
+def make_train_step(
+    networks: Networks,
+    schedule: Schedule,
+    settings: DistillSettings,
+    tx: optax.GradientTransformation,
+    *,
+    ema_decay: float = 0.0,
+) -> TrainStep:
+    """The step as a pure function; `jit_train_step` compiles it.
+
+    Args:
+        networks: of `split_networks`.
+        schedule: the base model's.
+        settings: the choices of the method.
+        tx: the optimiser.
+        ema_decay: of the moving average, if the state has one. The first steps average over fewer:
+            the decay at step n, from 0, is min(ema_decay, (1 + n) / (10 + n)).
+
+    Returns:
+        train_step(state, frozen, batch, key, *, data_shards=1) -> (state, metrics):
+        frozen: of `split_networks`.
+        batch: {"native": part, "parallel": part}, a part without rows absent; a part is {"pixels":
+            uint8 [b, H, W, 3], "ids": int32 [b, L], "mask": int32 [b, L]}, and of the parallel part
+            also "english_ids" and "english_mask".
+        key: of the whole run; the step folds its number in.
+        data_shards: devices that the batch is split over; it changes no value.
+        metrics: scalars, float32: those of `losses.total`, and "grad_norm" before clipping.
+        It raises ValueError while tracing, for a batch that cannot be.
+
+    Raises:
+        ValueError: `ema_decay` is not in [0, 1).
+    """
+    if not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
+    loss_and_gradient = make_loss_and_gradient(networks, schedule, settings)
+
+    def train_step(
+        state: TrainState,
+        frozen: Frozen,
+        batch: Batch,
+        key: PRNGKeyArray,
+        *,
+        data_shards: int = 1,
+    ) -> tuple[TrainState, Metrics]:
+        _, metrics, gradient = loss_and_gradient(
+            state.params,
+            frozen,
+            batch,
+            jax.random.fold_in(key, state.step),
+            data_shards=data_shards,
+        )
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            ema = optax.incremental_update(params, ema, 1 - decay)
+        metrics["grad_norm"] = optax.tree.norm(gradient)
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return train_step
+
+
+def jit_train_step(train_step: TrainStep, mesh: Mesh) -> TrainStep:
+    """Compiles the step for a mesh: state replicated and donated, batch split over every device.
+
+    The frozen weights stay where they were placed, replicated or split over "fsdp".
+    """
+    replicated = parallel.replicated(mesh)
+    return jax.jit(
+        functools.partial(train_step, data_shards=parallel.data_shards(mesh)),
+        in_shardings=(replicated, None, parallel.batch_sharding(mesh), replicated),
+        out_shardings=(replicated, replicated),
+        donate_argnums=0,
+    )
+
+
+def drop(
+    conditioning: Conditioning, nothing: Conditioning, dropped: Bool[Array, "B"]
+) -> Conditioning:
+    """Replaces the tokens of the rows that are dropped by those of the empty prompt.
+
+    The pooled vector stays (method.md, "Prompt drop").
+
+    Args:
+        conditioning: of the batch, tokens [B, L, D].
+        nothing: of the empty prompt, tokens [1, L, D].
+        dropped: which rows.
+    """
+    tokens = jnp.where(dropped[:, None, None], nothing.tokens, conditioning.tokens)
+    return dataclasses.replace(conditioning, tokens=tokens)
+
+
+def _learns(part: str, settings: DistillSettings) -> bool:
+    """Whether any term applies to the rows of a part."""
+    if not settings.hybrid:
+        return True
+    return settings.diffuses if part == NATIVE else settings.distils
+
+
+class _Given(NamedTuple):
+    """What the loss takes as given: nothing in it depends on the adapter.
+
+    Attributes:
+        noisy: x_t, [B, h, w, C].
+        timesteps: t, [B].
+        target: the noise or the velocity, [B, h, w, C].
+        hidden: the language encoder's tokens, [B, L, D_in].
+        empty_hidden: its tokens of the empty prompt, [1, L, D_in].
+        dropped: rows whose prompt is dropped, [B]; None where none ever is.
+        teacher: prediction and features of the parallel rows; None where no term needs them.
+    """
+
+    noisy: Float[Array, "B h w C"]
+    timesteps: Int[Array, "B"]
+    target: Float[Array, "B h w C"]
+    hidden: Float[Array, "B L D_in"]
+    empty_hidden: Float[Array, "1 L D_in"]
+    dropped: Bool[Array, "B"] | None
+    teacher: tuple[Float[Array, "P h w C"], dict[str, Float[Array, "P _ _ _"]]] | None
+
+
+def _given(
+    networks: Networks,
+    schedule: Schedule,
+    settings: DistillSettings,
+    layout: Layout,
+    unet: nnx.Module,
+    frozen: Frozen,
+    batch: Batch,
+    key: PRNGKeyArray,
+) -> _Given:
+    """Runs everything but the student's adapter and UNet."""
+    fields = ("pixels", "ids", "mask")
+    student = layout.join([{name: batch[part][name] for name in fields} for part in layout.rows])
+    empty = frozen["empty"]
+
+    vae = nnx.merge(networks.vae, frozen["vae"])
+    mean, logvar = _posterior(vae, student["pixels"])
+    draws = draw(key, layout, mean.shape[1:], schedule, settings)
+    latents = vae.config.scaling_factor * (mean + jnp.exp(0.5 * logvar) * draws.posterior)
+    alpha_bar = jnp.asarray(schedule.alphas_cumprod)[draws.timesteps]
+    noisy = add_noise(latents, draws.noise, alpha_bar)
+    dropped = draws.dropped if settings.prompt_drop else None
+
+    teacher = None
+    if settings.distils and PARALLEL in layout.rows:
+        text_encoder = nnx.merge(networks.text_encoder, frozen["text_encoder"])
+        seen, timesteps, dropped_here = layout.take((noisy, draws.timesteps, dropped), PARALLEL)
+        conditioning = _teacher(text_encoder, batch[PARALLEL], empty, dropped_here)
+        teacher = unet(seen, timesteps, conditioning)
+
+    language_encoder = nnx.merge(networks.language_encoder, frozen["language_encoder"])
+    return _Given(
+        noisy=noisy,
+        timesteps=draws.timesteps,
+        target=target(schedule, latents, draws.noise, alpha_bar),
+        hidden=_hidden(language_encoder, student["ids"], student["mask"]),
+        empty_hidden=_hidden(language_encoder, empty["ids"], empty["mask"]),
+        dropped=dropped,
+        teacher=teacher,
+    )
+
+
+def _posterior(
+    vae: nnx.Module, pixels: UInt8[Array, "B H W 3"]
+) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
+    """Mean and log variance of the latents of the images, unscaled."""
+    mean, logvar = vae.encode(pixels.astype(jnp.float32) / 127.5 - 1.0)
+    return mean.astype(jnp.float32), logvar.astype(jnp.float32)
+
+
+def _hidden(
+    encoder: nnx.Module, ids: Int[Array, "B L"], mask: Int[Array, "B L"]
+) -> Float[Array, "B L D_in"]:
+    return encoder(ids, mask).tokens.astype(jnp.float32)
+
+
+def _student(adapter: nnx.Module, given: _Given) -> Conditioning:
+    """The native conditioning. The empty prompt goes through the adapter too, and teaches it."""
+    conditioning = adapter(given.hidden)
+    if given.dropped is None:
+        return conditioning
+    return drop(conditioning, adapter(given.empty_hidden), given.dropped)
+
+
+def _teacher(
+    text_encoder: nnx.Module,
+    part: Fields,
+    empty: Fields,
+    dropped: Bool[Array, "P"] | None,
+) -> Conditioning:
+    """The English conditioning, encoded as diffusers' pipeline of the base model does.
+
+    That gives the tower no mask, so that it attends to its padding, unless its config asks for one.
+    """
+
+    def encode(fields: Fields) -> Conditioning:
+        mask = fields["english_mask"] if text_encoder.config.use_attention_mask else None
+        return Conditioning(tokens=text_encoder(fields["english_ids"], mask).tokens)
+
+    if dropped is None:
+        return encode(part)
+    return drop(encode(part), encode(empty), dropped)
