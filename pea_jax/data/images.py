@@ -1,0 +1,143 @@
+"""From an encoded picture to the pixels that training sees."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image
+
+#: Only these decoders are given foreign bytes.
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+#: A picture of more pixels is refused before it is decoded: 4 bytes a pixel make it 268 MB.
+MAX_PIXELS = 1 << 26
+
+#: What Pillow raises on bytes that are not what they say they are.
+_BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+#: How to turn a picture upright, by its EXIF orientation.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LYING = (5, 6, 7, 8)
+
+
+class CorruptImageError(ValueError):
+    """These bytes are no picture that can be shown; the message says why, in one line."""
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except _BOMB as error:
+        raise CorruptImageError(f"more than {MAX_PIXELS} pixels") from error
+    except _BROKEN as error:
+        raise CorruptImageError(f"none of {', '.join(FORMATS)} ({len(data)} bytes)") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise CorruptImageError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none or the EXIF block is unreadable.
+
+    A damaged EXIF block, common in the wild, says nothing about the pixels.
+    """
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _BROKEN:
+        return 1
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Height and width of a picture as it is shown (EXIF rotation applied), from its header.
+
+    Raises:
+      CorruptImageError: the header can't be read, or promises more than ``MAX_PIXELS``.
+    """
+    image = _open(data)
+    lying = _orientation(image) in _LYING
+    return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of any mode: transparent parts on white, 16-bit greys scaled, colour profiles ignored."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16 bits to 8, which turns nearly everything white.
+        grey = np.asarray(image).astype(np.int64) * 255 // 65535
+        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def centre_box(
+    height: int, width: int, target_height: int, target_width: int
+) -> tuple[float, float, float, float]:
+    """The largest centred box of the target's aspect: (left, top, right, bottom), source pixels.
+
+    Resizing this box to the target is to resize the picture until it just covers the target and to
+    crop its middle, without ever making the resized whole (20,000 x 10 would become gigantic).
+    """
+    scale = min(height / target_height, width / target_width)
+    box_height, box_width = target_height * scale, target_width * scale
+    left, top = (width - box_width) / 2, (height - box_height) / 2
+    return left, top, left + box_width, top + box_height
+
+
+def decode(data: bytes, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Pixels of an encoded picture, resized to cover (height, width) and cropped to its middle.
+
+    JPEG, PNG and WebP (of an animation the first frame), upright by their EXIF orientation. Grey,
+    palette and CMYK become RGB; transparent parts are laid on white. Resampling is bicubic with
+    antialiasing; a picture that has the target's size already keeps its exact values, smaller ones
+    are enlarged. JPEGs of at least twice the size are scaled down by their decoder first.
+
+    Args:
+      data: the whole file.
+      height: of the result, pixels.
+      width: of the result, pixels.
+
+    Raises:
+      CorruptImageError: truncated, damaged or foreign data, or more than ``MAX_PIXELS``.
+    """
+    image = _open(data)
+    try:
+        orientation = _orientation(image)
+        lying = orientation in _LYING
+        image.draft(None, (height, width) if lying else (width, height))
+        image.load()
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+        image = _to_rgb(image)
+    except _BROKEN as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CorruptImageError(reason) from error
+    if image.size != (width, height):
+        box = centre_box(image.height, image.width, height, width)
+        image = image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    return np.asarray(image)

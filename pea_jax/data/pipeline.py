@@ -1,0 +1,348 @@
+"""From a data set to batches: an endless, deterministic stream, this host's share of it.
+
+Everything follows from the seed and the step. The rows of a kind (native, parallel) are laid end to
+end, one shuffled epoch after another; step s takes the next rows of each kind, host i of n its n-th
+of them, in order. So the state is a number, the batch that all hosts make together doesn't depend
+on how many they are, and neither worker processes nor threads can change what comes out.
+
+A row whose image can't be read is replaced by the next readable row of its kind in storage order,
+which keeps all others where they were.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Int, Int64
+
+from pea_jax.data import images
+from pea_jax.data.source import Source
+
+#: Texts to token ids and mask, each [texts, length]. `weights.tokenizer.Tokenizer` is one.
+Tokenize = Callable[[Sequence[str]], tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B L"]]]
+
+#: {"native": part, "parallel": part}, a part with no rows absent. A part is {"pixels": uint8
+#: [b, H, W, 3], "ids": int32 [b, L], "mask": int32 [b, L]}; the parallel part also has
+#: "english_ids" and "english_mask".
+Batch = dict[str, dict[str, np.ndarray]]
+
+_REPORTED = 10
+
+
+class BadImagesError(ValueError):
+    """More images of the data set can't be read than the run accepts."""
+
+
+class BadImageWarning(UserWarning):
+    """An image of the data set can't be read; another row takes its place."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One kind of rows, and how many of them a step takes.
+
+    Attributes:
+      name: the part's key in a batch.
+      rows: their numbers in the source.
+      order: position in the endless stream -> place in `rows`, one shuffled epoch after another.
+      batch: rows a step, all hosts together.
+      share: rows a step, this host.
+    """
+
+    name: str
+    rows: Int64[np.ndarray, "N"]
+    order: grain.MapDataset
+    batch: int
+    share: int
+
+
+def _make_part(name: str, rows: np.ndarray, seed: int, batch: int, shard_count: int) -> _Part:
+    # A seed of its own, hashed: Grain adds the epoch's number to it, and seeds one apart would
+    # give one kind's epoch the order of the other's next.
+    stream = int.from_bytes(name.encode(), "little")
+    (own_seed,) = np.random.SeedSequence([seed, stream]).generate_state(1)
+    order = grain.MapDataset.range(len(rows)).shuffle(seed=int(own_seed)).repeat()
+    return _Part(name, rows, order, batch, batch // shard_count)
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    """Element number -> a decoded row. Elements count this host's rows through all its batches."""
+
+    source: Source
+    parts: tuple[_Part, ...]
+    shard_index: int
+    image_size: int
+    max_bad: int
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        step, slot = divmod(number, sum(part.share for part in self.parts))
+        for part in self.parts:
+            if slot < part.share:
+                break
+            slot -= part.share
+        place = part.order[step * part.batch + self.shard_index * part.share + slot]
+        bad = []
+        # One try more than the run accepts: then the iterator raises, whatever follows here.
+        for attempt in range(min(self.max_bad + 1, len(part.rows))):
+            row = self.source[int(part.rows[(place + attempt) % len(part.rows)])]
+            try:
+                pixels = images.decode(row.image, self.image_size, self.image_size)
+            except images.CorruptImageError as error:
+                bad.append((row.key, str(error)))
+                continue
+            return {
+                "pixels": pixels,
+                "caption": row.caption,
+                "caption_en": row.caption_en,
+                "bad": bad,
+            }
+        return {"pixels": None, "bad": bad}
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Runs first in each worker process: Ctrl-C is the parent's affair, its death is not."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def _tokens(tokenize: Tokenize, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    ids, mask = (np.asarray(array, np.int32) for array in tokenize(texts))
+    if ids.ndim != 2 or ids.shape != mask.shape or len(ids) != len(texts):
+        raise ValueError(
+            f"a tokenizer gives ids and mask, each [{len(texts)}, L], got {ids.shape}, {mask.shape}"
+        )
+    return ids, mask
+
+
+class Loader(grain.DatasetIterator):
+    """An endless iterator of batches; make one with `make_loader`.
+
+    Its state is JSON: the step, the keys of the images that could not be read, and what it must
+    agree with (seed, batch sizes, number of rows). A state taken at any moment, prefetching or not,
+    goes on with the very batch that would have come next, with any number of workers and hosts: all
+    hosts have the same step, and the list of bad images is of what this host met.
+    """
+
+    def __init__(
+        self,
+        fetch: _Fetch,
+        native_tokenizer: Tokenize,
+        english_tokenizer: Tokenize | None,
+        seed: int,
+        workers: int,
+    ):
+        super().__init__()
+        self._fetch = fetch
+        self._native_tokenizer = native_tokenizer
+        self._english_tokenizer = english_tokenizer
+        self._workers = workers
+        self._share = sum(part.share for part in fetch.parts)
+        self._plan = {
+            "seed": seed,
+            "batch": {part.name: part.batch for part in fetch.parts},
+            "rows": {part.name: len(part.rows) for part in fetch.parts},
+        }
+        self._step = 0
+        self._bad: dict[str, str] = {}
+        self._elements: grain.DatasetIterator | None = None
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Images that could not be read so far: key -> reason. Each counts once."""
+        return dict(self._bad)
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows of an epoch: part -> number, all hosts together."""
+        return dict(self._plan["rows"])
+
+    def __next__(self) -> Batch:
+        self._assert_not_closed()
+        if self._elements is None:
+            self._elements = self._start()
+        try:
+            elements = [next(self._elements) for _ in range(self._share)]
+            for element in elements:
+                self._count_bad(element)
+            batch = self._assemble(elements)
+        except BaseException:
+            # Part of the batch is taken: whoever goes on all the same begins it again.
+            self._stop()
+            raise
+        self._step += 1
+        return batch
+
+    def _start(self) -> grain.DatasetIterator:
+        elements = grain.MapDataset.range(self._step * self._share, sys.maxsize).map(self._fetch)
+        if not self._workers:
+            threads = min(16, os.cpu_count() or 1)
+            options = grain.ReadOptions(
+                num_threads=threads, prefetch_buffer_size=max(threads, 2 * self._share)
+            )
+            return iter(elements.to_iter_dataset(options))
+        if not flags.FLAGS.is_parsed():
+            # Grain asks absl for a flag here, and programs without absl.app have parsed none.
+            flags.FLAGS.mark_as_parsed()
+        # Processes decode in parallel by themselves; two batches wait in their queues together.
+        plain = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        options = grain.MultiprocessingOptions(
+            num_workers=self._workers,
+            per_worker_buffer_size=max(1, -(-2 * self._share // self._workers)),
+        )
+        elements = elements.to_iter_dataset(plain)
+        return iter(elements.mp_prefetch(options, worker_init_fn=_start_worker))
+
+    def _count_bad(self, element: Mapping[str, Any]) -> None:
+        limit = self._fetch.max_bad
+        for key, reason in element["bad"]:
+            if key in self._bad:
+                continue
+            self._bad[key] = reason
+            if len(self._bad) <= min(limit, _REPORTED):
+                last = " (further ones are only counted)" if len(self._bad) == _REPORTED else ""
+                warnings.warn(
+                    f"image of row {key} can't be read: {reason}{last}", BadImageWarning, 1
+                )
+        if len(self._bad) > limit or element["pixels"] is None:
+            rows = sum(self._plan["rows"].values())
+            some = "; ".join(f"{key}: {why}" for key, why in list(self._bad.items())[:3])
+            raise BadImagesError(
+                f"{len(self._bad)} of {rows} images in {self._fetch.source.folder} can't be read, "
+                f"at most {limit} are accepted ({some}{'; ...' if len(self._bad) > 3 else ''})"
+            )
+
+    def _assemble(self, elements: list[dict[str, Any]]) -> Batch:
+        ids, mask = _tokens(self._native_tokenizer, [element["caption"] for element in elements])
+        batch, start = {}, 0
+        for part in self._fetch.parts:
+            chosen = slice(start, start + part.share)
+            start += part.share
+            batch[part.name] = {
+                "pixels": np.stack([element["pixels"] for element in elements[chosen]]),
+                "ids": ids[chosen],
+                "mask": mask[chosen],
+            }
+            if part.name == "parallel":
+                english = [element["caption_en"] for element in elements[chosen]]
+                english_ids, english_mask = _tokens(self._english_tokenizer, english)
+                batch[part.name] |= {"english_ids": english_ids, "english_mask": english_mask}
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """What `set_state` takes; holds nothing that changes later."""
+        return {"step": self._step, "bad": dict(self._bad), **self._plan}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a state.
+
+        Raises:
+          ValueError: the state is of another seed, batch size or data set.
+        """
+        wrong = [
+            f"{name} {state.get(name)!r}, here {value!r}"
+            for name, value in self._plan.items()
+            if state.get(name) != value
+        ]
+        if wrong:
+            raise ValueError(f"the data iterator's state is of another run: {'; '.join(wrong)}")
+        self._stop()
+        self._step = int(state["step"])
+        self._bad = dict(state["bad"])
+
+    def start_prefetch(self) -> None:
+        """Begins to read the next batch in the background."""
+        self._assert_not_closed()
+        if self._elements is None:
+            self._elements = self._start()
+        self._elements.start_prefetch()
+
+    def close(self) -> None:
+        """Ends worker processes and threads, for good."""
+        self._closed = True
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._elements is not None:
+            self._elements.close()
+            self._elements = None
+
+
+def make_loader(
+    source: Source,
+    *,
+    native_batch: int,
+    parallel_batch: int,
+    seed: int,
+    native_tokenizer: Tokenize,
+    english_tokenizer: Tokenize | None,
+    image_size: int,
+    languages: Sequence[str] | None = None,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    workers: int = 0,
+    max_bad: int = 0,
+) -> Loader:
+    """An endless iterator of this host's share of every batch.
+
+    Args:
+      source: the split to read.
+      native_batch: native rows a step, all hosts together; 0 for none.
+      parallel_batch: parallel rows a step, all hosts together; 0 for none.
+      seed: of the order.
+      native_tokenizer: for captions. Called in this process, once a batch.
+      english_tokenizer: for English captions; None where parallel_batch is 0.
+      image_size: height and width of the pixels; see `images.decode`.
+      languages: of the captions; all by default.
+      shard_index: this host's number.
+      shard_count: how many hosts there are; both batch sizes are multiples of it.
+      workers: processes that decode; 0 decodes in threads of this process.
+      max_bad: how many different images may be unreadable. Each is warned of and replaced by
+        another row; the next one raises `BadImagesError`, a ValueError, when its batch is due.
+
+    Raises:
+      ValueError: a count that makes no sense, or a batch size for rows that aren't there.
+    """
+    sizes = {"native": native_batch, "parallel": parallel_batch}
+    if min(sizes.values()) < 0 or not any(sizes.values()):
+        raise ValueError(f"batch sizes are counts of rows, not both 0, got {sizes}")
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(f"host {shard_index} of {shard_count} hosts is none")
+    for name, size in sizes.items():
+        if size % shard_count:
+            raise ValueError(f"{size} {name} rows a step don't divide over {shard_count} hosts")
+    if min(seed, workers, max_bad) < 0 or image_size < 1:
+        raise ValueError(
+            "seed, workers and max_bad are at least 0, image_size at least 1, "
+            f"got {seed}, {workers}, {max_bad}, {image_size}"
+        )
+    if parallel_batch and english_tokenizer is None:
+        raise ValueError("parallel rows need an english_tokenizer, got None")
+    parts = []
+    for name, size in sizes.items():
+        if not size:
+            continue
+        rows = source.select(native=name == "native", languages=languages)
+        if not len(rows):
+            raise ValueError(
+                f"{source.folder}, split {source.split}, has no {name} rows of "
+                f"{list(languages or source.languages)}, but a step should take {size}"
+            )
+        parts.append(_make_part(name, rows, seed, size, shard_count))
+    fetch = _Fetch(source, tuple(parts), shard_index, image_size, max_bad)
+    return Loader(fetch, native_tokenizer, english_tokenizer, seed, workers)

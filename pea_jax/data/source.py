@@ -1,0 +1,140 @@
+"""Reads the rows of a TFDS data set at random, and chooses among them without reading them."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Int64
+
+from pea_jax.data import builder, schema
+
+
+class DatasetError(ValueError):
+    """There is no such data set, or not the expected one."""
+
+
+def locate(data_dir: Path | str, dataset: str) -> Path:
+    """The folder of a data set, of its latest version.
+
+    Args:
+      data_dir: holds all data sets.
+      dataset: "name" or "name/version".
+
+    Raises:
+      DatasetError: nothing is there.
+    """
+    top = Path(data_dir).expanduser() / dataset
+    if builder.is_built(top):
+        return top
+    # A half-built set lies in incomplete.*, which is no version.
+    found = [
+        folder
+        for folder in top.glob("*")
+        if builder.is_built(folder) and tfds.core.Version.is_valid(folder.name)
+    ]
+    if not found:
+        raise DatasetError(f"no data set {dataset!r} in {data_dir} (looked for {top}/VERSION)")
+    return max(found, key=lambda folder: tfds.core.Version(folder.name))
+
+
+class Source:
+    """A split of a data set: `source[i]` is row i. Small to pickle; opens its files when used.
+
+    Args:
+      folder: of the set, as `builder.build` returns it.
+      split: such as "train".
+
+    Raises:
+      DatasetError: the folder holds no such split, or was not written by `builder.build`.
+    """
+
+    def __init__(self, folder: Path | str, split: str):
+        self.folder = Path(folder)
+        self.split = split
+        self._open()
+
+    def _open(self) -> None:
+        if not builder.is_built(self.folder):
+            raise DatasetError(f"{self.folder} is no data set: it has no dataset_info.json")
+        reader = tfds.builder_from_directory(self.folder)
+        if self.split not in reader.info.splits:
+            raise DatasetError(
+                f"{self.folder} has the splits {sorted(reader.info.splits)}, not {self.split!r}"
+            )
+        self._check_files()
+        file = builder.index_file(self.folder, self.split)
+        # Mapped, so that worker processes share one copy.
+        self.index = np.load(file, mmap_mode="r")
+        if self.index.dtype != schema.INDEX_DTYPE:
+            raise DatasetError(f"{file} was written by another version of pea_jax: build it again")
+        self._records = reader.as_data_source(
+            self.split, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        if len(self.index) != len(self._records):
+            raise DatasetError(
+                f"{file} is of {len(self.index)} rows, but the split has {len(self._records)}"
+            )
+
+    def _check_files(self) -> None:
+        """Missing and cut files are told before anything is read: ArrayRecord is vague on them."""
+        report = builder.report_file(self.folder)
+        if not report.exists():
+            raise DatasetError(f"{self.folder} has no {report.name}: pea_jax did not build it")
+        wrong = []
+        for name, size in json.loads(report.read_text())[self.split]["files"].items():
+            file = self.folder / name
+            if not file.exists():
+                wrong.append(f"{name} is missing")
+            elif file.stat().st_size != size:
+                wrong.append(f"{name} has {file.stat().st_size} bytes of {size}")
+        if wrong:
+            raise DatasetError(f"{self.folder} is damaged: {'; '.join(wrong)}")
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder, "split": self.split}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, number: int) -> schema.Row:
+        try:
+            example = self._records[number]
+        except RuntimeError as error:
+            raise DatasetError(
+                f"row {number} of split {self.split} in {self.folder} can't be read: {error}"
+            ) from error
+        return schema.from_example(example)
+
+    @cached_property
+    def languages(self) -> tuple[str, ...]:
+        """The languages of the captions, sorted."""
+        return tuple(str(language) for language in np.unique(self.index["language"]))
+
+    def select(
+        self, *, native: bool, languages: Sequence[str] | None = None
+    ) -> Int64[np.ndarray, "N"]:
+        """Numbers of the native rows, or of those with an English counterpart, ascending.
+
+        Args:
+          native: rows written for their pictures; otherwise parallel rows. No row is both.
+          languages: of the captions; all by default.
+
+        Raises:
+          DatasetError: a language is not in the split.
+        """
+        chosen = self.index["native"] if native else self.index["parallel"]
+        if languages is not None:
+            unknown = sorted(set(languages) - set(self.languages))
+            if unknown:
+                raise DatasetError(
+                    f"{self.folder}, split {self.split}: languages {unknown} are none of "
+                    f"{list(self.languages)}"
+                )
+            chosen = chosen & np.isin(self.index["language"], list(languages))
+        return np.flatnonzero(chosen)

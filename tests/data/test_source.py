@@ -1,0 +1,92 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from pea_jax.data import builder
+from pea_jax.data.source import DatasetError, Source, locate
+from tests.data import sets
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return sets.source(tmp_path_factory.mktemp("data"))
+
+
+def test_rows_are_chosen_by_kind_and_language(source):
+    assert source.languages == ("ja", "zh")
+    for native in (False, True):
+        for language in ("zh", "ja"):
+            chosen = source.select(native=native, languages=[language])
+            assert chosen.tolist() == sets.numbers(language, native)
+        both = sorted(sets.numbers("zh", native) + sets.numbers("ja", native))
+        assert source.select(native=native, languages=["ja", "zh"]).tolist() == both
+        assert source.select(native=native).tolist() == both
+
+
+def test_a_native_row_with_an_english_caption_is_native_only(tmp_path):
+    made = [sets.row(0), sets.row(1, native=True, caption_en="by a machine")]
+    source = Source(builder.build(tmp_path, "small", {"train": [lambda: made]}), "train")
+    assert source.select(native=True).tolist() == [1]
+    assert source.select(native=False).tolist() == [0]
+
+
+def test_an_unknown_language_or_split_is_named(source):
+    with pytest.raises(DatasetError, match=r"\['ko'\] are none of \['ja', 'zh'\]"):
+        source.select(native=True, languages=["zh", "ko"])
+    with pytest.raises(DatasetError, match=r"\['train'\], not 'validation'"):
+        Source(source.folder, "validation")
+
+
+def test_a_pickled_source_reads_the_same_and_is_small(source):
+    source[0]
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled)[5] == source[5]
+
+
+def test_only_whole_sets_are_found(tmp_path):
+    rows = {"train": [lambda: [sets.row(1)]]}
+    folder = builder.build(tmp_path, "small", rows)
+    (tmp_path / "small" / "incomplete.ABC_2.0.0").mkdir()
+    (tmp_path / "small" / "incomplete.ABC_2.0.0" / "dataset_info.json").touch()
+    (tmp_path / "small" / "9.0.0").mkdir()
+    assert locate(tmp_path, "small") == folder == locate(tmp_path, f"small/{builder.VERSION}")
+    with pytest.raises(DatasetError, match="no data set 'large'"):
+        locate(tmp_path, "large")
+
+
+def test_the_latest_version_is_taken(tmp_path):
+    for version in ("9.0.0", "10.0.0", "2.0.0"):
+        (tmp_path / "small" / version).mkdir(parents=True)
+        (tmp_path / "small" / version / "dataset_info.json").touch()
+    assert locate(tmp_path, "small").name == "10.0.0"
+
+
+def test_a_damaged_set_is_refused_before_it_is_read(tmp_path):
+    folder = sets.source(tmp_path).folder
+    index = builder.index_file(folder, "train")
+    whole = np.load(index)
+    first, second = sorted(folder.glob("*.array_record-*"))
+    cases = [
+        (lambda: np.save(index, whole[:-1]), "47 rows, but the split has 48"),
+        (lambda: np.save(index, whole["height"]), "another version"),
+        (lambda: second.write_bytes(second.read_bytes()[:-1]), f"{second.name} has .* bytes of"),
+        (first.unlink, f"{first.name} is missing; {second.name} has"),
+        (builder.report_file(folder).unlink, "no report.json"),
+        ((folder / "dataset_info.json").unlink, "no dataset_info.json"),
+    ]
+    for damage, message in cases:
+        damage()
+        with pytest.raises(DatasetError, match=message):
+            Source(folder, "train")
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    source = sets.source(tmp_path)
+    file = min(source.folder.glob("*.array_record-*"))
+    data = bytearray(file.read_bytes())
+    data[200:300] = bytes(100)
+    file.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"row 0 of split train .* can't be read"):
+        Source(source.folder, "train")[0]
