@@ -1,0 +1,133 @@
+"""Every field of a run, with its meaning and default; the other files here change a few of them.
+
+Any field can be set on the command line: --config.optim.learning_rate=1e-4.
+
+A workdir keeps the config it was begun with, and refuses another; free to change when a run goes
+on are the groups train, sample, evaluate and mesh, and data.{data_dir,workers,max_bad_images}.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+
+    # Of the adapter's first weights, the order of the data, and the noise of every step.
+    config.seed = 0
+
+    config.model = ConfigDict()
+    # The frozen text-to-image model: a Hub id, or a folder in diffusers format.
+    config.model.base = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    # The frozen encoder of the language: a Hub id, or a folder (XLM-R, RoBERTa or BERT).
+    config.model.language_encoder = "FacebookAI/xlm-roberta-large"
+    # Tokens a caption in that language is padded or cut to.
+    config.model.language_max_length = 77
+    # Of the frozen weights: "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on
+    # CPUs. The adapter, its optimiser and the losses are float32 always.
+    config.model.dtype = "auto"
+
+    config.adapter = ConfigDict()
+    # Of its projector: the width between the linear layers, and how many of these there are.
+    config.adapter.hidden_width = 2048
+    config.adapter.projector_layers = 3
+    # Where its first weights come from: an exported adapter's folder or file; "" draws them.
+    config.adapter.init_from = ""
+
+    config.data = ConfigDict()
+    # "tinyworld", or the name of a data set that `pea-jax prepare` made.
+    config.data.dataset = "tinyworld"
+    # Where prepared data sets lie.
+    config.data.data_dir = "~/tensorflow_datasets"
+    # Of the captions, a BCP 47 code; rows of other languages are left out.
+    config.data.language = "zh"
+    # Pictures are resized and centre-cropped to this height and width.
+    config.data.image_size = 512
+    # Rows of one step over all hosts and devices, and how many of them are native pairs, which
+    # learn from the picture; the others are parallel pairs, which learn from the teacher.
+    config.data.batch_size = 320
+    config.data.native_batch_size = 80
+    # Processes of each host that decode and tokenize; 0 does it in the training process.
+    config.data.workers = 8
+    # Unreadable pictures that are skipped before the run stops.
+    config.data.max_bad_images = 1000
+
+    config.distill = ConfigDict()
+    # Native rows learn by the diffusion loss and parallel rows from the teacher. False: all rows
+    # are parallel, and all terms apply to each (native_batch_size must be 0).
+    config.distill.hybrid = True
+    # Weights of the three terms; 0 leaves a term out.
+    config.distill.native_weight = 1.0
+    config.distill.output_weight = 1.0
+    config.distill.feature_weight = 0.1
+    # Probability that a row's caption is replaced by the empty prompt.
+    config.distill.prompt_drop = 0.1
+    # Standard deviation of an offset of the noise, one value an image and channel.
+    config.distill.noise_offset = 0.0
+
+    config.optim = ConfigDict()
+    # AdamW: linear warm-up to the learning rate, then polynomial decay.
+    config.optim.learning_rate = 1e-5
+    config.optim.end_learning_rate = 5e-8
+    config.optim.warmup_steps = 100
+    # The step that reaches the end learning rate, whatever train.steps is; 0 never decays.
+    config.optim.decay_steps = 2_232_142
+    # Of the decay; 1 is linear.
+    config.optim.power = 1.0
+    config.optim.beta1 = 0.9
+    config.optim.beta2 = 0.999
+    config.optim.epsilon = 1e-8
+    # Of matrices, decoupled, scaled by the learning rate.
+    config.optim.weight_decay = 0.0
+    # The largest global norm of a gradient; 0 does not clip.
+    config.optim.clip_norm = 1.0
+    # Decay of a moving average of the adapter, which is then what is sampled and exported; 0: none.
+    config.optim.ema_decay = 0.0
+
+    config.train = ConfigDict()
+    # The last step of the run.
+    config.train.steps = 42_000
+    # Steps between two lines of metrics.
+    config.train.log_every = 50
+    # Steps between two checkpoints; the last step has one always.
+    config.train.save_every = 1000
+    # How many of the latest checkpoints stay, and whether the one of the lowest loss stays too (the
+    # mean over the steps that led to it).
+    config.train.keep = 3
+    config.train.keep_best = False
+    # Steps between two sample grids in TensorBoard; 0 draws none.
+    config.train.sample_every = 1000
+    # What they show, by the settings of `sample`, always from the same noise.
+    config.train.sample_prompts = ("一只戴着红色围巾的猫", "山上的古寺", "一盘红烧狮子头", "")
+    # Where compiled programs are kept for the next start; "" keeps none.
+    config.train.compilation_cache = "~/.cache/pea_jax"
+
+    config.mesh = ConfigDict()
+    # Devices that split batches alone, and devices that split the frozen weights as well; -1: all
+    # that the other leaves.
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+
+    config.sample = ConfigDict()
+    # ddim, euler, euler_ancestral or dpmpp_2m.
+    config.sample.solver = "dpmpp_2m"
+    config.sample.steps = 30
+    # 1 is no guidance.
+    config.sample.guidance_scale = 7.5
+    # How far the guided prediction's deviation is brought back, 0 to 1.
+    config.sample.guidance_rescale = 0.0
+    config.sample.negative_prompt = ""
+    # Pixels; 0 takes data.image_size.
+    config.sample.height = 0
+    config.sample.width = 0
+    # Images of one program call over all devices; 0 lets the pipeline choose.
+    config.sample.batch_size = 0
+    config.sample.seed = 0
+
+    config.evaluate = ConfigDict()
+    # Images a prompt.
+    config.evaluate.images_per_prompt = 1
+    # Prompts of each set; 0 takes all.
+    config.evaluate.prompts = 0
+    config.evaluate.seed = 0
+
+    return config.lock()

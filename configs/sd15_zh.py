@@ -1,0 +1,29 @@
+"""Stable Diffusion 1.5 in Chinese, with XLM-R large: the paper's SD setting.
+
+    pea-jax train --config configs/sd15_zh.py --workdir runs/sd15_zh --config.data.data_dir=DIR
+
+Needs a data set that `pea-jax prepare` made: pictures with Chinese captions, some of them native,
+the others with their English beside them. Adapter: 7,866,368 parameters. The authors stopped after
+about 42,000 steps of 320 rows on eight GPUs; images follow common prompts much sooner. With fewer
+devices lower data.batch_size and data.native_batch_size together, and the learning rate with them.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+
+    config.model.base = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    config.model.language_encoder = "FacebookAI/xlm-roberta-large"
+    config.adapter.hidden_width = 2048
+
+    config.data.dataset = "laion_wukong"
+    config.data.image_size = 512
+    config.data.batch_size = 320
+    config.data.native_batch_size = 80
+
+    config.train.steps = 42_000
+    return config

@@ -1,0 +1,50 @@
+"""Tinyworld: teach the tiny Stable Diffusion Chinese, on two CPU cores.
+
+    pea-jax prepare --config configs/tiny_zh.py
+    pea-jax train --config configs/tiny_zh.py --workdir runs/tiny_zh
+
+Expect about five minutes. The loss falls from about 0.6 to below 0.1, and `pea-jax evaluate` then
+finds the student within a few per cent of the English teacher on `general`, and far above the
+word-for-word translation on `native`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+
+    config.model.base = "tinyworld/sd"
+    config.model.language_encoder = "tinyworld/xlm-roberta"
+    config.model.language_max_length = 40
+    config.adapter.hidden_width = 256
+
+    config.data.dataset = "tinyworld"
+    config.data.data_dir = "~/.cache/pea_jax/data"
+    config.data.image_size = 64
+    config.data.batch_size = 32
+    config.data.native_batch_size = 8
+    config.data.workers = 0
+    config.data.max_bad_images = 0
+
+    config.optim.learning_rate = 2e-3
+    config.optim.end_learning_rate = 1e-4
+    config.optim.warmup_steps = 50
+    config.optim.decay_steps = 1000
+
+    config.train.steps = 1000
+    config.train.log_every = 20
+    config.train.save_every = 250
+    config.train.sample_every = 250
+    config.train.sample_prompts = (
+        "蓝色背景上有一个红色的大圆形",
+        "绿色背景上有一个黄色的小星星",
+        "白色背景上有一个红色的大灯笼",
+        "黑色背景上有一个白色的小熊猫",
+    )
+
+    config.sample.steps = 20
+    config.sample.guidance_scale = 5.0
+    return config

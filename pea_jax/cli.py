@@ -1,0 +1,320 @@
+"""The command line: `pea-jax VERB --config FILE --workdir DIR [--config.path.to.field=value]`.
+
+Importing this module, and asking for help, imports no jax: a task is loaded when it is run.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import logging
+import os
+import sys
+import textwrap
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from pea_jax import config as configs
+
+Define = Callable[[flags.FlagValues], object]
+
+_PACKAGE = Path(__file__).parent
+
+#: How many of a message's lines are shown without --debug.
+_SHOWN_LINES = 9
+
+
+def _text(name: str, told: str) -> Define:
+    return lambda values: flags.DEFINE_string(name, None, told, flag_values=values)
+
+
+def _texts(name: str, told: str) -> Define:
+    return lambda values: flags.DEFINE_multi_string(name, [], told, flag_values=values)
+
+
+def _number(name: str, told: str) -> Define:
+    return lambda values: flags.DEFINE_integer(name, None, told, flag_values=values)
+
+
+_STEP = _number("step", "of the checkpoint; the latest by default")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """A task as the command line offers it.
+
+    Attributes:
+        summary: one line.
+        example: what follows `pea-jax VERB`.
+        flags: its own, handed to the task as keyword arguments of the same names.
+        required: those of its flags that must be given.
+        note: what is particular about --config and --workdir.
+    """
+
+    summary: str
+    example: str
+    flags: tuple[Define, ...] = ()
+    required: tuple[str, ...] = ("workdir",)
+    note: str = "Without --config it is that of the run in the workdir."
+
+
+VERBS = {
+    "prepare": Verb(
+        "make the data set that a config names",
+        "--config configs/tiny_zh.py",
+        required=("config",),
+        note="It needs no workdir.",
+    ),
+    "train": Verb(
+        "distil an adapter; the same command goes on where a run was stopped",
+        "--config configs/tiny_zh.py --workdir runs/x --config.optim.learning_rate=1e-3",
+        note="A run that was begun needs no --config: it is in the workdir.",
+    ),
+    "sample": Verb(
+        "make images of prompts with a trained adapter",
+        "--workdir runs/x --prompt 一个红色的大圆形 --output images/",
+        (
+            _text("prompts", "a text file, one prompt a line"),
+            _texts("prompt", "a prompt; may be given several times"),
+            _text("output", "the folder to make"),
+            _STEP,
+        ),
+        required=("output",),
+        note="Without --config it is that of the run in the workdir; without --workdir the base "
+        "model is sampled, in English.",
+    ),
+    "evaluate": Verb(
+        "score teacher, untrained and trained adapter, and the translation baseline",
+        "--workdir runs/x",
+        (_text("output", "the folder of eval.json and grid.png; WORKDIR by default"), _STEP),
+    ),
+    "export": Verb(
+        "write the adapter, and a folder that PyTorch diffusers loads",
+        "--workdir runs/x --output exported/",
+        (_text("output", "the folder to make; WORKDIR/export by default"), _STEP),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (without the program's name) and return its exit status.
+
+    0 done; 1 the task cannot go on, said in one line; 2 the command line cannot be; 130 Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"pea-jax {importlib.import_module('pea_jax').__version__}")
+        return 0
+    verb, said = argv[0], f"pea-jax {argv[0]}"
+    debug = "--debug" in argv
+    with warnings.catch_warnings():
+        try:
+            if verb not in VERBS:
+                said = "pea-jax"
+                raise configs.UsageError(f"no verb {verb!r}; expected one of {', '.join(VERBS)}")
+            if any(word in ("-h", "--help") for word in argv):
+                print(_help(verb, argv[1:]))
+                return 0
+            return _run(verb, argv[1:])
+        except KeyboardInterrupt as interrupt:
+            _complain(said, str(interrupt) or "interrupted")
+            return 130
+        except (ValueError, OSError, FloatingPointError, flags.Error) as error:
+            if debug:
+                traceback.print_exc()
+            _complain(said, _one_line(error, everything=debug))
+            return 2 if isinstance(error, configs.UsageError | flags.Error) else 1
+
+
+def parse(verb: str, arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The verb's flags, and what is left: the overrides of the config."""
+    values = _define(verb)
+    known = list(values)
+    for argument in arguments:
+        name = argument.split("=", 1)[0].lstrip("-")
+        if argument.startswith("--") and not name.startswith("config.") and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean --{close[0]}?" if close else ""
+            raise configs.UsageError(f"no flag --{name}{hint}")
+    rest = values(["pea-jax", *arguments], known_only=True)[1:]
+    return values, rest
+
+
+def _run(verb: str, arguments: Sequence[str]) -> int:
+    """Parse the arguments of a verb and run its task."""
+    values, rest = parse(verb, arguments)
+    missing = [name for name in VERBS[verb].required if not values[name].value]
+    if missing:
+        raise configs.UsageError("expected " + " and ".join(f"--{name}" for name in missing))
+    own = {name: values[name].value for name in _own_flags(verb)}
+    if own.get("output"):
+        own["output"] = Path(own["output"]).expanduser()
+    workdir = Path(values["workdir"].value).expanduser() if values["workdir"].value else None
+    with _quiet(verb, loud=values["verbose"].value):
+        config = configs.override(_config(values["config"].value, workdir), rest)
+        task = importlib.import_module(f"pea_jax.{verb}")
+        if "prompts" in own:
+            own["prompts"] = _prompts(task, own.pop("prompts"), own.pop("prompt"))
+        _start_jax(config)
+        getattr(task, verb)(config, workdir, **own)
+    return 0
+
+
+def _config(file: str | None, workdir: Path | None) -> ConfigDict:
+    """The config of a file; or else that of the run in the workdir."""
+    if file:
+        return configs.load(Path(file).expanduser())
+    if workdir is None:
+        raise configs.UsageError("expected --config, or the --workdir of a run")
+    checkpoint = importlib.import_module("pea_jax.checkpoint")
+    return configs.from_json(checkpoint.read_config(workdir))
+
+
+def _prompts(sample: ModuleType, file: str | None, prompts: list[str]) -> list[str]:
+    if bool(file) == bool(prompts):
+        raise configs.UsageError("expected either --prompts FILE or --prompt TEXT")
+    return prompts or sample.read_prompts(Path(file).expanduser())
+
+
+def _define(verb: str) -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "a file such as configs/tiny_zh.py", flag_values=values)
+    flags.DEFINE_string("workdir", None, "the folder of the run", flag_values=values)
+    for define in VERBS[verb].flags:
+        define(values)
+    flags.DEFINE_bool("debug", False, "show where an error came from", flag_values=values)
+    flags.DEFINE_bool(
+        "verbose", False, "show what the libraries log", short_name="v", flag_values=values
+    )
+    return values
+
+
+def _own_flags(verb: str) -> list[str]:
+    common = {"config", "workdir", "debug", "verbose", "v"}
+    return [name for name in _define(verb) if name not in common]
+
+
+def _start_jax(config: ConfigDict) -> None:
+    """Join the other hosts, where there are some; find the programs that earlier runs compiled."""
+    importlib.import_module("pea_jax.parallel").initialize()
+    if config.train.compilation_cache:
+        folder = Path(config.train.compilation_cache).expanduser()
+        importlib.import_module("jax").config.update("jax_compilation_cache_dir", str(folder))
+
+
+@contextlib.contextmanager
+def _quiet(verb: str, *, loud: bool) -> Iterator[None]:
+    """Show the warnings of this package, one line each; those of libraries only where asked for."""
+    if loud:
+        logging.basicConfig(level=logging.INFO)
+        yield
+        return
+    # Read by the libraries when they are first imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        _complain(f"pea-jax {verb}: warning", _one_line(message))
+
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: show(record.getMessage())
+    # absl's logger serves libraries and this package alike.
+    handler.addFilter(
+        lambda record: (
+            record.name.startswith("pea_jax") or Path(record.pathname).is_relative_to(_PACKAGE)
+        )
+    )
+    loggers = [logging.getLogger(name) for name in ("pea_jax", "absl", "jax", "orbax", "grain")]
+    before = [(logger, logger.propagate) for logger in loggers]
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module=r"pea_jax($|\.)")
+    warnings.showwarning = show
+    for logger in loggers:
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, propagate in before:
+            logger.propagate = propagate
+            logger.removeHandler(handler)
+
+
+def _complain(said: str, what: str) -> None:
+    print(f"{said}: {what}", file=sys.stderr, flush=True)
+
+
+def _one_line(error: Exception | str, *, everything: bool = False) -> str:
+    """The message of an error without line breaks, a long list cut."""
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name]
+        return ": ".join([*names, error.strerror])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    cut = len(lines) - _SHOWN_LINES
+    if cut > 0 and not everything:
+        lines = [*lines[:_SHOWN_LINES], f"and {cut} more (--debug shows them)"]
+    return " ".join([lines[0], "; ".join(lines[1:])]).strip()
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    examples = [f"  pea-jax {name} {verb.example}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "pea-jax VERB --config FILE --workdir DIR [--config.path.to.field=value]",
+            "",
+            "Teach a frozen text-to-image model another language with a small adapter.",
+            "",
+            *verbs,
+            "",
+            *examples,
+            "",
+            "pea-jax VERB --help tells its flags, configs/base.py every field of a config.",
+        ]
+    )
+
+
+def _help(verb: str, arguments: Sequence[str]) -> str:
+    values = _define(verb)
+    told = []
+    for name in [name for name in values if len(name) > 1]:
+        left = f"  --{name}"
+        told += textwrap.wrap(
+            values[name].help.split(";\n")[0],
+            96,
+            initial_indent=f"{left:<13}",
+            subsequent_indent=" " * 13,
+        )
+    chosen = VERBS[verb]
+    lines = [
+        f"pea-jax {verb} {chosen.example}",
+        "",
+        *textwrap.wrap(f"{chosen.summary[0].upper()}{chosen.summary[1:]}. {chosen.note}", 96),
+        "",
+        *told,
+        "",
+        "Any field of the config can be set: --config.path.to.field=value.",
+        "With --config FILE this help lists the fields.",
+    ]
+    values(["pea-jax", *(word for word in arguments if word not in ("-h", "--help"))], True)
+    if values["config"].value:
+        config = configs.load(Path(values["config"].value))
+        lines[-2:] = ["The fields of the config:", *configs.listed(config)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What images are worth, in numbers (`scores`) and for the eye (`grid`). Images in, no networks."""

@@ -1,0 +1,227 @@
+"""`pea-jax evaluate`: how well a trained adapter draws tinyworld's held-out scenes.
+
+    OUTPUT/eval.json   the share of images in which the oracle reads what was asked for
+    OUTPUT/grid.png    some prompts in rows, what each model makes of them in columns
+
+Two sets of prompts, `general` (figures that every language has a word for) and `native` (motifs
+that a word-for-word translation misses), and four models:
+
+    teacher      the base model, given the English caption
+    untrained    language encoder and a random adapter, given the caption in the language
+    student      language encoder and the trained adapter, given the same
+    translation  the base model, given the Chinese name of a motif word for word in English
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from pea_jax import checkpoint, parallel
+from pea_jax.evals import grid, scores
+from pea_jax.models.adapter import Adapter
+from pea_jax.pipeline import Pipeline, Settings
+from pea_jax.sample import load_pipeline, progress, sample_settings
+from pea_jax.tinyworld import captions, splits, world
+from pea_jax.tinyworld.world import Scene
+
+EVAL_FILE = "eval.json"
+GRID_FILE = "grid.png"
+
+#: What the numbers mean; printed with the table and written beside them.
+ABOUT = (
+    "Share of images in which the oracle reads what was asked for, over held-out scenes. "
+    "Teacher: the English model, given English. Untrained and student: the adapter before and "
+    "after training, given {language}. Translation: the English model, given the motif's Chinese "
+    'name word for word ("bear cat" for a panda). That this baseline fails is by construction, the '
+    "failure that the paper describes: the English side calls the motif something else."
+)
+
+
+Images = UInt8[np.ndarray, "N H W 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+    """Scenes of one set and what is said of them, one entry an image.
+
+    Attributes:
+      scenes: what each image should show.
+      texts: by model, the prompts; a model that isn't in it is not asked for these.
+      seeds: of each image, the same for all models.
+    """
+
+    scenes: tuple[Scene, ...]
+    texts: dict[str, list[str]]
+    seeds: list[int]
+
+
+def evaluate(
+    config: ConfigDict, workdir: Path, *, output: Path | None = None, step: int | None = None
+) -> dict:
+    """Scores a run, writes eval.json and grid.png, and prints a table.
+
+    Args:
+      config: of the run; `evaluate` says how many images, `sample` how to sample them.
+      workdir: of the run.
+      output: a folder, made where it is missing; None is the workdir. An evaluation that is there
+        is replaced.
+      step: of the checkpoint; None takes the latest.
+
+    Returns:
+      What eval.json holds.
+
+    Raises:
+      ValueError: the run isn't of tinyworld, or its images aren't of tinyworld's size.
+      FileNotFoundError: the workdir has no checkpoint of this step.
+    """
+    settings = sample_settings(config)
+    _check(config, settings)
+    output = workdir if output is None else output
+    adapter, step = checkpoint.load_adapter(workdir, step=step)
+    student = load_pipeline(config, adapter)
+    untrained = Adapter(adapter.config, rngs=nnx.Rngs(config.seed))
+    models = {
+        "teacher": student.english(),
+        "translation": student.english(),
+        "untrained": student.with_adapter(untrained),
+        "student": student,
+    }
+    sets = {name: prompt_set(config, native=name == "native") for name in ("general", "native")}
+    images = {name: _sample(name, models[name], sets, settings) for name in models}
+    results = {
+        name: {
+            model: scores.scene_accuracy(images[model][name], asked.scenes)
+            for model in models
+            if model in asked.texts
+        }
+        for name, asked in sets.items()
+    }
+    results |= {
+        "counts": {name: len(asked.scenes) for name, asked in sets.items()},
+        "about": ABOUT.format(language=config.data.language),
+        "settings": {
+            **dataclasses.asdict(settings),
+            **config.evaluate.to_dict(),
+            "base": config.model.base,
+            "language_encoder": config.model.language_encoder,
+            "language": config.data.language,
+            "step": step,
+        },
+    }
+    if parallel.process_index() == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        checkpoint.replace_text(output / EVAL_FILE, text)
+        draw(sets, images, config.data.language).save(output / GRID_FILE)
+        show(results, Console())
+        print(f"{output / EVAL_FILE}\n{output / GRID_FILE}")
+    return results
+
+
+def prompt_set(config: ConfigDict, *, native: bool) -> PromptSet:
+    """The held-out scenes of one set, each `evaluate.images_per_prompt` times.
+
+    Templates of captions take turns, so all are asked for.
+    """
+    given, language = config.evaluate, config.data.language
+    scenes = splits.scenes("test", native)
+    chosen = _spread(scenes, given.prompts or len(scenes))
+    rows = [(i, s) for i, s in enumerate(chosen) for _ in range(given.images_per_prompt)]
+    own = [captions.caption(scene, language, i) for i, scene in rows]
+    english = [captions.caption(scene, "en", i) for i, scene in rows]
+    texts = {"teacher": english, "untrained": own, "student": own}
+    if native and language == "zh":
+        texts["translation"] = [captions.literal(scene, i) for i, scene in rows]
+    seeds = [given.seed + i for i in range(len(rows))]
+    return PromptSet(tuple(scene for _, scene in rows), texts, seeds)
+
+
+def draw(
+    sets: dict[str, PromptSet], images: dict[str, dict[str, Images]], language: str
+) -> Image.Image:
+    """One row a figure: its caption in `language`, the English beside it, what each model drew."""
+    columns = ["teacher", "untrained", "student", "translation"]
+    columns = [name for name in columns if images[name]]
+    rows, told = [], []
+    for name, asked in sets.items():
+        for index in _one_a_shape(asked.scenes):
+            rows.append([images[c][name][index] if name in images[c] else None for c in columns])
+            lines = [asked.texts["student"][index], asked.texts["teacher"][index]]
+            if "translation" in asked.texts:
+                lines.append(f"translation: {asked.texts['translation'][index]}")
+            told.append(lines)
+    return grid.table(rows, headers=columns, captions=told)
+
+
+def show(results: dict, console: Console) -> None:
+    """Prints the scores as a table, and what they mean."""
+    table = Table(title="tinyworld, held-out scenes", caption=results["about"])
+    attributes = ("all", *scores.ATTRIBUTES)
+    for header in ("prompts", "model", *attributes):
+        table.add_column(header, justify="right" if header in attributes else "left")
+    for name, count in results["counts"].items():
+        for model, shares in results[name].items():
+            cells = [f"{shares[attribute]:.2f}" for attribute in attributes]
+            table.add_row(f"{name} ({count})", model, *cells)
+        table.add_section()
+    console.print(table)
+
+
+def _check(config: ConfigDict, settings: Settings) -> None:
+    problems = []
+    if config.data.dataset != "tinyworld":
+        problems.append(f"data.dataset: expected tinyworld, got {config.data.dataset}")
+    if config.data.language not in captions.LANGUAGES:
+        expected = ", ".join(captions.LANGUAGES)
+        problems.append(f"data.language: expected one of {expected}, got {config.data.language}")
+    if (settings.height, settings.width) != (world.IMAGE_SIZE, world.IMAGE_SIZE):
+        problems.append(
+            f"sample.height and width: expected {world.IMAGE_SIZE}, "
+            f"got {settings.height} and {settings.width}"
+        )
+    if config.evaluate.images_per_prompt < 1:
+        problems.append(
+            "evaluate.images_per_prompt: expected 1 or more, "
+            f"got {config.evaluate.images_per_prompt}"
+        )
+    if problems:
+        raise ValueError(f"evaluate reads tinyworld's images alone: {'; '.join(problems)}")
+
+
+def _sample(
+    name: str, pipeline: Pipeline, sets: dict[str, PromptSet], settings: Settings
+) -> dict[str, Images]:
+    """What the model `name` makes of each set that it is asked for, in one go over all."""
+    asked = {key: one for key, one in sets.items() if name in one.texts}
+    prompts = [text for one in asked.values() for text in one.texts[name]]
+    if not prompts:
+        return {}
+    seeds = [seed for one in asked.values() for seed in one.seeds]
+    batches = pipeline.batches(prompts, settings, seed=seeds)
+    images = np.concatenate(list(progress(batches, len(prompts), name)))
+    ends = np.cumsum([len(one.scenes) for one in asked.values()])
+    return dict(zip(asked, np.split(images, ends[:-1]), strict=True))
+
+
+def _spread(scenes: Sequence[Scene], count: int) -> list[Scene]:
+    """`count` scenes at even distances."""
+    count = min(count, len(scenes))
+    return [scenes[i * len(scenes) // count] for i in range(count)]
+
+
+def _one_a_shape(scenes: Sequence[Scene]) -> list[int]:
+    """The index of one scene of every shape, in turn another of those that show it."""
+    indices = []
+    for turn, shape in enumerate(dict.fromkeys(scene.shape for scene in scenes)):
+        having = [i for i, scene in enumerate(scenes) if scene.shape == shape]
+        indices.append(having[3 * turn % len(having)])
+    return indices

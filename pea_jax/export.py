@@ -1,0 +1,312 @@
+"""`pea-jax export`: a trained adapter as files that others read.
+
+    OUTPUT/adapter.safetensors, config.json   the adapter, in the authors' key layout
+    OUTPUT/diffusers/                         a whole model that PyTorch diffusers loads
+
+The folder appears whole or not at all. Weights of the base and the language encoder are copied, not
+linked: `save_pretrained` into the export, or an edit of it, must not reach the models it came from.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import jax
+import transformers
+from flax import nnx
+from ml_collections import ConfigDict
+
+from pea_jax import checkpoint
+from pea_jax.diffusion.schedule import Schedule
+from pea_jax.models.adapter import Adapter
+from pea_jax.weights.adapters import WEIGHTS_FILE, check_fit, save_adapter
+from pea_jax.weights.base import BaseConfig, read_base_config
+from pea_jax.weights.language import LanguageConfig, read_language_config
+from pea_jax.weights.locate import SHIPPED, fetch_weights, read_json, resolve
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+_LANGUAGES = {
+    "zh": "Chinese",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "ru": "Russian",
+    "it": "Italian",
+}
+
+#: What the folder's model_index.json and its code call the adapter.
+_ADAPTER_ENTRY = ["pea_adapter", "PEAAdapter"]
+_PIPELINE_ENTRY = ["pipeline", "PEAStableDiffusionPipeline"]
+
+_DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
+
+#: Classes of transformers that read a language encoder, by its model_type.
+_ENCODERS = {
+    "bert": "BertModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+    "clip_text_model": "CLIPTextModel",
+    "clip": "CLIPTextModel",
+}
+
+#: Solvers of ours as schedulers of diffusers: class, default spacing, and what it must be told.
+_SCHEDULERS = {
+    "ddim": ("DDIMScheduler", "leading", ("set_alpha_to_one",), {"clip_sample": False}),
+    "euler": ("EulerDiscreteScheduler", "linspace", ("final_sigmas_type",), {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", "linspace", (), {}),
+    "dpmpp_2m": (
+        "DPMSolverMultistepScheduler",
+        "linspace",
+        ("final_sigmas_type", "lower_order_final", "euler_at_final"),
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"},
+    ),
+}
+
+
+def export(
+    config: ConfigDict, workdir: Path, *, output: Path | None = None, step: int | None = None
+) -> Path:
+    """Writes a run's adapter, and a folder for diffusers, to `output`.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      output: a folder that isn't there yet, or is empty; None is workdir/export.
+      step: of the checkpoint; None takes the latest.
+
+    Raises:
+      ValueError: a folder that holds something already, or parts that don't fit each other.
+      FileNotFoundError: the workdir has no checkpoint of this step.
+    """
+    output = workdir / "export" if output is None else output
+    refuse_used(output)
+    adapter, step = checkpoint.load_adapter(workdir, step=step)
+    if adapter.config.pooled_width is not None:
+        raise ValueError("export: an adapter with a pooled vector (SDXL) is not supported")
+    base = read_base_config(config.model.base)
+    language = read_language_config(config.model.language_encoder)
+    check_fit(
+        adapter.config,
+        language_width=language.width,
+        cross_attention_dim=base.unet.cross_attention_dim,
+    )
+    with _appearing(output) as folder:
+        save_adapter(folder, adapter, metadata=_metadata(config, step))
+        write_diffusers(folder / "diffusers", config, base, language, adapter, folder)
+        card = model_card(config, adapter, workdir, step)
+        (folder / "diffusers" / "README.md").write_text(card, "utf-8")
+    print(f"{output}: {WEIGHTS_FILE} with its config.json, and diffusers/ for PyTorch diffusers")
+    return output
+
+
+def refuse_used(output: Path) -> None:
+    """Raise ValueError where `output` holds anything, or is a file."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} is there already: expected a new or an empty folder")
+
+
+def write_diffusers(
+    folder: Path,
+    config: ConfigDict,
+    base: BaseConfig,
+    language: LanguageConfig,
+    adapter: Adapter,
+    exported: Path,
+) -> None:
+    """A folder of a custom diffusers pipeline: all that it takes to turn prompts into images.
+
+    Args:
+      folder: made here.
+      config: of the run.
+      base: of the base model; its files are copied.
+      language: of the language encoder; its files are copied.
+      adapter: whose weights lie in `exported`.
+      exported: the folder of adapter.safetensors.
+    """
+    half = config.model.dtype == "bfloat16"
+    stems = {"unet": _DIFFUSERS_WEIGHTS, "vae": _DIFFUSERS_WEIGHTS, "text_encoder": "model"}
+    weights = fetch_weights(config.model.base, stems, half=half)
+    for part, stem in stems.items():
+        _copy([base.folder / part / "config.json"], folder / part)
+        _copy_weights(weights[part], folder / part, stem)
+    _copy(_files(base.folder / "tokenizer"), folder / "tokenizer")
+    schedule = Schedule.from_dict(base.schedule)
+    scheduler = scheduler_config(config.sample.solver, schedule)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+
+    encoder = folder / "language_encoder"
+    weights = fetch_weights(config.model.language_encoder, {"": "model"}, half=half)
+    _copy([language.folder / "config.json"], encoder)
+    _copy_weights(weights[""], encoder, "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(language.folder, local_files_only=True)
+    tokenizer.model_max_length = config.model.language_max_length
+    tokenizer.save_pretrained(folder / "language_tokenizer")
+
+    architecture = dataclasses.asdict(adapter.config)
+    del architecture["pooled_width"]
+    _write_json(
+        folder / "adapter" / "config.json", {"_class_name": _ADAPTER_ENTRY[1], **architecture}
+    )
+    shutil.copyfile(
+        exported / WEIGHTS_FILE, folder / "adapter" / f"{_DIFFUSERS_WEIGHTS}.safetensors"
+    )
+    shutil.copyfile(TEMPLATES / "pea_adapter.py", folder / "adapter" / "pea_adapter.py")
+    shutil.copyfile(TEMPLATES / "pipeline.py", folder / "pipeline.py")
+    index = read_json(base.folder / "model_index.json")
+    index = {
+        "_class_name": _PIPELINE_ENTRY,
+        **{name: index[name] for name in ("unet", "vae", "text_encoder", "tokenizer")},
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "language_encoder": [
+            "transformers",
+            _ENCODERS[read_json(language.folder / "config.json")["model_type"]],
+        ],
+        "language_tokenizer": ["transformers", type(tokenizer).__name__],
+        "adapter": _ADAPTER_ENTRY,
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+    }
+    _write_json(folder / "model_index.json", index)
+
+
+def scheduler_config(solver: str, schedule: Schedule) -> dict[str, Any]:
+    """The scheduler_config.json of the diffusers scheduler that takes the steps of our solver.
+
+    Every choice is written out: diffusers fills what is left out by the class, not by the model.
+
+    Args:
+      solver: a key of `diffusion.solvers.SOLVERS`.
+      schedule: of the base model.
+    """
+    name, spacing, fields, options = _SCHEDULERS[solver]
+    shared = (
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "prediction_type",
+        "steps_offset",
+    )
+    return {
+        "_class_name": name,
+        **{field: getattr(schedule, field) for field in (*shared, *fields)},
+        "timestep_spacing": schedule.timestep_spacing or spacing,
+        **options,
+    }
+
+
+def model_card(config: ConfigDict, adapter: Adapter, workdir: Path, step: int) -> str:
+    """The README.md of the diffusers folder, with the scores of workdir/eval.json, if any."""
+    license_name = _license(resolve(config.model.base, patterns=["README.md"]) / "README.md")
+    language = config.data.language
+    prompts = [prompt for prompt in config.train.sample_prompts if prompt] or [""]
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(adapter)))
+    return Template((TEMPLATES / "model_card.md").read_text("utf-8")).substitute(
+        front_matter=_front_matter(config.model.base, language, license_name),
+        title=f"{Path(config.model.base).name} in {_LANGUAGES.get(language, language)}",
+        languages=_LANGUAGES.get(language, language),
+        base=config.model.base,
+        language_encoder=config.model.language_encoder,
+        parameters=f"{parameters:,}",
+        prompt=json.dumps(prompts[0], ensure_ascii=False),
+        guidance_scale=config.sample.guidance_scale,
+        steps=config.sample.steps,
+        steps_trained=f"{step:,}",
+        results=_results(workdir / "eval.json"),
+        config=json.dumps(config.to_dict(), indent=2, ensure_ascii=False),
+    )
+
+
+def _metadata(config: ConfigDict, step: int) -> dict[str, Any]:
+    """What whoever loads the adapter has to know of where it fits."""
+    return {
+        "base_model": config.model.base,
+        "language_encoder": config.model.language_encoder,
+        "language_max_length": config.model.language_max_length,
+        "language": config.data.language,
+        "step": step,
+    }
+
+
+@contextlib.contextmanager
+def _appearing(output: Path) -> Iterator[Path]:
+    """A folder to write to that takes the name `output` at the end, or vanishes with an error."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as draft:
+        # One level down: the draft itself is for its owner's eyes alone.
+        folder = Path(draft) / "export"
+        folder.mkdir()
+        yield folder
+        folder.replace(output)
+
+
+def _copy(files: Sequence[Path], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+
+
+def _copy_weights(files: Sequence[Path], folder: Path, stem: str) -> None:
+    """One file under its full-precision name; shards under their own, with an index."""
+    if len(files) == 1:
+        shutil.copyfile(files[0], folder / f"{stem}.safetensors")
+        return
+    _copy(files, folder)
+    names = {file.name for file in files}
+    for index in sorted(files[0].parent.glob(f"{stem}*.index*.json")):
+        if set(read_json(index)["weight_map"].values()) == names:
+            shutil.copyfile(index, folder / f"{stem}.safetensors.index.json")
+            return
+    raise ValueError(f"{files[0].parent}: expected an index of {sorted(names)}")
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _front_matter(base: str, language: str, license_name: str | None) -> str:
+    """The card's metadata on the Hub; https://huggingface.co/docs/hub/model-cards."""
+    lines = [f"license: {license_name or 'other'}"]
+    if license_name is None:
+        lines.append("license_name: of-the-base-model-and-the-language-encoder")
+    on_the_hub = base not in SHIPPED and re.fullmatch(r"[\w.-]+/[\w.-]+", base)
+    if on_the_hub and not Path(base).expanduser().exists():
+        lines.append(f"base_model: {base}")
+    lines += ["language:", f"- {language}", "library_name: diffusers"]
+    lines += ["pipeline_tag: text-to-image", "tags:"]
+    lines += [f"- {tag}" for tag in ("stable-diffusion", "pea-diffusion", "adapter")]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _license(readme: Path) -> str | None:
+    """The license in the front matter of a model card; None where there is none."""
+    text = readme.read_text("utf-8") if readme.is_file() else ""
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license:\s*(\S+)\s*$", front[1], re.MULTILINE) if front else None
+    return found[1] if found else None
+
+
+def _results(file: Path) -> str:
+    """The scores of eval.json as a table; what `evaluate` wrote there says what they mean."""
+    if not file.is_file():
+        return "Not evaluated yet."
+    scores = json.loads(file.read_text("utf-8"))
+    sets = {name: scores[name] for name in scores["counts"]}
+    attributes = list(next(iter(next(iter(sets.values())).values())))
+    lines = [["prompts", "model", *attributes], ["---"] * (2 + len(attributes))]
+    for name, models in sets.items():
+        for model, shares in models.items():
+            lines.append([name, model, *(f"{shares[attribute]:.2f}" for attribute in attributes)])
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{scores['about']}\n\n{table}"

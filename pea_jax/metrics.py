@@ -1,0 +1,203 @@
+"""What a run tells: metrics.jsonl and TensorBoard events in its workdir, a progress bar on screen.
+
+workdir/metrics.jsonl     one JSON object a line: {"step": 20, "loss": 0.31, ...}
+workdir/tensorboard/      the same scalars, and images
+"""
+
+import datetime
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from tensorboardX import SummaryWriter
+
+from pea_jax.checkpoint import replace_text
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS = "tensorboard"
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of a workdir's metrics.jsonl; a last line cut short by a kill is left out."""
+    file = workdir / METRICS_FILE
+    lines = file.read_text("utf-8").splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class MetricWriter:
+    """Writes scalars and images of a run; used as a context manager.
+
+    Args:
+        workdir: of the run.
+        resumed: the step that the run goes on from. What was written of later steps, by a sitting
+            that ended without a checkpoint, is dropped: those steps are taken again.
+        enabled: False writes nothing (every process of a run but one).
+    """
+
+    def __init__(self, workdir: Path, *, resumed: int = 0, enabled: bool = True):
+        self._lines: io.TextIOBase | None = None
+        if not enabled:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(workdir) if line["step"] <= resumed]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        replace_text(workdir / METRICS_FILE, text)
+        self._lines = (workdir / METRICS_FILE).open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(workdir / EVENTS), purge_step=resumed + 1)
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._lines is not None:
+            self._lines.close()
+            self._events.close()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one line of metrics.jsonl, and a point of a TensorBoard curve for each value."""
+        if self._lines is None:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        # Flushed line by line: what is in the file survives a kill of this process.
+        self._lines.write(json.dumps({"step": step} | values) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
+        """Write one image to TensorBoard."""
+        if self._lines is not None:
+            self._events.add_image(name, image, step, dataformats="HWC")
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Write a text (Markdown) to TensorBoard."""
+        if self._lines is not None:
+            self._events.add_text(name, text, step)
+
+    def flush(self) -> None:
+        """Hand what was written to the operating system."""
+        if self._lines is not None:
+            self._events.flush()
+
+
+class Throughput:
+    """Images a second of the steps alone, from the moments at which one after another was done.
+
+    Args:
+        images_per_step: of the whole batch, over all hosts.
+        clock: returns seconds.
+    """
+
+    def __init__(self, images_per_step: int, clock: Callable[[], float] = time.perf_counter):
+        self._images_per_step = images_per_step
+        self._clock = clock
+        self._last: float | None = None
+        self._steps, self._seconds = 0, 0.0
+
+    def step(self) -> None:
+        """A step is done; the first one, and the first after `interrupt`, only starts the clock."""
+        now = self._clock()
+        if self._last is not None:
+            self._steps += 1
+            self._seconds += now - self._last
+        self._last = now
+
+    def interrupt(self) -> None:
+        """Something else than steps follows (saving, sampling)."""
+        self._last = None
+
+    @property
+    def rate(self) -> float | None:
+        """Images a second since the last `restart`; None where no step was timed."""
+        return self._steps * self._images_per_step / self._seconds if self._seconds else None
+
+    def restart(self) -> None:
+        """Begin another reading."""
+        self._steps, self._seconds = 0, 0.0
+
+
+class TrainingBar:
+    """Step, loss terms, images/s and time left: a bar on a terminal, plain lines elsewhere.
+
+    Args:
+        total: the last step of the run.
+        images_per_step: of the whole batch, over all hosts.
+        start: the step that the run goes on from.
+        log_every: plain lines come at every multiple of it, and at the last step.
+        stream: where to; standard error by default.
+        enabled: False shows nothing (every process of a run but one).
+    """
+
+    def __init__(
+        self,
+        total: int,
+        images_per_step: int,
+        *,
+        start: int = 0,
+        log_every: int = 50,
+        stream: io.TextIOBase | None = None,
+        enabled: bool = True,
+    ):
+        self._rate: float | None = None
+        self._total, self._images_per_step, self._log_every = total, images_per_step, log_every
+        self._stream = sys.stderr if stream is None else stream
+        self._enabled = enabled
+        self._bar: Progress | None = None
+        if enabled and self._stream.isatty():
+            self._bar = Progress(
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[told]}", markup=False),
+                console=Console(file=self._stream),
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task("", total=total, completed=start, told="compiling")
+
+    def __enter__(self) -> "TrainingBar":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Show a line, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        elif self._enabled:
+            print(line, file=self._stream, flush=True)
+
+    def update(self, step: int, values: Mapping[str, float], rate: float | None) -> None:
+        """Show that `step` steps are done.
+
+        Args:
+            step: counted from 1.
+            values: of that step; "loss" and those named loss_* are shown.
+            rate: images a second; None keeps the last.
+        """
+        told = [
+            f"{name.removeprefix('loss_')} {value:.4g}"
+            for name, value in values.items()
+            if name == "loss" or name.startswith("loss_")
+        ]
+        self._rate = self._rate if rate is None else rate
+        if self._rate is not None:
+            seconds = (self._total - step) * self._images_per_step / self._rate
+            told += [
+                f"{self._rate:.1f} images/s",
+                f"{datetime.timedelta(seconds=round(seconds))} left",
+            ]
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, told="  ".join(told))
+        elif step % self._log_every == 0 or step == self._total:
+            self.say("  ".join([f"step {step}/{self._total}", *told]))

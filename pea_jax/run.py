@@ -1,0 +1,195 @@
+"""What a config makes: the frozen models, the data, the adapter and the train step, on a mesh."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pea_jax import optim, parallel
+from pea_jax.data.pipeline import Loader, make_loader
+from pea_jax.diffusion.schedule import Schedule
+from pea_jax.distill.losses import DistillSettings
+from pea_jax.distill.parts import check_rows
+from pea_jax.distill.state import TrainState, init_train_state, split_networks
+from pea_jax.distill.step import jit_train_step, make_train_step
+from pea_jax.models.adapter import Adapter, AdapterConfig
+from pea_jax.pipeline import Pipeline
+from pea_jax.prepare import open_split
+from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
+from pea_jax.weights.base import load_base, read_base_config
+from pea_jax.weights.language import load_language_encoder, read_language_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that the loop needs, placed on the mesh; only `state` changes.
+
+    Attributes:
+        mesh: of all devices.
+        state: before the first step.
+        frozen: weights of the frozen networks and the empty prompt's tokens, an argument of `step`.
+        step: (state, frozen, batch, key) -> (state, metrics), compiled when it is first called.
+        key: of the run; the step folds its number in.
+        loader: of batches, before the first.
+        learning_rate: of a step, counted from 0.
+        pipeline: for sample grids, with the same frozen weights.
+        adapter: the shape of what is trained.
+    """
+
+    mesh: Mesh
+    state: TrainState
+    frozen: Mapping[str, Any]
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    key: jax.Array
+    loader: Loader
+    learning_rate: optax.Schedule
+    pipeline: Pipeline
+    adapter: AdapterConfig
+
+
+def build(config: ConfigDict) -> Run:
+    """Load and place all that training needs; what does not fit is refused before weights are read.
+
+    Raises:
+        ValueError: a config that cannot be, or does not fit the models or the data set.
+    """
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp)
+    check(config, parallel.data_shards(mesh))
+    distill = DistillSettings(**config.distill)
+    optimizer = config.optim.to_dict()
+    ema_decay = optimizer.pop("ema_decay")
+    decay_steps = optimizer.pop("decay_steps") or None
+    tx, learning_rate = optim.make_optimizer(**optimizer, decay_steps=decay_steps)
+    adapter_config = _adapter_config(config)
+
+    dtype = jnp.dtype(model_dtype(config.model.dtype))
+    source = open_split(config.data.dataset, Path(config.data.data_dir).expanduser())
+    base = load_base(config.model.base, dtype=dtype, mesh=mesh)
+    language = load_language_encoder(
+        config.model.language_encoder,
+        dtype=dtype,
+        mesh=mesh,
+        max_length=config.model.language_max_length,
+    )
+    loader = make_loader(
+        source,
+        native_batch=config.data.native_batch_size,
+        parallel_batch=config.data.batch_size - config.data.native_batch_size,
+        seed=config.seed,
+        shard_index=parallel.process_index(),
+        shard_count=parallel.process_count(),
+        native_tokenizer=language.tokenizer,
+        english_tokenizer=base.tokenizer,
+        image_size=config.data.image_size,
+        languages=(config.data.language,),
+        workers=config.data.workers,
+        max_bad=config.data.max_bad_images,
+    )
+
+    init_key, key = jax.random.split(jax.random.key(config.seed))
+    if config.adapter.init_from:
+        adapter = load_adapter(config.adapter.init_from)
+    else:
+        adapter = Adapter(adapter_config, rngs=nnx.Rngs(init_key))
+    ids, mask = language.tokenizer([""])
+    english_ids, english_mask = base.tokenizer([""])
+    empty = {"ids": ids, "mask": mask, "english_ids": english_ids, "english_mask": english_mask}
+    networks, params, frozen = split_networks(
+        unet=base.unet,
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        language_encoder=language.tower,
+        adapter=adapter,
+        empty=jax.device_put(empty, parallel.replicated(mesh)),
+    )
+    state = init_train_state(params, tx, ema=ema_decay > 0)
+    schedule = Schedule.from_dict(base.schedule)
+    step = make_train_step(networks, schedule, distill, tx, ema_decay=ema_decay)
+    return Run(
+        mesh=mesh,
+        state=jax.device_put(state, parallel.replicated(mesh)),
+        frozen=frozen,
+        step=jit_train_step(step, mesh),
+        key=jax.device_put(key, parallel.replicated(mesh)),
+        loader=loader,
+        learning_rate=learning_rate,
+        pipeline=Pipeline(base, language, adapter, mesh),
+        adapter=adapter_config,
+    )
+
+
+def check(config: ConfigDict, data_shards: int) -> None:
+    """Refuse numbers that cannot be, all of them in one raise.
+
+    Args:
+        config: see configs/base.py.
+        data_shards: devices that a batch is split over.
+    """
+    settings, data = config.train, config.data
+    problems = [
+        f"train.{name}: expected at least 1, got {settings[name]}"
+        for name in ("steps", "log_every", "save_every", "keep")
+        if settings[name] < 1
+    ]
+    if settings.sample_every < 0:
+        problems.append(f"train.sample_every: expected 0 or more, got {settings.sample_every}")
+    if settings.sample_every > 0 and not settings.sample_prompts:
+        problems.append("train.sample_prompts: expected a prompt or more, or train.sample_every 0")
+    if not 0 <= data.native_batch_size <= data.batch_size or data.batch_size < 1:
+        problems.append(
+            f"data.native_batch_size: expected 0 to data.batch_size = {data.batch_size}, "
+            f"got {data.native_batch_size}"
+        )
+    if data.native_batch_size and not config.distill.hybrid:
+        problems.append(
+            "data.native_batch_size: without distill.hybrid every row is parallel, expected 0, "
+            f"got {data.native_batch_size}"
+        )
+    if problems:
+        raise ValueError("; ".join(problems))
+    native = data.native_batch_size
+    check_rows({"native": native, "parallel": data.batch_size - native}, data_shards)
+
+
+def model_dtype(name: str) -> str:
+    """The dtype of frozen weights that `model.dtype` asks for; "auto" goes by the devices.
+
+    Raises:
+        ValueError: it is none of those that models compute in.
+    """
+    if name == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"model.dtype: expected auto, float32 or bfloat16, got {name!r}")
+    return name
+
+
+def _adapter_config(config: ConfigDict) -> AdapterConfig:
+    """The shape of the adapter between the two models, from their small files alone."""
+    unet = read_base_config(config.model.base).unet
+    width = read_language_config(config.model.language_encoder).width
+    needed = AdapterConfig(
+        input_width=width,
+        hidden_width=config.adapter.hidden_width,
+        output_width=unet.cross_attention_dim,
+        projector_layers=config.adapter.projector_layers,
+    )
+    if not config.adapter.init_from:
+        return needed
+    given, _ = read_adapter_config(Path(config.adapter.init_from).expanduser())
+    check_fit(
+        given,
+        language_width=width,
+        cross_attention_dim=unet.cross_attention_dim,
+        name=config.adapter.init_from,
+    )
+    if given != needed:
+        raise ValueError(f"{config.adapter.init_from}: expected {needed}, got {given}")
+    return given

@@ -1,0 +1,162 @@
+"""Stable Diffusion that takes prompts in its language encoder's languages, in PyTorch diffusers.
+
+PEA-Diffusion, https://arxiv.org/abs/2311.17086: a language encoder and a small adapter stand in for
+the English text encoder; UNet, VAE and scheduler are the base model's own, unchanged.
+
+    pipe = DiffusionPipeline.from_pretrained(
+        folder, custom_pipeline="pipeline", trust_remote_code=True
+    )
+    image = pipe("...").images[0]
+
+LoRA, schedulers, offloading and the other arguments work as in `StableDiffusionPipeline`. Other
+pipelines of the same base (ControlNet, inpainting, image to image) take the prompt embeddings that
+`encode_prompt` gives.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import ModelMixin, StableDiffusionPipeline
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import logging
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+logger = logging.get_logger(__name__)
+
+
+class PEAStableDiffusionPipeline(StableDiffusionPipeline):
+    """`StableDiffusionPipeline` whose prompts go through a language encoder and an adapter.
+
+    Args:
+        vae, text_encoder, tokenizer, unet, scheduler: the base model. Its English text encoder
+            isn't used here; `StableDiffusionPipeline.from_pipe(pipe)` is the English model.
+        language_encoder: the frozen encoder of the prompts' languages.
+        language_tokenizer: its tokenizer; prompts are padded to its `model_max_length`.
+        adapter: maps the encoder's last hidden state to the UNet's conditioning.
+        safety_checker, feature_extractor, image_encoder, requires_safety_checker: as in
+            `StableDiffusionPipeline`.
+    """
+
+    model_cpu_offload_seq = "language_encoder->adapter->text_encoder->image_encoder->unet->vae"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        language_encoder: PreTrainedModel,
+        language_tokenizer: PreTrainedTokenizerBase,
+        adapter: ModelMixin,
+        safety_checker: ModelMixin = None,
+        feature_extractor: CLIPImageProcessor = None,
+        image_encoder: CLIPVisionModelWithProjection = None,
+        requires_safety_checker: bool = False,
+    ):
+        # The parent rewrites a scheduler's steps_offset and clip_sample; without one in its hands
+        # the scheduler stays as it was configured, and images as they were where it was trained.
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=None,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+            requires_safety_checker=requires_safety_checker,
+        )
+        self.register_modules(
+            scheduler=scheduler,
+            language_encoder=language_encoder,
+            language_tokenizer=language_tokenizer,
+            adapter=adapter,
+        )
+
+    def encode_language(self, prompts: list[str], device: torch.device) -> torch.Tensor:
+        """Prompts -> conditioning of the UNet, [len(prompts), model_max_length, width]."""
+        limit = self.language_tokenizer.model_max_length
+        tokens = self.language_tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=limit,
+            truncation=True,
+            return_tensors="pt",
+        )
+        for prompt in prompts:
+            ids = self.language_tokenizer(prompt, verbose=False).input_ids
+            if len(ids) > limit:
+                cut = self.language_tokenizer.decode(ids[limit - 1 : -1])
+                logger.warning(f"a prompt of {len(ids)} tokens, {limit} fit, cut off: {cut!r}")
+        hidden_states = self.language_encoder(
+            tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device)
+        ).last_hidden_state
+        return self.adapter(hidden_states.to(self.adapter.dtype))
+
+    def encode_prompt(
+        self,
+        prompt,
+        device,
+        num_images_per_prompt,
+        do_classifier_free_guidance,
+        negative_prompt=None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As in `StableDiffusionPipeline`, through the language encoder and the adapter.
+
+        The negative prompt, "" unless given, takes the same way.
+        """
+        if clip_skip is not None:
+            raise ValueError("clip_skip is of the English text encoder, which isn't used here")
+        if prompt_embeds is None:
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            prompt_embeds = self.encode_language(prompts, device)
+        if do_classifier_free_guidance and negative_prompt_embeds is None:
+            count = len(prompt_embeds)
+            negative_prompt = negative_prompt or ""
+            if isinstance(negative_prompt, str):
+                negative_prompt_embeds = self.encode_language([negative_prompt], device)
+                negative_prompt_embeds = negative_prompt_embeds.expand(count, -1, -1)
+            elif len(negative_prompt) == count:
+                negative_prompt_embeds = self.encode_language(list(negative_prompt), device)
+            else:
+                raise ValueError(
+                    f"expected one negative prompt or {count}, one a prompt;"
+                    f" got {len(negative_prompt)}"
+                )
+        # With embeddings given, what is left to the parent is dtype and images per prompt.
+        return super().encode_prompt(
+            None,
+            device,
+            num_images_per_prompt,
+            do_classifier_free_guidance,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            lora_scale=lora_scale,
+        )
+
+    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Writes model_index.json and, beside it, the code that it names: the folder is whole."""
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        folder = Path(save_directory)
+        index = json.loads((folder / self.config_name).read_text())
+        index["_class_name"] = ["pipeline", type(self).__name__]
+        index["adapter"] = ["pea_adapter", type(self.adapter).__name__]
+        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        for value, name in ((self, "pipeline.py"), (self.adapter, "adapter/pea_adapter.py")):
+            shutil.copyfile(sys.modules[type(value).__module__].__file__, folder / name)

@@ -1,0 +1,108 @@
+import ast
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from pea_jax import cli, config, optim, run
+from pea_jax.checkpoint import MAY_CHANGE
+from pea_jax.distill.losses import DistillSettings
+from pea_jax.models.adapter import Adapter, AdapterConfig
+from pea_jax.sample import sample_settings
+
+FOLDER = Path(__file__).parents[1] / "configs"
+FILES = sorted(FOLDER.glob("*.py"))
+NAMES = [file.stem for file in FILES]
+#: Hidden widths reach the adapter through the encoder's and the UNet's own: (input, output) width.
+WIDTHS = {"sd15_zh": (1024, 768), "sd21_zh": (1024, 1024)}
+PARAMETERS = {"sd15_zh": 7_866_368, "sd21_zh": 8_390_656}
+
+
+def test_there_are_the_configs_that_the_docs_name():
+    assert NAMES == ["base", "sd15_zh", "sd21_zh", "tiny_zh"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_a_config_can_be_run(file):
+    """Its values are those that the parts of a run take, its fields exactly those of base.py."""
+    made = config.load(file)
+    base = config.load(FOLDER / "base.py")
+    assert list(config.fields(made)) == list(config.fields(base))
+    run.check(made, data_shards=8)
+    DistillSettings(**made.distill)
+    optimizer = made.optim.to_dict()
+    optimizer.pop("ema_decay")
+    _, schedule = optim.make_optimizer(**optimizer)
+    last = schedule(made.train.steps)
+    assert made.optim.end_learning_rate <= last <= made.optim.learning_rate * (1 + 1e-6)
+    assert sample_settings(made).height == made.data.image_size
+    # What config.json gives back is the same config, of the same types.
+    assert config.from_json(json.loads(json.dumps(made.to_dict()))) == made
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_a_config_is_a_short_delta_that_says_how_to_run_it(file):
+    text = file.read_text("utf-8")
+    docstring = ast.get_docstring(ast.parse(text))
+    if file.stem != "base":
+        assert len(text.splitlines()) < 60
+        assert f"pea-jax train --config configs/{file.name} --workdir runs/" in docstring
+    # A command that the docstring shows can be given: its flags and fields are there.
+    for verb, words in re.findall(r"^    pea-jax (\w+) (.*)$", docstring, re.MULTILINE):
+        _, rest = cli.parse(verb, words.split())
+        config.override(config.load(file), rest)
+
+
+def test_every_field_of_base_is_commented():
+    lines = (FOLDER / "base.py").read_text("utf-8").splitlines()
+    bare = []
+    for number, line in enumerate(lines):
+        if re.match(r"    config\.\w+\.?\w* = (?!ConfigDict)", line):
+            # A comment covers the fields that follow it without a gap.
+            above = number - 1
+            while re.match(r"    config\.", lines[above]) and "ConfigDict()" not in lines[above]:
+                above -= 1
+            if not lines[above].lstrip().startswith("#"):
+                bare.append(line.split("=")[0].strip())
+    assert bare == []
+
+
+def test_fields_that_may_change_are_fields():
+    base = config.load(FOLDER / "base.py")
+    fields = list(config.fields(base))
+    for name in MAY_CHANGE:
+        assert any(field == name or field.startswith(f"{name}.") for field in fields), name
+    # What base.py tells of them is what holds.
+    told = " ".join((FOLDER / "base.py").read_text("utf-8").split('"""')[1].split())
+    groups = [name for name in MAY_CHANGE if "." not in name]
+    rest = [name.removeprefix("data.") for name in MAY_CHANGE if "." in name]
+    assert f"the groups {', '.join(groups[:-1])} and {groups[-1]}" in told
+    assert f"data.{{{','.join(rest)}}}" in told
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_full_size_adapters_have_the_published_numbers_of_parameters(name):
+    made = config.load(FOLDER / f"{name}.py")
+    inputs, outputs = WIDTHS[name]
+    adapter = AdapterConfig(
+        input_width=inputs,
+        hidden_width=made.adapter.hidden_width,
+        output_width=outputs,
+        projector_layers=made.adapter.projector_layers,
+    )
+    state = nnx.state(nnx.eval_shape(lambda: Adapter(adapter, rngs=nnx.Rngs(0))))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == PARAMETERS[name]
+    assert f"{PARAMETERS[name]:,}" in (FOLDER / f"{name}.py").read_text("utf-8")
+
+
+def test_auto_dtype_goes_by_the_devices(monkeypatch):
+    assert run.model_dtype("auto") == "float32"
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert run.model_dtype("auto") == "bfloat16"
+    assert jnp.dtype(run.model_dtype("float32")) == jnp.float32
+    with pytest.raises(ValueError, match="expected auto, float32 or bfloat16, got 'fp16'"):
+        run.model_dtype("fp16")

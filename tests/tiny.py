@@ -1,0 +1,118 @@
+"""A Stable Diffusion and an XLM-R of a few thousand random parameters, and a config that trains
+an adapter between them on tinyworld scenes of 16x16 pixels: the whole way, in seconds.
+"""
+
+import functools
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from pea_jax import config as configs
+from pea_jax.data import builder
+from pea_jax.data.schema import Row
+from pea_jax.models.bert import Bert, BertConfig
+from pea_jax.models.clip import CLIPText, CLIPTextConfig
+from pea_jax.models.unet import UNet, UNetConfig
+from pea_jax.models.vae import VAE, VAEConfig
+from pea_jax.tinyworld import dataset
+from pea_jax.weights.save import save_module
+from tests.models.random_module import random_module
+from tests.weights import conftest as small
+
+ENGLISH_TOKENS, NATIVE_TOKENS = 64, 40
+
+CLIP = {**small.CLIP, "max_position_embeddings": ENGLISH_TOKENS}
+XLMR = {**small.XLMR, "max_position_embeddings": NATIVE_TOKENS + 2}
+
+_NETWORKS = {
+    "unet": (UNet, UNetConfig, small.UNET),
+    "vae": (VAE, VAEConfig, small.VAE_SIZES),
+    "text_encoder": (CLIPText, CLIPTextConfig, CLIP),
+    "language": (Bert, BertConfig, XLMR),
+}
+
+
+def _write_network(folder: Path, name: str) -> None:
+    build, config, values = _NETWORKS[name]
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    stem = "diffusion_pytorch_model" if name in ("unet", "vae") else "model"
+    module = random_module(lambda: build(config.from_dict(values), rngs=nnx.Rngs(0)))
+    save_module(module, folder / f"{stem}.safetensors")
+
+
+def write_base(folder: Path) -> Path:
+    """A Stable Diffusion in diffusers format: 16x16 pixels, 8x8 latents."""
+    for name in ("unet", "vae", "text_encoder"):
+        _write_network(folder / name, name)
+    (folder / "model_index.json").write_text(json.dumps(small.MODEL_INDEX))
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps(
+            {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "steps_offset": 1}
+        )
+    )
+    small.english_tokenizer(ENGLISH_TOKENS).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def write_language_encoder(folder: Path) -> Path:
+    """An XLM-R in transformers format, with one token a character."""
+    _write_network(folder, "language")
+    small.native_tokenizer(NATIVE_TOKENS).save_pretrained(folder)
+    return folder
+
+
+def write_models(folder: Path) -> Path:
+    """Both, under `folder`/sd and `folder`/xlm-roberta."""
+    write_base(folder / "sd")
+    write_language_encoder(folder / "xlm-roberta")
+    return folder
+
+
+def write_data(data_dir: Path) -> Path:
+    """A data set "few" of 48 tinyworld scenes with Chinese captions."""
+    splits = {
+        "train": [
+            functools.partial(_some, native=False, count=32),
+            functools.partial(_some, native=True, count=16),
+        ]
+    }
+    builder.build(data_dir, "few", splits)
+    return data_dir
+
+
+def _some(*, native: bool, count: int) -> Iterator[Row]:
+    # Scattered over the split, whose neighbours look alike.
+    return itertools.islice(dataset.rows("train", native, ("zh",)), 0, 97 * count, 97)
+
+
+def config(models: Path, data_dir: Path, **changes: object) -> ConfigDict:
+    """A run of a few steps on the folders of `write_models` and `write_data`; keywords such as
+    `train__steps=3` change fields.
+    """
+    result = configs.load(Path(__file__).parents[1] / "configs" / "tiny_zh.py")
+    fields = {
+        "model.base": str(models / "sd"),
+        "model.language_encoder": str(models / "xlm-roberta"),
+        "adapter.hidden_width": 8,
+        "data.dataset": "few",
+        "data.data_dir": str(data_dir),
+        "data.image_size": 16,
+        "data.batch_size": 16,
+        "data.native_batch_size": 8,
+        "optim.warmup_steps": 0,
+        "train.steps": 4,
+        "train.log_every": 1,
+        "train.save_every": 2,
+        "train.sample_every": 0,
+        "train.compilation_cache": "",
+        "sample.steps": 2,
+    }
+    fields |= {name.replace("__", "."): value for name, value in changes.items()}
+    result.update_from_flattened_dict(fields)
+    return result
