@@ -18,7 +18,9 @@ from pea_jax.tinyworld import captions, splits
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: build_font.py NotoSansCJK-Regular.ttc")
-    scenes = [s for split in ("train", "test") for n in (False, True) for s in splits.scenes(split, n)]
+    scenes = [
+        s for split in ("train", "test") for n in (False, True) for s in splits.scenes(split, n)
+    ]
     text = {
         glyph
         for scene in scenes
