@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
 
     config.model.base = "tinyworld/sd"
     config.model.language_encoder = "tinyworld/xlm-roberta"
-    config.model.language_max_length = 40
+    config.model.language_max_length = 32
     config.adapter.hidden_width = 256
 
     config.data.dataset = "tinyworld"
@@ -39,12 +39,12 @@ def get_config() -> ConfigDict:
     config.train.save_every = 250
     config.train.sample_every = 250
     config.train.sample_prompts = (
-        "蓝色背景上有一个红色的大圆形",
-        "绿色背景上有一个黄色的小星星",
-        "白色背景上有一个红色的大灯笼",
-        "黑色背景上有一个白色的小熊猫",
+        "夜空中有一个红色的大圆形",
+        "雪地上有一个蓝色的小星星",
+        "沙滩上有一个红色的大灯笼",
+        "雾里有一个粉色的大熊猫",
     )
 
     config.sample.steps = 20
-    config.sample.guidance_scale = 5.0
+    config.sample.guidance_scale = 4.0
     return config

@@ -101,7 +101,8 @@ def export(
     with _appearing(output) as folder:
         save_adapter(folder, adapter, metadata=_metadata(config, step))
         write_diffusers(folder / "diffusers", config, base, language, adapter, folder)
-        card = model_card(config, adapter, workdir, step)
+        source = resolve(config.model.base, patterns=["README.md"])
+        card = model_card(config, adapter, source, workdir, step)
         (folder / "diffusers" / "README.md").write_text(card, "utf-8")
     print(f"{output}: {WEIGHTS_FILE} with its config.json, and diffusers/ for PyTorch diffusers")
     return output
@@ -205,9 +206,17 @@ def scheduler_config(solver: str, schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def model_card(config: ConfigDict, adapter: Adapter, workdir: Path, step: int) -> str:
-    """The README.md of the diffusers folder, with the scores of workdir/eval.json, if any."""
-    license_name = _license(resolve(config.model.base, patterns=["README.md"]) / "README.md")
+def model_card(config: ConfigDict, adapter: Adapter, base: Path, workdir: Path, step: int) -> str:
+    """The README.md of the diffusers folder.
+
+    Args:
+      config: of the run.
+      adapter: the trained one.
+      base: the folder of the base model, whose README.md may name a license.
+      workdir: of the run, whose eval.json, if it is there, holds the scores.
+      step: of the adapter.
+    """
+    license_name = _license(base / "README.md")
     language = config.data.language
     prompts = [prompt for prompt in config.train.sample_prompts if prompt] or [""]
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(adapter)))

@@ -10,8 +10,10 @@ from pea_jax.pipeline import Pipeline, initial_noise
 from pea_jax.weights.adapters import save_adapter
 from tests import tiny, vivid
 
-PROMPTS = ["红色的大圆形", "一个红的", "大大大大大大大大", "圆形abc", "色"]
-SETTINGS = {"steps": 4, "guidance_scale": 5.0, "batch_size": 4}
+# Long, since padding looks alike whatever the prompt.
+PROMPTS = ["红色的大圆形" * 6, "一个红的" * 9, "大" * 36, "圆形abc" * 7, "色的" * 18]
+# The solver that draws noise at every step, from the sample's key. One program serves most tests.
+SETTINGS = {"steps": 4, "guidance_scale": 5.0, "batch_size": 4, "solver": "euler_ancestral"}
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +42,16 @@ def difference(first, second):
     return np.abs(first.astype(int) - second.astype(int)).max(axis=(1, 2, 3))
 
 
-def test_image_is_the_same_in_any_batch_and_on_any_number_of_devices(models, pipeline):
-    # Of this solver the later noise is drawn from the sample's key too.
-    settings = SETTINGS | {"solver": "euler_ancestral"}
-    together = pipeline(PROMPTS, seed=7, **settings)
-    alone = pipeline(PROMPTS, seed=7, **settings | {"batch_size": 1})
-    spread = load(models, 8)(PROMPTS, seed=7, **settings)
+def test_image_is_the_same_in_any_batch_and_on_any_number_of_devices(models, pipeline, images):
+    alone = pipeline(PROMPTS, seed=7, **SETTINGS | {"batch_size": 1})
+    spread = load(models, 8)(PROMPTS, seed=7, **SETTINGS)
 
-    assert together.shape == alone.shape == spread.shape == (5, 16, 16, 3)
-    assert difference(together, alone).max() <= 1
-    assert difference(together, spread).max() <= 1
+    assert images.shape == alone.shape == spread.shape == (5, 16, 16, 3)
+    assert difference(images, alone).max() <= 1
+    assert difference(images, spread).max() <= 1
     # The comparison means something: the images differ, and aren't flat.
-    assert difference(together[1:], together[:-1]).min() > 30
-    assert together.std(axis=(1, 2)).min() > 10
+    assert difference(images[1:], images[:-1]).min() > 30
+    assert images.std(axis=(1, 2)).min() > 10
 
 
 def test_image_goes_with_its_prompt_and_seed(pipeline, images):
@@ -62,7 +61,7 @@ def test_image_goes_with_its_prompt_and_seed(pipeline, images):
 
     # Same noise, so that the prompt alone makes the difference, then the seed alone.
     prompts = pipeline(PROMPTS, seed=[7] * 5, **SETTINGS)
-    assert difference(prompts[1:], prompts[:1].repeat(4, 0)).min() > 3
+    assert difference(prompts[1:], prompts[:1].repeat(4, 0)).min() > 8
     seeds = pipeline([PROMPTS[0]] * 5, seed=7, **SETTINGS)
     assert difference(seeds[1:], seeds[:1].repeat(4, 0)).min() > 30
 
@@ -70,19 +69,20 @@ def test_image_goes_with_its_prompt_and_seed(pipeline, images):
 def test_adapters_steps_and_strengths_share_one_program(pipeline, images):
     compiled = pipelines._program._cache_size()
     other = pipeline.with_adapter(vivid.make_adapter(seed=1))(PROMPTS, seed=7, **SETTINGS)
-    longer = pipeline(PROMPTS, seed=7, **SETTINGS | {"steps": 7})
+    more = pipeline(PROMPTS, seed=7, **SETTINGS | {"steps": 7})
     stronger = pipeline(PROMPTS, seed=7, **SETTINGS | {"guidance_scale": 9.0})
     rescaled = pipeline(PROMPTS, seed=7, guidance_rescale=0.7, **SETTINGS)
 
     assert pipelines._program._cache_size() == compiled
-    for changed in (other, longer, stronger, rescaled):
-        assert difference(changed, images).min() > 3
+    for changed in (other, more, stronger):
+        assert difference(changed, images).min() > 8
+    assert difference(rescaled, images).max() > 3
 
 
 def test_latents_take_the_place_of_the_seeds_noise(pipeline, images):
     seeds = np.arange(7, 12, dtype=np.uint32)
     noise = np.asarray(initial_noise(seeds, pipeline.latent_shape()))
-    again = pipeline(PROMPTS, latents=noise, seed=0, **SETTINGS)
+    again = pipeline(PROMPTS, latents=noise, seed=7, **SETTINGS)
     assert difference(again, images).max() == 0
 
     other = pipeline(PROMPTS, latents=noise[::-1], seed=7, **SETTINGS)
@@ -91,9 +91,7 @@ def test_latents_take_the_place_of_the_seeds_noise(pipeline, images):
 
 def test_guidance_off_and_guidance_that_leads_nowhere(pipeline, images):
     plain = pipeline(PROMPTS, seed=7, **SETTINGS | {"guidance_scale": 1.0})
-    ignored = pipeline(
-        PROMPTS, seed=7, negative_prompt="红", **SETTINGS | {"guidance_scale": 0.5}
-    )
+    ignored = pipeline(PROMPTS, seed=7, negative_prompt="红", **SETTINGS | {"guidance_scale": 0.5})
     assert difference(plain, ignored).max() == 0
     # The prompt as its own negative: u + s (c - u) = c, if both go the same way.
     nowhere = pipeline(PROMPTS, seed=7, negative_prompt=PROMPTS, **SETTINGS)
@@ -109,7 +107,9 @@ def test_guidance_off_and_guidance_that_leads_nowhere(pipeline, images):
 def test_sizes(pipeline):
     assert pipeline.latent_shape() == (8, 8, 4)
     assert pipeline.latent_shape(24, 10) == (12, 5, 4)
-    with pytest.raises(ValueError, match=r"height.* 2,.* 17; nearest: 16 and 18.*width.*nearest: 2"):
+    with pytest.raises(
+        ValueError, match=r"height.* 2,.* 17; nearest: 16 and 18.*width.*nearest: 2"
+    ):
         pipeline.latent_shape(17, 1)
     with pytest.raises(ValueError, match="nearest: 16 and 18"):
         pipeline(PROMPTS, height=17, **SETTINGS)
@@ -146,14 +146,8 @@ def test_language_and_adapter_come_together_and_fit(pipeline):
         dataclasses.replace(pipeline, adapter=None)
     with pytest.raises(ValueError, match="only an adapter"):
         dataclasses.replace(pipeline, language=None)
-    with pytest.raises(ValueError, match=r"output_width.*expected 12"):
-        base = dataclasses.replace(pipeline.base, unet=_Width(12))
-        dataclasses.replace(pipeline, base=base)
-
-
-class _Width:
-    def __init__(self, width):
-        self.config = type("Config", (), {"cross_attention_dim": width})
+    with pytest.raises(ValueError, match=r"output_width: expected 16 .*, got 12"):
+        pipeline.with_adapter(vivid.make_adapter(output_width=12))
 
 
 def test_adapter_folder_brings_its_language_encoder(models, tmp_path):

@@ -28,9 +28,9 @@ def write_models(folder: Path) -> Path:
     return folder
 
 
-def make_adapter(seed: int = 0) -> Adapter:
+def make_adapter(seed: int = 0, output_width: int = tiny.CLIP["hidden_size"]) -> Adapter:
     """A random adapter between the two models."""
-    config = AdapterConfig(tiny.XLMR["hidden_size"], 32, tiny.CLIP["hidden_size"])
+    config = AdapterConfig(tiny.XLMR["hidden_size"], 32, output_width)
     adapter = random_module(lambda: Adapter(config, rngs=nnx.Rngs(0)), seed)
     adapter.layernorm.scale[...] = jnp.ones_like(adapter.layernorm.scale[...])
     return adapter

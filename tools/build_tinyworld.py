@@ -149,7 +149,7 @@ def train_decoder(work: Path, steps: int, batch: int = 16) -> None:
     images = pictures(train_scenes(), 12, seed=4).flatten(0, 1)
     rng = torch.Generator().manual_seed(4)
     parameters = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=4e-4, weight_decay=1e-4)
     schedule = cosine(optimizer, steps)
     start, total = time.time(), 0.0
     for step, rows in zip(range(steps), batches(len(images), batch, rng), strict=False):
@@ -161,7 +161,10 @@ def train_decoder(work: Path, steps: int, batch: int = 16) -> None:
                 latents.shape, generator=rng
             )
         y = vae.decode(latents).sample
-        loss = F.mse_loss(y, x) + F.l1_loss(y, x)
+        # Relative to what there is to see, or the small figures would hardly count.
+        contrast = x.var(dim=(1, 2, 3)) + 0.02
+        error = (y - x).square().mean((1, 2, 3)) + 0.3 * (y - x).abs().mean((1, 2, 3))
+        loss = (error / contrast).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -490,7 +493,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for what the stages make")
     parser.add_argument("--stage", default="all")
     parser.add_argument("--vae-steps", type=int, default=2400)
-    parser.add_argument("--decoder-steps", type=int, default=1500)
+    parser.add_argument("--decoder-steps", type=int, default=1200)
     parser.add_argument("--diffusion-steps", type=int, default=5500)
     parser.add_argument("--language-steps", type=int, default=3000)
     parser.add_argument("--output", type=Path, default=tinyworld.CHECKPOINTS)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 Metrics = dict[str, Float[Array, ""]]
@@ -137,7 +138,7 @@ def total(
     return loss, {"loss": loss, **metrics}
 
 
-def require_finite(metrics: Mapping[str, float], step: int) -> None:
+def require_finite(metrics: Mapping[str, ArrayLike], step: int) -> None:
     """Raises FloatingPointError where a fetched metric is not finite, naming each one that is not.
 
     To be called on the metrics of a step before its state is saved.

@@ -10,7 +10,6 @@ the UNet to the tokens, and not into its weights.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -158,13 +157,26 @@ def make_train_step(
 def jit_train_step(train_step: TrainStep, mesh: Mesh) -> TrainStep:
     """Compiles the step for a mesh: state replicated and donated, batch split over every device.
 
-    The frozen weights stay where they were placed, replicated or split over "fsdp".
+    The frozen weights stay where they were placed, replicated or split over "fsdp", and are gathered
+    whole where they are used. Left to itself, the partitioner rather splits some layers the way
+    their weights are split, and sends activations from device to device.
+
+    The state is to be on the mesh from the first call on (`jax.device_put` to
+    `parallel.replicated`): one that jax may still move is another program to it, compiled again at
+    the second step.
     """
-    replicated = parallel.replicated(mesh)
+    whole = parallel.replicated(mesh)
+
+    def step_on_mesh(
+        state: TrainState, frozen: Frozen, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[TrainState, Metrics]:
+        gathered = jax.lax.with_sharding_constraint(frozen, whole)
+        return train_step(state, gathered, batch, key, data_shards=parallel.data_shards(mesh))
+
     return jax.jit(
-        functools.partial(train_step, data_shards=parallel.data_shards(mesh)),
-        in_shardings=(replicated, None, parallel.batch_sharding(mesh), replicated),
-        out_shardings=(replicated, replicated),
+        step_on_mesh,
+        in_shardings=(whole, None, parallel.batch_sharding(mesh), whole),
+        out_shardings=(whole, whole),
         donate_argnums=0,
     )
 

@@ -11,7 +11,9 @@ from pea_jax.tinyworld.world import Scene
 ATTRIBUTES = ("shape", "colour", "size", "background")
 
 
-def scene_accuracy(images: UInt8[np.ndarray, "N 64 64 3"], asked: Sequence[Scene]) -> dict[str, float]:
+def scene_accuracy(
+    images: UInt8[np.ndarray, "N 64 64 3"], asked: Sequence[Scene]
+) -> dict[str, float]:
     """The share of images in which tinyworld's oracle reads what was asked for.
 
     Args:

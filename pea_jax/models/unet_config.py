@@ -132,17 +132,18 @@ class UNetConfig:
             elif not key.startswith("_"):
                 problems.append(f"{key}: not a known field, got {value!r}")
         channels = values.get("block_out_channels", defaults["block_out_channels"])
-        for name in PER_LEVEL if isinstance(channels, tuple) else ():
+        levels = len(channels) if isinstance(channels, tuple) else 1
+        for name in PER_LEVEL:
             value = values.get(name, defaults[name][0])
-            values[name] = value if isinstance(value, tuple) else (value,) * len(channels)
-        for key, name in names.items():
-            if name in values and name in _RULES:
-                many = isinstance(defaults[name], tuple)
-                problems += _breaches(key, values[name], many, *_RULES[name])
+            values[name] = value if isinstance(value, tuple) else (value,) * levels
+        given = {key: (name, values[name]) for key, name in names.items() if name in values}
+        problems += _breaches(given)
         _raise(problems)
         return cls(**values)
 
     def __post_init__(self):
+        fields = dataclasses.fields(self)
+        _raise(_breaches({field.name: (field.name, getattr(self, field.name)) for field in fields}))
         channels = self.block_out_channels
         levels = len(channels)
         problems = [
@@ -165,15 +166,21 @@ class UNetConfig:
         _raise(problems)
 
 
-def _breaches(
-    key: str, value: Any, many: bool, expected: str, allows: Callable[[Any], bool]
-) -> list[str]:
-    """What is wrong with the value of one field by itself."""
-    if many and not isinstance(value, tuple):
-        return [f"{key}: expected a list, got {value!r}"]
-    if not all(allows(entry) for entry in (value if many else (value,))):
-        return [f"{key}: expected {'for each level ' if many else ''}{expected}, got {value!r}"]
-    return []
+def _breaches(values: Mapping[str, tuple[str, Any]]) -> list[str]:
+    """What is wrong with single values, given as {key to report: (field, value)}."""
+    problems = []
+    for key, (field, value) in values.items():
+        if field not in _RULES:
+            continue
+        expected, allows = _RULES[field]
+        if not isinstance(getattr(UNetConfig, field), tuple):
+            if not allows(value):
+                problems.append(f"{key}: expected {expected}, got {value!r}")
+        elif not isinstance(value, tuple):
+            problems.append(f"{key}: expected a list, got {value!r}")
+        elif not all(allows(entry) for entry in value):
+            problems.append(f"{key}: expected for each level {expected}, got {value!r}")
+    return problems
 
 
 def _raise(problems: list[str]) -> None:

@@ -32,10 +32,10 @@ def _placements(split: str, native: bool) -> Iterator[tuple[world.Scene, int, in
 
 def _texts(split: str, scene: world.Scene, variant: int, language: str) -> tuple[str, str, str]:
     """Key, caption and English caption of a row; a motif's row has no English."""
-    name = "-".join((scene.shape, scene.colour, scene.size, scene.background))
+    figure = "-".join((scene.shape, scene.colour, scene.size, scene.background))
     english = "" if scene.native else captions.caption(scene, "en", variant)
     return (
-        f"{split}/{language}/{name}/{variant}",
+        f"{split}/{language}/{figure}/{variant}",
         captions.caption(scene, language, variant),
         english,
     )

@@ -109,6 +109,12 @@ def test_unsupported_values_name_themselves(change, message):
         UNetConfig.from_dict({**TINY, **change})
 
 
+def test_a_config_made_by_hand_is_checked_too():
+    """An unknown block type would else pass for one without attention."""
+    with pytest.raises(ValueError, match=r"down_block_types: .*'AttnDownBlock2D'"):
+        UNetConfig(down_block_types=("AttnDownBlock2D",) * 4)
+
+
 def test_all_unsupported_values_are_told_at_once():
     with pytest.raises(ValueError, match=r"act_fn.*time_embedding_type"):
         UNetConfig.from_dict({**TINY, "act_fn": "mish", "time_embedding_type": "fourier"})

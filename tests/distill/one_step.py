@@ -1,0 +1,57 @@
+"""One step of a world on a mesh, compiled once for all the tests that look at it."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from pea_jax import parallel
+from pea_jax.distill.losses import DistillSettings
+from pea_jax.distill.state import init_train_state
+from pea_jax.distill.step import jit_train_step, make_train_step
+from pea_jax.weights import names
+from tests.distill import fakes, tiny
+
+WORLDS = {"fake": fakes, "tiny": tiny}
+SETTINGS = DistillSettings(prompt_drop=0.5)
+KEY = jax.random.key(7)
+NATIVE, PARALLEL = 8, 16
+
+
+def place(world, mesh, tx):
+    """State, frozen weights and batch where a run would have them; all that can be split is."""
+    networks, params, frozen = world.world()
+    rule = parallel.parameter_sharding(mesh, min_size=1)
+    whole = parallel.replicated(mesh)
+    empty = frozen.pop("empty")
+    frozen = jax.tree.map(lambda leaf: jax.device_put(leaf, rule("", leaf.shape)), frozen)
+    frozen["empty"] = jax.device_put(empty, whole)
+    state = jax.device_put(init_train_state(params, tx), whole)
+    batch = parallel.to_global(world.make_batch(NATIVE, PARALLEL), mesh)
+    return networks, state, frozen, batch
+
+
+@functools.cache
+def one_step(name, data, fsdp):
+    """Metrics, gradient and HLO text of one step of a world on a mesh.
+
+    With plain descent at rate 1 from params, the gradient is what the step took away.
+    """
+    world = WORLDS[name]
+    tx = optax.sgd(1.0)
+    mesh = parallel.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+    networks, state, frozen, batch = place(world, mesh, tx)
+    before = _flat(state.params)
+    step = jit_train_step(make_train_step(networks, fakes.schedule(), SETTINGS, tx), mesh)
+    compiled = step.lower(state, frozen, batch, KEY).compile(fakes.QUICK)
+    state, metrics = compiled(state, frozen, batch, KEY)
+    after = _flat(state.params)
+    gradient = {key: before[key] - after[key] for key in before}
+    return jax.device_get(metrics), gradient, compiled.as_text()
+
+
+def _flat(params):
+    """Copies of the parameters, by their keys."""
+    return {names.key_of(path): np.array(leaf[...]) for path, leaf in nnx.to_flat_state(params)}

@@ -1,0 +1,148 @@
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from pea_jax import checkpoint, evaluate
+from pea_jax.tinyworld import captions, splits
+from pea_jax.tinyworld.world import Scene, render
+from tests import tiny, vivid
+
+SCENES = {
+    captions.caption(scene, language, template): scene
+    for native in (False, True)
+    for scene in splits.scenes("test", native)
+    for language in ("en", "zh")
+    for template in range(4)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Draughtsman:
+    """In place of a pipeline: draws what it is told, in the one language that it knows."""
+
+    knows: str
+    adapter: object = None
+
+    def english(self):
+        return dataclasses.replace(self, knows="en", adapter=None)
+
+    def with_adapter(self, adapter):
+        return dataclasses.replace(self, knows="nothing", adapter=adapter)
+
+    def batches(self, prompts, settings, *, seed):
+        assert len(seed) == len(prompts)
+        assert (settings.height, settings.width) == (64, 64)
+        images = np.stack([self._draw(prompt) for prompt in prompts])
+        yield from np.array_split(images, 3)
+
+    def _draw(self, prompt):
+        scene = SCENES.get(prompt)
+        told = "zh" if any(ord(char) > 0x2E80 for char in prompt) else "en"
+        if scene is None or told != self.knows:
+            return np.full((64, 64, 3), 90, np.uint8)
+        if scene.background == "fog":
+            scene = dataclasses.replace(scene, size="small" if scene.size == "large" else "large")
+        return render(scene)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny.config(tmp_path, tmp_path, data__image_size=64)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    monkeypatch.setattr(
+        checkpoint, "load_adapter", lambda workdir, step=None: (vivid.make_adapter(), 7)
+    )
+    monkeypatch.setattr(evaluate, "load_pipeline", lambda config, adapter: Draughtsman("zh"))
+
+
+def test_scores_go_to_the_right_model_and_set(config, drawn, tmp_path, capsys):
+    results = evaluate.evaluate(config, tmp_path)
+    assert results == json.loads((tmp_path / "eval.json").read_text())
+
+    # A quarter of the scenes is in fog, where the draughtsman gets every size wrong.
+    good = {"all": 0.75, "shape": 1.0, "colour": 1.0, "size": 0.75, "background": 1.0}
+    assert results["general"]["teacher"] == results["general"]["student"] == good
+    assert results["native"]["teacher"] == results["native"]["student"] == good
+    assert results["general"]["untrained"]["all"] == 0
+    assert results["native"]["untrained"]["all"] == 0
+    assert results["native"]["translation"]["all"] == 0
+    assert "translation" not in results["general"]
+    assert results["counts"] == {"general": 64, "native": 48}
+    assert results["settings"]["step"] == 7
+
+    told = capsys.readouterr().out
+    assert "0.75" in told
+    assert "by construction" in " ".join(told.split())
+    # Eight figures and six motifs in rows; four models in columns.
+    assert Image.open(tmp_path / "grid.png").height > 14 * 128
+
+
+def test_prompts_are_held_out_scenes_with_their_captions(config):
+    config.evaluate.images_per_prompt = 2
+    config.evaluate.prompts = 12
+    general = evaluate.prompt_set(config, native=False)
+    native = evaluate.prompt_set(config, native=True)
+    for asked, is_native in ((general, False), (native, True)):
+        assert len(asked.scenes) == len(asked.seeds) == len(set(asked.seeds)) == 24
+        assert set(asked.scenes) <= set(splits.scenes("test", is_native))
+        assert len(set(asked.scenes)) == 12
+        for index, scene in enumerate(asked.scenes):
+            assert SCENES[asked.texts["student"][index]] == scene
+            assert SCENES[asked.texts["teacher"][index]] == scene
+        assert asked.texts["untrained"] == asked.texts["student"]
+        assert len({scene.shape for scene in asked.scenes}) >= 6
+    assert "translation" not in general.texts
+    assert native.texts["translation"][0] == captions.literal(native.scenes[0], 0)
+
+    # Word for word is only known from Chinese.
+    config.data.language = "ru"
+    russian = evaluate.prompt_set(config, native=True)
+    assert "translation" not in russian.texts
+    assert russian.texts["student"][0] == captions.caption(russian.scenes[0], "ru", 0)
+
+
+def test_grid_shows_every_figure_once_in_different_colours():
+    scenes = splits.scenes("test", native=False)
+    chosen = [scenes[i] for i in evaluate._one_a_shape(scenes)]
+    assert len({scene.shape for scene in chosen}) == len(chosen) == 8
+    assert len({scene.colour for scene in chosen}) > 4
+    one = Scene("ring", "red", "small", "snow")
+    assert evaluate._one_a_shape([one, one]) == [0]
+
+
+def test_table_holds_every_model(config):
+    shares = dict.fromkeys(("all", "shape", "colour", "size", "background"), 0.125)
+    results = {
+        "general": {"teacher": shares, "student": shares},
+        "native": {"translation": shares},
+        "counts": {"general": 64, "native": 48},
+        "about": "What it means.",
+    }
+    screen = io.StringIO()
+    evaluate.show(results, Console(file=screen, width=100))
+    for part in ("general (64)", "native (48)", "teacher", "translation", "0.12", "What it means"):
+        assert part in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.dataset": "laion"}, "data.dataset: expected tinyworld, got laion"),
+        ({"data.language": "fr"}, "data.language: expected one of en, zh, .*, got fr"),
+        ({"sample.height": 32}, "sample.height and width: expected 64, got 32 and 64"),
+        ({"evaluate.images_per_prompt": 0}, "images_per_prompt: expected 1 or more, got 0"),
+    ],
+)
+def test_what_the_oracle_cannot_read_is_refused(config, drawn, tmp_path, changes, message):
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        evaluate.evaluate(config, tmp_path / "run", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
