@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.data.data_dir = "~/.cache/pea_jax/data"
     config.data.image_size = 64
     config.data.batch_size = 32
-    config.data.native_batch_size = 8
+    config.data.native_batch_size = 16
     config.data.workers = 0
     config.data.max_bad_images = 0
 

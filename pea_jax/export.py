@@ -138,7 +138,7 @@ def write_diffusers(
     for part, stem in stems.items():
         _copy([base.folder / part / "config.json"], folder / part)
         _copy_weights(weights[part], folder / part, stem)
-    _copy(_files(base.folder / "tokenizer"), folder / "tokenizer")
+    _copy(sorted((base.folder / "tokenizer").glob("*.*")), folder / "tokenizer")
     schedule = Schedule.from_dict(base.schedule)
     scheduler = scheduler_config(config.sample.solver, schedule)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)

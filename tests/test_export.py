@@ -167,6 +167,7 @@ def test_half_precision_and_sharded_files_are_found_by_their_plain_names(config,
 
 def test_model_card(config, models, trained, tmp_path):
     config.model.base = "someone/some-diffusion"
+    config.sample.guidance_scale = 5.5
     config.train.sample_prompts = ("", '红色的"大"圆形')
 
     card = export.model_card(config, trained, models / "sd", tmp_path, 1234)
@@ -176,7 +177,7 @@ def test_model_card(config, models, trained, tmp_path):
     assert "Not evaluated yet." in card
     assert "1,234 steps" in card
     assert "2,352 parameters" in card
-    assert 'pipe("红色的\\"大\\"圆形", num_inference_steps=2, guidance_scale=5.0)' in card
+    assert 'pipe("红色的\\"大\\"圆形", num_inference_steps=2, guidance_scale=5.5)' in card
     assert "$" not in card
 
     shares = {"all": 0.5, "shape": 0.875}

@@ -99,6 +99,7 @@ def config(models: Path, data_dir: Path, **changes: object) -> ConfigDict:
     fields = {
         "model.base": str(models / "sd"),
         "model.language_encoder": str(models / "xlm-roberta"),
+        "model.language_max_length": NATIVE_TOKENS,
         "adapter.hidden_width": 8,
         "data.dataset": "few",
         "data.data_dir": str(data_dir),

@@ -24,9 +24,13 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 def writable(text: str) -> bool:
     """Whether the shipped font has every glyph of `text`; it would draw boxes for the others."""
+    return all(_has_glyph(char) for char in text)
+
+
+@functools.cache
+def _has_glyph(char: str) -> bool:
     face = font(16)
-    box = bytes(face.getmask("\U0010ffff"))
-    return all(char == " " or bytes(face.getmask(char)) != box for char in text)
+    return char == " " or bytes(face.getmask(char)) != bytes(face.getmask("\U0010ffff"))
 
 
 def tile(
