@@ -157,9 +157,9 @@ def make_train_step(
 def jit_train_step(train_step: TrainStep, mesh: Mesh) -> TrainStep:
     """Compiles the step for a mesh: state replicated and donated, batch split over every device.
 
-    The frozen weights stay where they were placed, replicated or split over "fsdp", and are gathered
-    whole where they are used. Left to itself, the partitioner rather splits some layers the way
-    their weights are split, and sends activations from device to device.
+    The frozen weights stay where they were placed, replicated or split over "fsdp", and are
+    gathered whole where they are used. Left to itself, the partitioner rather splits some layers
+    the way their weights are split, and sends activations from device to device.
 
     The state is to be on the mesh from the first call on (`jax.device_put` to
     `parallel.replicated`): one that jax may still move is another program to it, compiled again at
