@@ -223,5 +223,6 @@ def _one_a_shape(scenes: Sequence[Scene]) -> list[int]:
     indices = []
     for turn, shape in enumerate(dict.fromkeys(scene.shape for scene in scenes)):
         having = [i for i, scene in enumerate(scenes) if scene.shape == shape]
-        indices.append(having[3 * turn % len(having)])
+        # Scenes are ordered by colour; this walk meets every colour and every background.
+        indices.append(having[(2 * turn + turn // 4) % len(having)])
     return indices

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 from tensorboardX import SummaryWriter
 
 from pea_jax.checkpoint import replace_text
@@ -154,12 +155,17 @@ class TrainingBar:
         if enabled and self._stream.isatty():
             self._bar = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[told]}", markup=False),
+                BarColumn(bar_width=12),
+                TextColumn("{task.fields[pace]}"),
+                # On a narrow terminal the terms take several lines.
+                TextColumn("{task.fields[terms]}", table_column=Column(ratio=1)),
+                expand=True,
                 console=Console(file=self._stream),
                 refresh_per_second=4,
             )
-            self._task = self._bar.add_task("", total=total, completed=start, told="compiling")
+            self._task = self._bar.add_task(
+                "", total=total, completed=start, pace="compiling", terms=""
+            )
 
     def __enter__(self) -> "TrainingBar":
         if self._bar is not None:
@@ -185,19 +191,19 @@ class TrainingBar:
             values: of that step; "loss" and those named loss_* are shown.
             rate: images a second; None keeps the last.
         """
-        told = [
+        terms = [
             f"{name.removeprefix('loss_')} {value:.4g}"
             for name, value in values.items()
             if name == "loss" or name.startswith("loss_")
         ]
         self._rate = self._rate if rate is None else rate
+        pace = []
         if self._rate is not None:
             seconds = (self._total - step) * self._images_per_step / self._rate
-            told += [
-                f"{self._rate:.1f} images/s",
-                f"{datetime.timedelta(seconds=round(seconds))} left",
-            ]
+            left = datetime.timedelta(seconds=round(seconds))
+            pace = [f"{self._rate:.1f} images/s", f"{left} left"]
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, told="  ".join(told))
+            told = {"pace": "  ".join(pace), "terms": "  ".join(terms)}
+            self._bar.update(self._task, completed=step, **told)
         elif step % self._log_every == 0 or step == self._total:
-            self.say("  ".join([f"step {step}/{self._total}", *told]))
+            self.say("  ".join([f"step {step}/{self._total}", *pace, *terms]))

@@ -82,7 +82,8 @@ def test_scores_go_to_the_right_model_and_set(config, drawn, tmp_path, capsys):
     assert "0.75" in told
     assert "by construction" in " ".join(told.split())
     # Eight figures and six motifs in rows; four models in columns.
-    assert Image.open(tmp_path / "grid.png").height > 14 * 128
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.height > 14 * 128
 
 
 def test_prompts_are_held_out_scenes_with_their_captions(config):
@@ -109,11 +110,19 @@ def test_prompts_are_held_out_scenes_with_their_captions(config):
     assert russian.texts["student"][0] == captions.caption(russian.scenes[0], "ru", 0)
 
 
-def test_grid_shows_every_figure_once_in_different_colours():
-    scenes = splits.scenes("test", native=False)
+@pytest.mark.parametrize("native", [False, True])
+def test_grid_shows_every_figure_once_and_all_there_is(native):
+    scenes = splits.scenes("test", native)
     chosen = [scenes[i] for i in evaluate._one_a_shape(scenes)]
-    assert len({scene.shape for scene in chosen}) == len(chosen) == 8
-    assert len({scene.colour for scene in chosen}) > 4
+    shapes = {scene.shape for scene in scenes}
+    assert len(chosen) == len(shapes)
+    assert {scene.shape for scene in chosen} == shapes
+    assert len({scene.colour for scene in chosen}) == len(chosen)
+    assert len({scene.background for scene in chosen}) == 4
+    assert len({scene.size for scene in chosen}) == 2
+
+
+def test_grid_takes_what_there_is():
     one = Scene("ring", "red", "small", "snow")
     assert evaluate._one_a_shape([one, one]) == [0]
 

@@ -128,9 +128,9 @@ def test_plain_lines_come_where_metrics_are_logged_and_at_the_end():
             bar.update(step, values, 16.0 if step == 10 else None)
         bar.say("done [saved]")
     assert stream.getvalue().splitlines() == [
-        "step 10/25  loss 0.1235  native 2  16.0 images/s  0:00:08 left",
-        "step 20/25  loss 0.1235  native 2  16.0 images/s  0:00:02 left",
-        "step 25/25  loss 0.1235  native 2  16.0 images/s  0:00:00 left",
+        "step 10/25  16.0 images/s  0:00:08 left  loss 0.1235  native 2",
+        "step 20/25  16.0 images/s  0:00:02 left  loss 0.1235  native 2",
+        "step 25/25  16.0 images/s  0:00:00 left  loss 0.1235  native 2",
         "done [saved]",
     ]
 
@@ -150,7 +150,7 @@ def test_a_terminal_gets_a_bar_with_the_same(monkeypatch):
     text = stream.getvalue()
     assert "told [above] the bar\n" in text.replace("\r", "")
     assert "step 6/20" in text
-    assert "loss 0.5  output 0.25  8.0 images/s  0:00:07 left" in text
+    assert "8.0 images/s  0:00:07 left loss 0.5  output 0.25" in text
 
 
 def test_other_processes_show_nothing():

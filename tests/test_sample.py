@@ -29,6 +29,11 @@ def trained(monkeypatch):
     return adapter
 
 
+def pixels(file):
+    with Image.open(file) as picture:
+        return np.asarray(picture)
+
+
 def files(folder):
     return sorted(file.name for file in folder.iterdir())
 
@@ -59,7 +64,7 @@ def test_a_file_and_a_manifest_line_for_every_prompt(config, trained, tmp_path, 
     pipeline = sample.load_pipeline(config, trained)
     expected = np.concatenate(list(pipeline.batches(prompts, settings, seed=5)))
     for name, image in zip(names, expected, strict=True):
-        assert np.array_equal(np.asarray(Image.open(output / name)), image)
+        assert np.array_equal(pixels(output / name), image)
 
     before = (output / "manifest.jsonl").read_bytes()
     with pytest.raises(ValueError, match="is there already: expected a new or an empty folder"):
@@ -75,7 +80,7 @@ def test_without_a_run_the_english_model_is_sampled(config, tmp_path):
     english = sample.load_pipeline(config, None)
     assert english.adapter is None
     image = english(["a red circle"], seed=5, steps=2, guidance_scale=1.0)[0]
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "00000.png")), image)
+    assert np.array_equal(pixels(tmp_path / "out" / "00000.png"), image)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,27 @@ import numpy as np
 
 from tests.distill.one_step import one_step
 
-METRICS = {}
+METRICS = {
+    "loss": 0.4479689,
+    "loss_native": 0.3694001,
+    "loss_output": 0.001203081,
+    "loss_feature": 0.7736563,
+    "feature/down_0": 0.1176078,
+    "feature/down_1": 0.05478760,
+    "feature/mid": 0.1194849,
+    "feature/up_0": 0.09485342,
+    "feature/up_1": 0.3869227,
+    "grad_norm": 0.1219317,
+}
 
 #: Norms of the gradient of every tensor of the adapter.
-GRADIENT = {}
+GRADIENT = {
+    "layernorm.bias": 0.07698300,
+    "layernorm.weight": 0.07266111,
+    "projector.0.weight": 0.04826383,
+    "projector.2.weight": 0.02907168,
+    "projector.4.weight": 0.02206298,
+}
 
 ADVICE = """
 A number of one train step has moved. If the change was not meant to change what is computed (a
