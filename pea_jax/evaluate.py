@@ -40,9 +40,10 @@ GRID_FILE = "grid.png"
 ABOUT = (
     "Share of images in which the oracle reads what was asked for, over held-out scenes. "
     "Teacher: the English model, given English. Untrained and student: the adapter before and "
-    "after training, given {language}. Translation: the English model, given the motif's Chinese "
-    'name word for word ("bear cat" for a panda). That this baseline fails is by construction, the '
-    "failure that the paper describes: the English side calls the motif something else."
+    "after training, given its own language. Translation: the English model, given the motif's "
+    'Chinese name word for word ("bear cat" for a panda). That this baseline fails is by '
+    "construction, the failure that the paper describes: the English side calls the motif "
+    "something else."
 )
 
 
@@ -107,7 +108,7 @@ def evaluate(
     }
     results |= {
         "counts": {name: len(asked.scenes) for name, asked in sets.items()},
-        "about": ABOUT.format(language=config.data.language),
+        "about": ABOUT,
         "settings": {
             **dataclasses.asdict(settings),
             **config.evaluate.to_dict(),

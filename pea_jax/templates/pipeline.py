@@ -139,8 +139,8 @@ class PEAStableDiffusionPipeline(StableDiffusionPipeline):
                     f"expected one negative prompt or {count}, one a prompt;"
                     f" got {len(negative_prompt)}"
                 )
-        # With embeddings given, what is left to the parent is dtype and images per prompt.
-        return super().encode_prompt(
+        # With embeddings given, what is left to the parent is the number of images per prompt.
+        encoded = super().encode_prompt(
             None,
             device,
             num_images_per_prompt,
@@ -149,6 +149,8 @@ class PEAStableDiffusionPipeline(StableDiffusionPipeline):
             negative_prompt_embeds=negative_prompt_embeds,
             lora_scale=lora_scale,
         )
+        # Where no dtype is asked for, transformers keeps that of the files and diffusers doesn't.
+        return tuple(None if one is None else one.to(self.unet.dtype) for one in encoded)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Writes model_index.json and, beside it, the code that it names: the folder is whole."""
