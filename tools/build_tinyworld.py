@@ -149,7 +149,7 @@ def train_decoder(work: Path, steps: int, batch: int = 16) -> None:
     images = pictures(train_scenes(), 12, seed=4).flatten(0, 1)
     rng = torch.Generator().manual_seed(4)
     parameters = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=4e-4, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=1e-4)
     schedule = cosine(optimizer, steps)
     start, total = time.time(), 0.0
     for step, rows in zip(range(steps), batches(len(images), batch, rng), strict=False):
