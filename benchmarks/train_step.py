@@ -93,7 +93,7 @@ def main() -> None:
     dtype = jnp.dtype(options.dtype)
     base = load_base(options.base, dtype=dtype, mesh=mesh)
     language = load_language_encoder(options.language_encoder, dtype=dtype, mesh=mesh)
-    width = base.unet.config.cross_attention_dim[0]
+    width = base.unet.config.cross_attention_dim
     adapter = AdapterConfig(language.width, options.hidden_width, width)
     (ids, mask), (english_ids, english_mask) = language.tokenizer([""]), base.tokenizer([""])
     empty = {"ids": ids, "mask": mask, "english_ids": english_ids, "english_mask": english_mask}

@@ -36,6 +36,7 @@ KEY = jax.random.key(2)  # drops prompts of both parts: checked below
 SETTINGS = DistillSettings(
     native_weight=0.7, output_weight=1.3, feature_weight=0.2, prompt_drop=0.4, noise_offset=0.2
 )
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 UNET = {
     "sample_size": 8,
     "block_out_channels": (8, 16),
@@ -234,19 +235,35 @@ def torch_terms(models, batch, empty, draws, prediction_type):
     }
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_terms_loss_and_every_gradient_are_those_of_pytorch(pair, prediction_type):
-    models, ours = pair
-    batch, empty = make_batch()
-    schedule = Schedule(
+def schedule_of(prediction_type):
+    return Schedule(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type=prediction_type,
     )
-    draws = draw(
-        KEY, Layout({"native": NATIVE, "parallel": PARALLEL}), (8, 8, 4), schedule, SETTINGS
-    )
+
+
+@pytest.fixture(scope="module")
+def ours(pair):
+    """Prediction type -> our loss, terms and gradient: one program, which shares the networks."""
+    batch, empty = make_batch()
+    networks, params, frozen = split_networks(**pair[1], empty=empty)
+    functions = {
+        prediction_type: make_loss_and_gradient(networks, schedule_of(prediction_type), SETTINGS)
+        for prediction_type in PREDICTION_TYPES
+    }
+    return quick(
+        lambda *arguments: {name: function(*arguments) for name, function in functions.items()}
+    )(params, frozen, batch, KEY)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_terms_loss_and_every_gradient_are_those_of_pytorch(pair, ours, prediction_type):
+    models, _ = pair
+    batch, empty = make_batch()
+    layout = Layout({"native": NATIVE, "parallel": PARALLEL})
+    draws = draw(KEY, layout, (8, 8, 4), schedule_of(prediction_type), SETTINGS)
     for rows in (slice(NATIVE), slice(NATIVE, None)):
         assert 0 < int(draws.dropped[rows].sum()) < draws.dropped[rows].size
 
@@ -260,10 +277,7 @@ def test_terms_loss_and_every_gradient_are_those_of_pytorch(pair, prediction_typ
     loss.backward()
     wanted = {name: parameter.grad for name, parameter in models["adapter"].named_parameters()}
 
-    networks, params, frozen = split_networks(**ours, empty=empty)
-    got_loss, metrics, gradient = quick(make_loss_and_gradient(networks, schedule, SETTINGS))(
-        params, frozen, batch, KEY
-    )
+    got_loss, metrics, gradient = ours[prediction_type]
     assert relative_error(got_loss, loss.item()) < 1e-5
     assert metrics.keys() == terms.keys() | {"loss"}
     for name, term in terms.items():
