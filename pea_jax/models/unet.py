@@ -9,10 +9,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from pea_jax.models.blocks import (
+    GroupNorm,
     TimestepEmbedding,
     TransformerSpec,
     conv3x3,
-    group_norm,
     timestep_embedding,
 )
 from pea_jax.models.conditioning import Conditioning
@@ -104,7 +104,7 @@ class UNet(nnx.Module):
             self.up_blocks.append(block)
             width, skip_widths = channels[level], skip_widths[:-used]
 
-        self.conv_norm_out = group_norm(width, groups, eps, **leaf)
+        self.conv_norm_out = GroupNorm(width, groups, eps, **leaf)
         self.conv_out = conv3x3(width, config.out_channels, **leaf)
 
     def __call__(

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pea_jax.models.attention import dot_product_attention
-from pea_jax.models.blocks import Downsample, ResnetBlock, Upsample, conv3x3, group_norm
+from pea_jax.models.blocks import Downsample, GroupNorm, ResnetBlock, Upsample, conv3x3
 from pea_jax.models.sizes import not_counts
 
 GROUP_NORM_EPS = 1e-6
@@ -188,7 +188,7 @@ class _Encoder(nnx.Module):
             ]
         )
         self.mid_block = _MidBlock(widths[-1], config.norm_num_groups, **leaf)
-        self.conv_norm_out = group_norm(widths[-1], config.norm_num_groups, GROUP_NORM_EPS, **leaf)
+        self.conv_norm_out = GroupNorm(widths[-1], config.norm_num_groups, GROUP_NORM_EPS, **leaf)
         self.conv_out = conv3x3(widths[-1], 2 * config.latent_channels, **leaf)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w M"]:
@@ -219,7 +219,7 @@ class _Decoder(nnx.Module):
                 for level, width in enumerate(widths)
             ]
         )
-        self.conv_norm_out = group_norm(widths[-1], config.norm_num_groups, GROUP_NORM_EPS, **leaf)
+        self.conv_norm_out = GroupNorm(widths[-1], config.norm_num_groups, GROUP_NORM_EPS, **leaf)
         self.conv_out = conv3x3(widths[-1], config.out_channels, **leaf)
 
     def __call__(self, x: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
@@ -290,7 +290,7 @@ class _Attention(nnx.Module):
     """x + to_out(attention(group_norm(x))) over all positions, with one head of the full width."""
 
     def __init__(self, channels: int, groups: int, **leaf):
-        self.group_norm = group_norm(channels, groups, GROUP_NORM_EPS, **leaf)
+        self.group_norm = GroupNorm(channels, groups, GROUP_NORM_EPS, **leaf)
         self.to_q = nnx.Linear(channels, channels, **leaf)
         self.to_k = nnx.Linear(channels, channels, **leaf)
         self.to_v = nnx.Linear(channels, channels, **leaf)

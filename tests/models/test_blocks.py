@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pea_jax.models.blocks import group_norm, resize_nearest, timestep_embedding
+from pea_jax.models.blocks import GroupNorm, resize_nearest, timestep_embedding
 
 
 def test_group_norm_keeps_its_digits_about_a_large_mean(rng):
@@ -14,7 +14,7 @@ def test_group_norm_keeps_its_digits_about_a_large_mean(rng):
     grouped = x.astype(np.float64).reshape(2, 16, 2, 4)
     mean = grouped.mean(axis=(1, 3), keepdims=True)
     want = (grouped - mean) / np.sqrt(grouped.var(axis=(1, 3), keepdims=True) + 1e-5)
-    got = group_norm(8, 2, 1e-5, rngs=nnx.Rngs(0))(jnp.asarray(x))
+    got = GroupNorm(8, 2, 1e-5, rngs=nnx.Rngs(0))(jnp.asarray(x))
     np.testing.assert_allclose(got, want.reshape(x.shape), atol=1e-3)
 
 
