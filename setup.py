@@ -40,6 +40,8 @@ EXTRAS = {
     # Accelerators: jax with the plugin of the hardware.
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda12]>=0.10.2"],
+    # Models that are published as torch pickles alone (weights/pickles.py); the CPU build will do.
+    "pickles": ["torch>=2.13"],
     # What `make test` and `make lint` need, but for PyTorch (see `parity`).
     "test": [
         "pytest>=8",

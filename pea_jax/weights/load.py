@@ -1,9 +1,10 @@
-"""Safetensors into a Flax module, driven by the module and not by the file.
+"""Files of weights into a Flax module, driven by the module and not by the file.
 
 The abstract module says which parameters there are, of which shapes; every tensor that is missing,
 extra, duplicate or misshapen is gathered and raised at once. Then each parameter goes straight into
 its placed array: every device's part is read from the file by itself, so a host never holds more
-than its own share of the model and one part besides.
+than its own share of the model and one part besides. The files are safetensors; torch pickles are
+read through the same interface, see `pickles`.
 """
 
 import re
@@ -22,12 +23,10 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from pea_jax.weights import names
+from pea_jax.weights.errors import WeightsError
+from pea_jax.weights.pickles import is_pickle, open_pickle
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-
-
-class WeightsError(ValueError):
-    """A checkpoint that cannot be read, or that does not fit the module."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def load_module(
 
     Args:
       build: makes the module; traced only, so nothing is initialised.
-      files: one safetensors file, or all shards of a checkpoint.
+      files: one safetensors file or torch pickle, or all shards of a checkpoint.
       dtype: of the loaded floating-point parameters; None takes the module's own (`param_dtype`).
       sharding: (key in the checkpoint, the module's shape) -> where that parameter goes. None, or a
         None returned, leaves it uncommitted on the default device.
@@ -95,12 +94,15 @@ def load_module(
 
 
 def read_header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Every key of a safetensors file with its shape, without reading a tensor."""
+    """Every key of a file of weights with its shape, without reading a tensor."""
     with _open(Path(file)) as handle:
         return {tensor.key: tensor.shape for tensor in _catalogue(Path(file), handle)}
 
 
 def _open(file: Path) -> Any:
+    """A handle of either format, told apart by what the file begins with and not by its name."""
+    if is_pickle(file):
+        return open_pickle(file)
     try:
         return safe_open(str(file), framework="np")
     except FileNotFoundError:
