@@ -25,6 +25,11 @@ def get_config() -> ConfigDict:
     # Of the frozen weights: "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on
     # CPUs. The adapter, its optimiser and the losses are float32 always.
     config.model.dtype = "auto"
+    # The UNet's attention: "auto", or "xla", "cudnn" (GPUs), "splash" (TPUs).
+    config.model.attention = "auto"
+    # What training computes again rather than keeps: "none", "blocks" (the inside of each resnet and
+    # transformer block), "full" (of each level): less memory for more time.
+    config.model.remat = "none"
 
     config.adapter = ConfigDict()
     # Of its projector: the width between the linear layers, and how many of these there are.
