@@ -45,7 +45,9 @@ def make_batch(
         ids, mask = language.tokenizer(["红色 圆形"] * count)
         batch[name] = {
             "pixels": generator.integers(0, 256, shape, dtype=np.uint8),
-            "time_ids": np.tile(np.int32([options.image_size] * 2 + [0, 0] + [options.image_size] * 2), (count, 1)),
+            "time_ids": np.tile(
+                np.int32([options.image_size] * 2 + [0, 0] + [options.image_size] * 2), (count, 1)
+            ),
             "ids": ids,
             "mask": mask,
         }

@@ -43,8 +43,8 @@ def get_config() -> ConfigDict:
     config.data.dataset = "tinyworld"
     # Where prepared data sets lie.
     config.data.data_dir = "~/tensorflow_datasets"
-    # Of the captions, a BCP 47 code; rows of other languages are left out.
-    config.data.language = "zh"
+    # Of the captions, BCP 47 codes; rows of other languages are left out.
+    config.data.languages = ("zh",)
     # Pictures are resized and centre-cropped to this height and width.
     config.data.image_size = 512
     # Rows of one step over all hosts and devices, and how many of them are native pairs, which
@@ -129,6 +129,8 @@ def get_config() -> ConfigDict:
     config.sample.seed = 0
 
     config.evaluate = ConfigDict()
+    # Of the prompts; "" takes the first of data.languages.
+    config.evaluate.language = ""
     # Images a prompt.
     config.evaluate.images_per_prompt = 1
     # Prompts of each set; 0 takes all.

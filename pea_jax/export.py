@@ -217,13 +217,13 @@ def model_card(config: ConfigDict, adapter: Adapter, base: Path, workdir: Path, 
       step: of the adapter.
     """
     license_name = _license(base / "README.md")
-    language = config.data.language
+    languages = " and ".join(_LANGUAGES.get(code, code) for code in config.data.languages)
     prompts = [prompt for prompt in config.train.sample_prompts if prompt] or [""]
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(adapter)))
     return Template((TEMPLATES / "model_card.md").read_text("utf-8")).substitute(
-        front_matter=_front_matter(config.model.base, language, license_name),
-        title=f"{Path(config.model.base).name} in {_LANGUAGES.get(language, language)}",
-        languages=_LANGUAGES.get(language, language),
+        front_matter=_front_matter(config.model.base, config.data.languages, license_name),
+        title=f"{Path(config.model.base).name} in {languages}",
+        languages=languages,
         base=config.model.base,
         language_encoder=config.model.language_encoder,
         parameters=f"{parameters:,}",
@@ -242,7 +242,7 @@ def _metadata(config: ConfigDict, step: int) -> dict[str, Any]:
         "base_model": config.model.base,
         "language_encoder": config.model.language_encoder,
         "language_max_length": config.model.language_max_length,
-        "language": config.data.language,
+        "languages": list(config.data.languages),
         "step": step,
     }
 
@@ -284,7 +284,7 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _front_matter(base: str, language: str, license_name: str | None) -> str:
+def _front_matter(base: str, languages: Sequence[str], license_name: str | None) -> str:
     """The card's metadata on the Hub; https://huggingface.co/docs/hub/model-cards."""
     lines = [f"license: {license_name or 'other'}"]
     if license_name is None:
@@ -292,7 +292,7 @@ def _front_matter(base: str, language: str, license_name: str | None) -> str:
     on_the_hub = base not in SHIPPED and re.fullmatch(r"[\w.-]+/[\w.-]+", base)
     if on_the_hub and not Path(base).expanduser().exists():
         lines.append(f"base_model: {base}")
-    lines += ["language:", f"- {language}", "library_name: diffusers"]
+    lines += ["language:", *(f"- {language}" for language in languages), "library_name: diffusers"]
     lines += ["pipeline_tag: text-to-image", "tags:"]
     lines += [f"- {tag}" for tag in ("stable-diffusion", "pea-diffusion", "adapter")]
     return "".join(f"{line}\n" for line in lines)

@@ -343,7 +343,9 @@ def _program(
     if unet.config.pooled_width is not None:
         size = [side * vae.config.downsampling_factor for side in batch["noise"].shape[1:3]]
         # SDXL's time ids (H, W, top, left, H, W): of a picture of this size, not cropped.
-        added = jnp.tile(jnp.array([[*size, 0, 0, *size]], jnp.float32), (len(conditioning.tokens), 1))
+        added = jnp.tile(
+            jnp.array([[*size, 0, 0, *size]], jnp.float32), (len(conditioning.tokens), 1)
+        )
 
     def denoise(latents: Float[Array, "B h w c"], timestep: Float[Array, ""]) -> Array:
         inputs = _interleave(latents, latents) if guided else latents

@@ -94,7 +94,7 @@ def build(config: ConfigDict) -> Run:
         native_tokenizer=language.tokenizer,
         english_tokenizer=base.tokenizer,
         image_size=config.data.image_size,
-        languages=(config.data.language,),
+        languages=config.data.languages,
         workers=config.data.workers,
         max_bad=config.data.max_bad_images,
     )
@@ -158,6 +158,8 @@ def check(config: ConfigDict, data_shards: int) -> None:
             "data.native_batch_size: without distill.hybrid every row is parallel, expected 0, "
             f"got {data.native_batch_size}"
         )
+    if not data.languages:
+        problems.append("data.languages: expected one or more, got none")
     if problems:
         raise ValueError("; ".join(problems))
     native = data.native_batch_size

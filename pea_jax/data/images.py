@@ -109,9 +109,7 @@ def centre_box(
     return left, top, left + box_width, top + box_height
 
 
-def centre_crop(
-    height: int, width: int, target_height: int, target_width: int
-) -> tuple[int, int]:
+def centre_crop(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
     """Where `centre_box` lies in the picture that was resized to cover the target: (top, left).
 
     In pixels of the resized picture, as SDXL is told of its crops (arXiv 2307.01952, section 2.2).
