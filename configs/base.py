@@ -27,8 +27,8 @@ def get_config() -> ConfigDict:
     config.model.dtype = "auto"
     # The UNet's attention: "auto", or "xla", "cudnn" (GPUs), "splash" (TPUs).
     config.model.attention = "auto"
-    # What training computes again rather than keeps: "none", "blocks" (the inside of each resnet and
-    # transformer block), "full" (of each level): less memory for more time.
+    # What training computes again rather than keeps, less memory for more time: "none", "blocks"
+    # (the inside of each resnet and transformer block), "full" (the inside of each level).
     config.model.remat = "none"
 
     config.adapter = ConfigDict()

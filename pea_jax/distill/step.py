@@ -112,9 +112,10 @@ def make_train_step(
     Returns:
         train_step(state, frozen, batch, key, *, data_shards=1) -> (state, metrics):
         frozen: of `split_networks`.
-        batch: {"native": part, "parallel": part}, a part without rows absent; a part is {"pixels":
-            uint8 [b, H, W, 3], "time_ids": int32 [b, 6], "ids": int32 [b, L], "mask": int32 [b, L]},
-            and of the parallel part also "english_ids" and "english_mask".
+        batch: {"native": part, "parallel": part}, a part without rows absent; a part is
+            {"pixels": uint8 [b, H, W, 3], "time_ids": int32 [b, 6] (see `data.pipeline.Batch`),
+            "ids": int32 [b, L], "mask": int32 [b, L]}, and of the parallel part also "english_ids"
+            and "english_mask".
         key: of the whole run; the step folds its number in.
         data_shards: devices that the batch is split over; it changes no value.
         metrics: scalars, float32: those of `losses.total`, and "grad_norm" before clipping.

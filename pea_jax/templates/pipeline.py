@@ -13,6 +13,8 @@ pipelines of the same base (ControlNet, inpainting, image to image) take the pro
 `encode_prompt` gives.
 """
 
+from typing import ClassVar
+
 import torch
 from diffusers import ModelMixin, StableDiffusionPipeline
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
@@ -45,7 +47,7 @@ class PEAStableDiffusionPipeline(StableDiffusionPipeline):
     model_cpu_offload_seq = (
         "language_encoder->language_encoder_2->adapter->text_encoder->image_encoder->unet->vae"
     )
-    _optional_components = [
+    _optional_components: ClassVar[list[str]] = [
         *StableDiffusionPipeline._optional_components,
         "language_encoder_2",
         "language_tokenizer_2",

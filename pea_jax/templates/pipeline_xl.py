@@ -13,6 +13,8 @@ pipelines of the same base (ControlNet, inpainting, image to image) take the pro
 `encode_prompt` gives.
 """
 
+from typing import ClassVar
+
 import torch
 from diffusers import ModelMixin, StableDiffusionXLPipeline
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
@@ -48,7 +50,7 @@ class PEAStableDiffusionXLPipeline(StableDiffusionXLPipeline):
         "language_encoder->language_encoder_2->adapter->text_encoder->text_encoder_2"
         "->image_encoder->unet->vae"
     )
-    _optional_components = [
+    _optional_components: ClassVar[list[str]] = [
         *StableDiffusionXLPipeline._optional_components,
         "language_encoder_2",
         "language_tokenizer_2",
