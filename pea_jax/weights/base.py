@@ -81,6 +81,11 @@ class BaseConfig:
         """Every part with weights, and what its weight files are called."""
         return {part: _STEMS[part] for part in ("unet", "vae", *self.text_encoders)}
 
+    @property
+    def tokenizers(self) -> list[str]:
+        """The folder of each text encoder's tokenizer."""
+        return [_TEXT_PARTS[part] for part in self.text_encoders]
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -165,8 +170,8 @@ def load_base(
     """
     config = read_base_config(name, revision=revision)
     tokenizers = [
-        Tokenizer.from_folder(config.folder / _TEXT_PARTS[part], tower.max_position_embeddings)
-        for part, tower in config.text_encoders.items()
+        Tokenizer.from_folder(config.folder / part, tower.max_position_embeddings)
+        for part, tower in zip(config.tokenizers, config.text_encoders.values(), strict=True)
     ]
     files = fetch_weights(name, config.stems, half=prefers_half(dtype), revision=revision)
     sharding = None if mesh is None else parallel.parameter_sharding(mesh)

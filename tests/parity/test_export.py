@@ -41,19 +41,23 @@ def models(tmp_path_factory):
     return vivid.write_models(tmp_path_factory.mktemp("models"))
 
 
+def load_ours(models, adapter):
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    return Pipeline.from_pretrained(models / "sd", models / "xlm-roberta", adapter, mesh=mesh)
+
+
 @pytest.fixture(scope="module")
 def ours(models):
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    return Pipeline.from_pretrained(
-        models / "sd", models / "xlm-roberta", vivid.make_adapter(), mesh=mesh
-    )
+    return load_ours(models, vivid.make_adapter())
 
 
 @pytest.fixture(scope="module")
 def folder(models, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
+    return export_folder(models, vivid.make_adapter(), tmp_path_factory.mktemp("run"))
+
+
+def export_folder(models, adapter, workdir):
     with pytest.MonkeyPatch.context() as patch:
-        adapter = vivid.make_adapter()
         patch.setattr(checkpoint, "load_adapter", lambda workdir, step=None: (adapter, 1))
         config = tiny.config(models, workdir, sample__solver="dpmpp_2m")
         return export.export(config, workdir, output=workdir / "out") / "diffusers"
@@ -179,3 +183,78 @@ def test_english_model_is_still_there(theirs, ours):
     expected = draw(english, ours, prompts, negative_prompt=["", ""], num_inference_steps=5)
     images = ours.english()(prompts, seed=SEEDS, steps=5, guidance_scale=5.0, **SIZE)
     assert np.abs(images - expected).max() <= 2
+
+
+class TestSDXL:
+    """The same for a base that wants a pooled vector and time ids."""
+
+    @pytest.fixture(scope="class")
+    def models(self, tmp_path_factory):
+        return vivid.write_models(tmp_path_factory.mktemp("models"), xl=True)
+
+    @pytest.fixture(scope="class")
+    def adapter(self):
+        return vivid.make_adapter(output_width=24, pooled_width=10)
+
+    @pytest.fixture(scope="class")
+    def ours(self, models, adapter):
+        return load_ours(models, adapter)
+
+    @pytest.fixture(scope="class")
+    def folder(self, models, adapter, tmp_path_factory):
+        return export_folder(models, adapter, tmp_path_factory.mktemp("run"))
+
+    @pytest.fixture(scope="class")
+    def theirs(self, folder):
+        return load(folder, custom_pipeline="pipeline")
+
+    def test_images_are_equal(self, ours, theirs):
+        expected = draw(theirs, ours, num_inference_steps=5)
+        settings = {"steps": 5, "guidance_scale": 5.0, "negative_prompt": NEGATIVE, **SIZE}
+        images = ours(PROMPTS, seed=SEEDS, **settings)
+        assert np.abs(images - expected).max() <= 2
+        assert images.std(axis=(1, 2)).min() > 10
+        others = draw(theirs, ours, PROMPTS[::-1], num_inference_steps=5)
+        assert np.abs(images - others).max() > 8
+
+    def test_saved_again_it_is_the_same(self, theirs, ours, tmp_path):
+        expected = draw(theirs, ours, num_inference_steps=2)
+        theirs.save_pretrained(tmp_path / "again")
+        again = load(tmp_path / "again", custom_pipeline="pipeline")
+        assert type(again).__name__ == "PEAStableDiffusionXLPipeline"
+        assert np.array_equal(draw(again, ours, num_inference_steps=2), expected)
+
+    def test_base_pipeline_takes_our_tokens_and_pooled(self, theirs, ours):
+        """What other pipelines of the family (ControlNet, inpainting, ...) are given."""
+        names = ("prompt_embeds", "negative_prompt_embeds")
+        names += tuple(
+            f"{name.removesuffix('prompt_embeds')}pooled_prompt_embeds" for name in names
+        )
+        with torch.no_grad():
+            encoded = theirs.encode_prompt(PROMPTS, negative_prompt=NEGATIVE, device="cpu")
+        assert [tuple(each.shape) for each in encoded] == [(2, 40, 24)] * 2 + [(2, 10)] * 2
+        english = diffusers.StableDiffusionXLPipeline(
+            **{
+                name: part
+                for name, part in theirs.components.items()
+                if "language" not in name and name != "adapter"
+            }
+        )
+        english.set_progress_bar_config(disable=True)
+        given = dict(zip(names, encoded, strict=True))
+        images = draw(english, ours, None, negative_prompt=None, num_inference_steps=2, **given)
+        assert np.array_equal(images, draw(theirs, ours, num_inference_steps=2))
+        # The English model itself: both towers, and zeros for a negative prompt that is none.
+        prompts = ["a red circle", "abc"]
+        expected = draw(english, ours, prompts, negative_prompt=None, num_inference_steps=5)
+        images = ours.english()(prompts, seed=SEEDS, steps=5, guidance_scale=5.0, **SIZE)
+        assert np.abs(images - expected).max() <= 2
+        negatives = ["cab", "abcabc"]
+        expected = draw(english, ours, prompts, negative_prompt=negatives, num_inference_steps=5)
+        settings = {"steps": 5, "guidance_scale": 5.0, "negative_prompt": negatives, **SIZE}
+        images = ours.english()(prompts, seed=SEEDS, **settings)
+        assert np.abs(images - expected).max() <= 2
+
+    def test_arguments_of_the_english_text_encoders_are_refused(self, theirs):
+        with pytest.raises(ValueError, match="prompt_2, clip_skip: of the English"):
+            theirs.encode_prompt(PROMPTS, prompt_2=PROMPTS, clip_skip=1)
