@@ -241,7 +241,7 @@ class TestSDXL:
             }
         )
         english.set_progress_bar_config(disable=True)
-        given = dict(zip(names, encoded, strict=True))
+        given = {f"{name}prompt_embeds": each for name, each in zip(names, encoded, strict=True)}
         images = draw(english, ours, None, negative_prompt=None, num_inference_steps=2, **given)
         assert np.array_equal(images, draw(theirs, ours, num_inference_steps=2))
         # The English model itself: both towers, and zeros for a negative prompt that is none.
