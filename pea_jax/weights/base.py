@@ -173,29 +173,32 @@ def load_base(
         Tokenizer.from_folder(config.folder / part, tower.max_position_embeddings)
         for part, tower in zip(config.tokenizers, config.text_encoders.values(), strict=True)
     ]
-    files = fetch_weights(name, config.stems, half=prefers_half(dtype), revision=revision)
+    upcast = config.unet.pooled_width is not None and config.vae.force_upcast
+    dtypes = {part: jnp.float32 if part == "vae" and upcast else dtype for part in config.stems}
+    files: dict[str, list[Path]] = {}
+    for half in (True, False):
+        stems = {p: stem for p, stem in config.stems.items() if prefers_half(dtypes[p]) == half}
+        if stems:
+            files |= fetch_weights(name, stems, half=half, revision=revision)
     sharding = None if mesh is None else parallel.parameter_sharding(mesh)
 
-    def load(
-        part: str, build: Callable[..., nnx.Module], dtype: DTypeLike, ignore: tuple[str, ...] = ()
-    ) -> Any:
+    def load(part: str, build: Callable[..., nnx.Module], ignore: tuple[str, ...] = ()) -> Any:
         return load_module(
-            lambda: build(rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype),
+            lambda: build(rngs=nnx.Rngs(0), dtype=dtypes[part], param_dtype=dtypes[part]),
             files[part],
             sharding=sharding,
             ignore=ignore,
         )
 
     unet = functools.partial(UNet, config.unet, attention=attention, remat=remat)
-    upcast = config.unet.pooled_width is not None and config.vae.force_upcast
     towers = []
     for part, tower in config.text_encoders.items():
         projected = config.unet.pooled_width is not None and part == "text_encoder_2"
         build = functools.partial(CLIPText, tower, projected=projected)
-        towers.append(load(part, build, dtype, () if projected else _TEXT_EXTRAS))
+        towers.append(load(part, build, () if projected else _TEXT_EXTRAS))
     return BaseModel(
-        unet=load("unet", unet, dtype),
-        vae=load("vae", functools.partial(VAE, config.vae), jnp.float32 if upcast else dtype),
+        unet=load("unet", unet),
+        vae=load("vae", functools.partial(VAE, config.vae)),
         text_encoder=EnglishText(towers),
         tokenizer=tokenizers[0] if len(tokenizers) == 1 else SideBySide(tokenizers),
         schedule=config.schedule,
