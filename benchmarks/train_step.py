@@ -45,6 +45,7 @@ def make_batch(
         ids, mask = language.tokenizer(["红色 圆形"] * count)
         batch[name] = {
             "pixels": generator.integers(0, 256, shape, dtype=np.uint8),
+            "time_ids": np.tile(np.array([[*shape[1:3], 0, 0, *shape[1:3]]], np.int32), (count, 1)),
             "ids": ids,
             "mask": mask,
         }
@@ -64,7 +65,7 @@ def parts(networks: Networks, frozen: dict[str, Any]) -> dict[str, Callable]:
 
     return {
         "UNet forward": compiled(
-            "unet", lambda unet, x, t, tokens: unet(x, t, Conditioning(tokens))
+            "unet", lambda unet, x, t, conditioning, added: unet(x, t, conditioning, added)
         ),
         "VAE encoder": compiled("vae", lambda vae, pixels: vae.encode(pixels)),
         "language encoder": compiled("language_encoder", lambda tower, *inputs: tower(*inputs)),
@@ -93,8 +94,8 @@ def main() -> None:
     dtype = jnp.dtype(options.dtype)
     base = load_base(options.base, dtype=dtype, mesh=mesh)
     language = load_language_encoder(options.language_encoder, dtype=dtype, mesh=mesh)
-    width = base.unet.config.cross_attention_dim
-    adapter = AdapterConfig(language.width, options.hidden_width, width)
+    width, pooled = base.unet.config.cross_attention_dim, base.unet.config.pooled_width
+    adapter = AdapterConfig(language.width, options.hidden_width, width, pooled_width=pooled)
     (ids, mask), (english_ids, english_mask) = language.tokenizer([""]), base.tokenizer([""])
     empty = {"ids": ids, "mask": mask, "english_ids": english_ids, "english_mask": english_mask}
     networks, params, frozen = split_networks(
@@ -119,11 +120,17 @@ def main() -> None:
 
     side = options.image_size // base.vae.config.downsampling_factor
     channels = base.unet.config.in_channels
+    rows, length = options.batch, language.tokenizer.max_length
+    conditioning = Conditioning(
+        np.ones((rows, length, width), np.float32),
+        None if pooled is None else np.ones((rows, pooled), np.float32),
+    )
     inputs = {
         "UNet forward": (
             np.ones((options.batch, side, side, channels), np.float32),
             np.ones(options.batch, np.int32),
-            np.ones((options.batch, language.tokenizer.max_length, width), np.float32),
+            conditioning,
+            None if pooled is None else np.ones((rows, 6), np.float32),
         ),
         "VAE encoder": (
             np.ones((options.batch, options.image_size, options.image_size, 3), np.float32),

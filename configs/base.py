@@ -25,6 +25,11 @@ def get_config() -> ConfigDict:
     # Of the frozen weights: "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on
     # CPUs. The adapter, its optimiser and the losses are float32 always.
     config.model.dtype = "auto"
+    # The UNet's attention: "auto", or "xla", "cudnn" (GPUs), "splash" (TPUs).
+    config.model.attention = "auto"
+    # What training computes again rather than keeps, less memory for more time: "none", "blocks"
+    # (the inside of each resnet and transformer block), "full" (the inside of each level).
+    config.model.remat = "none"
 
     config.adapter = ConfigDict()
     # Of its projector: the width between the linear layers, and how many of these there are.
@@ -38,8 +43,8 @@ def get_config() -> ConfigDict:
     config.data.dataset = "tinyworld"
     # Where prepared data sets lie.
     config.data.data_dir = "~/tensorflow_datasets"
-    # Of the captions, a BCP 47 code; rows of other languages are left out.
-    config.data.language = "zh"
+    # Of the captions, BCP 47 codes; rows of other languages are left out.
+    config.data.languages = ("zh",)
     # Pictures are resized and centre-cropped to this height and width.
     config.data.image_size = 512
     # Rows of one step over all hosts and devices, and how many of them are native pairs, which
@@ -124,6 +129,8 @@ def get_config() -> ConfigDict:
     config.sample.seed = 0
 
     config.evaluate = ConfigDict()
+    # Of the prompts; "" takes the first of data.languages.
+    config.evaluate.language = ""
     # Images a prompt.
     config.evaluate.images_per_prompt = 1
     # Prompts of each set; 0 takes all.

@@ -114,7 +114,7 @@ def evaluate(
             **config.evaluate.to_dict(),
             "base": config.model.base,
             "language_encoder": config.model.language_encoder,
-            "language": config.data.language,
+            "language": _language(config),
             "step": step,
         },
     }
@@ -122,7 +122,7 @@ def evaluate(
         output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
         checkpoint.replace_text(output / EVAL_FILE, text)
-        draw(sets, images, config.data.language).save(output / GRID_FILE)
+        draw(sets, images, _language(config)).save(output / GRID_FILE)
         show(results, Console())
         print(f"{output / EVAL_FILE}\n{output / GRID_FILE}")
     return results
@@ -133,7 +133,7 @@ def prompt_set(config: ConfigDict, *, native: bool) -> PromptSet:
 
     Templates of captions take turns, so all are asked for.
     """
-    given, language = config.evaluate, config.data.language
+    given, language = config.evaluate, _language(config)
     scenes = splits.scenes("test", native)
     chosen = _spread(scenes, given.prompts or len(scenes))
     rows = [(i, s) for i, s in enumerate(chosen) for _ in range(given.images_per_prompt)]
@@ -177,13 +177,17 @@ def show(results: dict, console: Console) -> None:
     console.print(table)
 
 
+def _language(config: ConfigDict) -> str:
+    return config.evaluate.language or config.data.languages[0]
+
+
 def _check(config: ConfigDict, settings: Settings) -> None:
     problems = []
     if config.data.dataset != "tinyworld":
         problems.append(f"data.dataset: expected tinyworld, got {config.data.dataset}")
-    if config.data.language not in captions.LANGUAGES:
+    if _language(config) not in captions.LANGUAGES:
         expected = ", ".join(captions.LANGUAGES)
-        problems.append(f"data.language: expected one of {expected}, got {config.data.language}")
+        problems.append(f"data.languages: expected one of {expected}, got {_language(config)}")
     if (settings.height, settings.width) != (world.IMAGE_SIZE, world.IMAGE_SIZE):
         problems.append(
             f"sample.height and width: expected {world.IMAGE_SIZE}, "

@@ -14,7 +14,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -44,7 +44,51 @@ _LANGUAGES = {
 
 #: What the folder's model_index.json and its code call the adapter.
 _ADAPTER_ENTRY = ["pea_adapter", "PEAAdapter"]
-_PIPELINE_ENTRY = ["pipeline", "PEAStableDiffusionPipeline"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """What the folder of a family has of its own.
+
+    Attributes:
+      template: of the pipeline's code.
+      pipeline: its class.
+      parent: the class of diffusers that it is made from.
+      encoded: what its `encode_prompt` gives.
+      index: entries of model_index.json.
+    """
+
+    template: str
+    pipeline: str
+    parent: str
+    encoded: tuple[str, ...]
+    index: Mapping[str, Any]
+
+
+_SD = _Family(
+    "pipeline.py",
+    "PEAStableDiffusionPipeline",
+    "StableDiffusionPipeline",
+    ("prompt_embeds", "negative_prompt_embeds"),
+    {
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+    },
+)
+_SDXL = _Family(
+    "pipeline_xl.py",
+    "PEAStableDiffusionXLPipeline",
+    "StableDiffusionXLPipeline",
+    (
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    ),
+    {"feature_extractor": [None, None], "image_encoder": [None, None]},
+)
 
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 
@@ -89,14 +133,13 @@ def export(
     output = workdir / "export" if output is None else output
     refuse_used(output)
     adapter, step = checkpoint.load_adapter(workdir, step=step)
-    if adapter.config.pooled_width is not None:
-        raise ValueError("export: an adapter with a pooled vector (SDXL) is not supported")
     base = read_base_config(config.model.base)
     language = read_language_config(config.model.language_encoder)
     check_fit(
         adapter.config,
         language_width=language.width,
         cross_attention_dim=base.unet.cross_attention_dim,
+        pooled_width=base.unet.pooled_width,
     )
     with _appearing(output) as folder:
         save_adapter(folder, adapter, metadata=_metadata(config, step))
@@ -133,12 +176,12 @@ def write_diffusers(
       exported: the folder of adapter.safetensors.
     """
     half = config.model.dtype == "bfloat16"
-    stems = {"unet": _DIFFUSERS_WEIGHTS, "vae": _DIFFUSERS_WEIGHTS, "text_encoder": "model"}
-    weights = fetch_weights(config.model.base, stems, half=half)
-    for part, stem in stems.items():
+    weights = fetch_weights(config.model.base, base.stems, half=half)
+    for part, stem in base.stems.items():
         _copy([base.folder / part / "config.json"], folder / part)
         _copy_weights(weights[part], folder / part, stem)
-    _copy(sorted((base.folder / "tokenizer").glob("*.*")), folder / "tokenizer")
+    for part in base.tokenizers:
+        _copy(sorted((base.folder / part).glob("*.*")), folder / part)
     schedule = Schedule.from_dict(base.schedule)
     scheduler = scheduler_config(config.sample.solver, schedule)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -151,20 +194,19 @@ def write_diffusers(
     tokenizer.model_max_length = config.model.language_max_length
     tokenizer.save_pretrained(folder / "language_tokenizer")
 
-    architecture = dataclasses.asdict(adapter.config)
-    del architecture["pooled_width"]
-    _write_json(
-        folder / "adapter" / "config.json", {"_class_name": _ADAPTER_ENTRY[1], **architecture}
-    )
+    family = _family(adapter)
+    architecture = {"_class_name": _ADAPTER_ENTRY[1], **dataclasses.asdict(adapter.config)}
+    _write_json(folder / "adapter" / "config.json", architecture)
     shutil.copyfile(
         exported / WEIGHTS_FILE, folder / "adapter" / f"{_DIFFUSERS_WEIGHTS}.safetensors"
     )
     shutil.copyfile(TEMPLATES / "pea_adapter.py", folder / "adapter" / "pea_adapter.py")
-    shutil.copyfile(TEMPLATES / "pipeline.py", folder / "pipeline.py")
+    shutil.copyfile(TEMPLATES / family.template, folder / "pipeline.py")
     index = read_json(base.folder / "model_index.json")
     index = {
-        "_class_name": _PIPELINE_ENTRY,
-        **{name: index[name] for name in ("unet", "vae", "text_encoder", "tokenizer")},
+        "_class_name": ["pipeline", family.pipeline],
+        **{name: index[name] for name in (*base.stems, *base.tokenizers)},
+        **family.index,
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "language_encoder": [
             "transformers",
@@ -172,12 +214,14 @@ def write_diffusers(
         ],
         "language_tokenizer": ["transformers", type(tokenizer).__name__],
         "adapter": _ADAPTER_ENTRY,
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
     }
+    if family is _SDXL:
+        index["force_zeros_for_empty_prompt"] = base.zero_empty_prompt
     _write_json(folder / "model_index.json", index)
+
+
+def _family(adapter: Adapter) -> _Family:
+    return _SD if adapter.config.pooled_width is None else _SDXL
 
 
 def scheduler_config(solver: str, schedule: Schedule) -> dict[str, Any]:
@@ -217,17 +261,19 @@ def model_card(config: ConfigDict, adapter: Adapter, base: Path, workdir: Path, 
       step: of the adapter.
     """
     license_name = _license(base / "README.md")
-    language = config.data.language
+    languages = " and ".join(_LANGUAGES.get(code, code) for code in config.data.languages)
     prompts = [prompt for prompt in config.train.sample_prompts if prompt] or [""]
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(adapter)))
     return Template((TEMPLATES / "model_card.md").read_text("utf-8")).substitute(
-        front_matter=_front_matter(config.model.base, language, license_name),
-        title=f"{Path(config.model.base).name} in {_LANGUAGES.get(language, language)}",
-        languages=_LANGUAGES.get(language, language),
+        front_matter=_front_matter(config.model.base, config.data.languages, license_name),
+        title=f"{Path(config.model.base).name} in {languages}",
+        languages=languages,
         base=config.model.base,
         language_encoder=config.model.language_encoder,
         parameters=f"{parameters:,}",
         prompt=json.dumps(prompts[0], ensure_ascii=False),
+        pipeline=_family(adapter).parent,
+        encoded=", ".join(_family(adapter).encoded),
         guidance_scale=config.sample.guidance_scale,
         steps=config.sample.steps,
         steps_trained=f"{step:,}",
@@ -242,7 +288,7 @@ def _metadata(config: ConfigDict, step: int) -> dict[str, Any]:
         "base_model": config.model.base,
         "language_encoder": config.model.language_encoder,
         "language_max_length": config.model.language_max_length,
-        "language": config.data.language,
+        "languages": list(config.data.languages),
         "step": step,
     }
 
@@ -284,7 +330,7 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _front_matter(base: str, language: str, license_name: str | None) -> str:
+def _front_matter(base: str, languages: Sequence[str], license_name: str | None) -> str:
     """The card's metadata on the Hub; https://huggingface.co/docs/hub/model-cards."""
     lines = [f"license: {license_name or 'other'}"]
     if license_name is None:
@@ -292,7 +338,7 @@ def _front_matter(base: str, language: str, license_name: str | None) -> str:
     on_the_hub = base not in SHIPPED and re.fullmatch(r"[\w.-]+/[\w.-]+", base)
     if on_the_hub and not Path(base).expanduser().exists():
         lines.append(f"base_model: {base}")
-    lines += ["language:", f"- {language}", "library_name: diffusers"]
+    lines += ["language:", *(f"- {language}" for language in languages), "library_name: diffusers"]
     lines += ["pipeline_tag: text-to-image", "tags:"]
     lines += [f"- {tag}" for tag in ("stable-diffusion", "pea-diffusion", "adapter")]
     return "".join(f"{line}\n" for line in lines)

@@ -29,7 +29,7 @@ from pea_jax.models.conditioning import Conditioning
 from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
 from pea_jax.weights.base import BaseModel, load_base
 from pea_jax.weights.language import LanguageEncoder, load_language_encoder
-from pea_jax.weights.tokenizer import Tokenizer
+from pea_jax.weights.tokenizer import SideBySide, Tokenizer
 
 #: Images of one program call a data shard, where no batch size is given.
 IMAGES_PER_SHARD = 8
@@ -110,6 +110,7 @@ class Pipeline:
                 self.adapter.config,
                 language_width=self.language.width,
                 cross_attention_dim=self.base.unet.config.cross_attention_dim,
+                pooled_width=self.base.unet.config.pooled_width,
             )
 
     @classmethod
@@ -122,6 +123,7 @@ class Pipeline:
         dtype: DTypeLike | None = None,
         mesh: Mesh | None = None,
         max_length: int | None = None,
+        attention: str = "auto",
     ) -> "Pipeline":
         """Loads what `sample` needs.
 
@@ -134,6 +136,7 @@ class Pipeline:
           mesh: of devices; None takes all.
           max_length: tokens that a prompt is padded to; None is what the adapter's folder says it
             was trained with, or the tokenizer's own.
+          attention: of the UNet: "auto", "xla", "cudnn" or "splash".
 
         Raises:
           ValueError: a file that is missing, unfit or unsupported; a language without an adapter.
@@ -149,7 +152,8 @@ class Pipeline:
         encoder = None
         if language is not None:
             encoder = load_language_encoder(language, dtype=dtype, mesh=mesh, max_length=max_length)
-        return cls(load_base(base, dtype=dtype, mesh=mesh), encoder, adapter, mesh)
+        base = load_base(base, dtype=dtype, mesh=mesh, attention=attention)
+        return cls(base, encoder, adapter, mesh)
 
     def with_adapter(self, adapter: Adapter) -> "Pipeline":
         """This pipeline with another adapter; the same program serves adapters of one shape."""
@@ -160,7 +164,7 @@ class Pipeline:
         return dataclasses.replace(self, language=None, adapter=None)
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer | SideBySide:
         """Of the prompts."""
         return self.base.tokenizer if self.language is None else self.language.tokenizer
 
@@ -227,6 +231,8 @@ class Pipeline:
             batch = {"positive": self.tokenizer([prompts[i] for i in take]), "seeds": seeds[take]}
             if settings.guided:
                 batch["negative"] = self.tokenizer([negatives[i] for i in take])
+            if settings.guided and self.language is None and self.base.zero_empty_prompt:
+                batch["kept"] = np.array([negatives[i] != "" for i in take], np.float32)
             if latents is not None:
                 batch["noise"] = np.asarray(latents, np.float32)[take]
             batch = jax.device_put(batch, parallel.batch_sharding(self.mesh))
@@ -252,6 +258,11 @@ class Pipeline:
         """
         factor = self.base.vae.config.downsampling_factor
         config = self.base.unet.config
+        if config.in_channels != self.base.vae.config.latent_channels:
+            raise ValueError(
+                f"{self.base.folder}: expected a text-to-image UNet, got one with "
+                f"{config.in_channels} channels in, for inpainting"
+            )
         trained = config.sample_size
         trained = trained if isinstance(trained, tuple) else (trained, trained)
         sides, problems = [], []
@@ -325,11 +336,20 @@ def _program(
     guided = "negative" in batch
     if guided:
         negative = _encode(networks, states, *batch["negative"])
+        if "kept" in batch:
+            negative = jax.tree.map(functools.partial(_keep, batch["kept"]), negative)
         conditioning = jax.tree.map(_interleave, conditioning, negative)
+    added = None
+    if unet.config.pooled_width is not None:
+        size = [side * vae.config.downsampling_factor for side in batch["noise"].shape[1:3]]
+        # SDXL's time ids (H, W, top, left, H, W): of a picture of this size, not cropped.
+        added = jnp.tile(
+            jnp.array([[*size, 0, 0, *size]], jnp.float32), (len(conditioning.tokens), 1)
+        )
 
     def denoise(latents: Float[Array, "B h w c"], timestep: Float[Array, ""]) -> Array:
         inputs = _interleave(latents, latents) if guided else latents
-        prediction, _ = unet(inputs, jnp.full(len(inputs), timestep), conditioning)
+        prediction, _ = unet(inputs, jnp.full(len(inputs), timestep), conditioning, added)
         prediction = prediction.astype(jnp.float32)
         if not guided:
             return prediction
@@ -351,11 +371,14 @@ def _encode(
 ) -> Conditioning:
     tower = nnx.merge(networks.text, states["text"])
     if networks.adapter is None:
-        # Most of these models were trained on the output without a mask, padding attended to.
-        masked = tower.config.use_attention_mask
-        return Conditioning(tower(ids, mask if masked else None).tokens)
+        return tower(ids, mask)
     adapter = nnx.merge(networks.adapter, states["adapter"])
     return adapter(tower(ids, mask).tokens)
+
+
+def _keep(kept: Float[Array, "B"], rows: Float[Array, "B *rest"]) -> Array:
+    """The rows where `kept` is 1, and zeros where it is 0."""
+    return rows * kept.reshape(-1, *[1] * (rows.ndim - 1)).astype(rows.dtype)
 
 
 def _interleave(first: Float[Array, "B *rest"], second: Float[Array, "B *rest"]) -> Array:

@@ -23,7 +23,7 @@ from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.pipeline import Pipeline
 from pea_jax.prepare import open_split
 from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
-from pea_jax.weights.base import load_base, read_base_config
+from pea_jax.weights.base import BaseConfig, load_base, read_base_config
 from pea_jax.weights.language import load_language_encoder, read_language_config
 
 
@@ -67,11 +67,17 @@ def build(config: ConfigDict) -> Run:
     ema_decay = optimizer.pop("ema_decay")
     decay_steps = optimizer.pop("decay_steps") or None
     tx, learning_rate = optim.make_optimizer(**optimizer, decay_steps=decay_steps)
-    adapter_config = _adapter_config(config)
+    adapter_config = _adapter_config(config, read_base_config(config.model.base))
 
     dtype = jnp.dtype(model_dtype(config.model.dtype))
     source = open_split(config.data.dataset, Path(config.data.data_dir).expanduser())
-    base = load_base(config.model.base, dtype=dtype, mesh=mesh)
+    base = load_base(
+        config.model.base,
+        dtype=dtype,
+        mesh=mesh,
+        attention=config.model.attention,
+        remat=config.model.remat,
+    )
     language = load_language_encoder(
         config.model.language_encoder,
         dtype=dtype,
@@ -88,7 +94,7 @@ def build(config: ConfigDict) -> Run:
         native_tokenizer=language.tokenizer,
         english_tokenizer=base.tokenizer,
         image_size=config.data.image_size,
-        languages=(config.data.language,),
+        languages=config.data.languages,
         workers=config.data.workers,
         max_bad=config.data.max_bad_images,
     )
@@ -152,6 +158,8 @@ def check(config: ConfigDict, data_shards: int) -> None:
             "data.native_batch_size: without distill.hybrid every row is parallel, expected 0, "
             f"got {data.native_batch_size}"
         )
+    if not data.languages:
+        problems.append("data.languages: expected one or more, got none")
     if problems:
         raise ValueError("; ".join(problems))
     native = data.native_batch_size
@@ -171,15 +179,21 @@ def model_dtype(name: str) -> str:
     return name
 
 
-def _adapter_config(config: ConfigDict) -> AdapterConfig:
+def _adapter_config(config: ConfigDict, base: BaseConfig) -> AdapterConfig:
     """The shape of the adapter between the two models, from their small files alone."""
-    unet = read_base_config(config.model.base).unet
+    unet = base.unet
+    if unet.in_channels != base.vae.latent_channels:
+        raise ValueError(
+            f"{config.model.base}: expected a text-to-image UNet, got one with {unet.in_channels} "
+            "channels in, for inpainting; an adapter of its text-to-image base fits it"
+        )
     width = read_language_config(config.model.language_encoder).width
     needed = AdapterConfig(
         input_width=width,
         hidden_width=config.adapter.hidden_width,
         output_width=unet.cross_attention_dim,
         projector_layers=config.adapter.projector_layers,
+        pooled_width=unet.pooled_width,
     )
     if not config.adapter.init_from:
         return needed
@@ -188,6 +202,7 @@ def _adapter_config(config: ConfigDict) -> AdapterConfig:
         given,
         language_width=width,
         cross_attention_dim=unet.cross_attention_dim,
+        pooled_width=unet.pooled_width,
         name=config.adapter.init_from,
     )
     if given != needed:

@@ -136,6 +136,7 @@ def load_pipeline(config: ConfigDict, adapter: Adapter | None) -> Pipeline:
         dtype=model_dtype(model.dtype),
         mesh=parallel.make_mesh(config.mesh.data, config.mesh.fsdp),
         max_length=model.language_max_length,
+        attention=model.attention,
     )
 
 

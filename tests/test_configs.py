@@ -17,13 +17,27 @@ from pea_jax.sample import sample_settings
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
 NAMES = [file.stem for file in FILES]
-#: Hidden widths reach the adapter through the encoder's and the UNet's own: (input, output) width.
-WIDTHS = {"sd15_zh": (1024, 768), "sd21_zh": (1024, 1024)}
-PARAMETERS = {"sd15_zh": 7_866_368, "sd21_zh": 8_390_656}
+#: What the models give an adapter of theirs: (input, output, pooled) width.
+WIDTHS = {
+    "sd15_zh": (1024, 768, None),
+    "sd21_zh": (1024, 1024, None),
+    "sdxl_zh": (1024, 2048, 1280),
+    "sdxl_multilingual": (1024, 2048, 1280),
+    "ssd1b_zh": (1024, 2048, 1280),
+}
+PARAMETERS = {
+    "sd15_zh": 7_866_368,
+    "sd21_zh": 8_390_656,
+    "sdxl_zh": 6_033_408,
+    "sdxl_multilingual": 11_538_432,
+    "ssd1b_zh": 6_033_408,
+}
+#: Images are sampled larger than the pictures of the training.
+SAMPLED = {"sdxl_zh": 1024, "sdxl_multilingual": 1024, "ssd1b_zh": 1024}
 
 
 def test_there_are_the_configs_that_the_docs_name():
-    assert NAMES == ["base", "sd15_zh", "sd21_zh", "tiny_zh"]
+    assert {*NAMES} == {"base", *WIDTHS, "tiny_zh"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
@@ -39,7 +53,7 @@ def test_a_config_can_be_run(file):
     _, schedule = optim.make_optimizer(**optimizer)
     last = schedule(made.train.steps)
     assert made.optim.end_learning_rate <= last <= made.optim.learning_rate * (1 + 1e-6)
-    assert sample_settings(made).height == made.data.image_size
+    assert sample_settings(made).height == SAMPLED.get(file.stem, made.data.image_size)
     # What config.json gives back is the same config, of the same types.
     assert config.from_json(json.loads(json.dumps(made.to_dict()))) == made
 
@@ -87,12 +101,13 @@ def test_fields_that_may_change_are_fields():
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_full_size_adapters_have_the_published_numbers_of_parameters(name):
     made = config.load(FOLDER / f"{name}.py")
-    inputs, outputs = WIDTHS[name]
+    inputs, outputs, pooled = WIDTHS[name]
     adapter = AdapterConfig(
         input_width=inputs,
         hidden_width=made.adapter.hidden_width,
         output_width=outputs,
         projector_layers=made.adapter.projector_layers,
+        pooled_width=pooled,
     )
     state = nnx.state(nnx.eval_shape(lambda: Adapter(adapter, rngs=nnx.Rngs(0))))
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == PARAMETERS[name]

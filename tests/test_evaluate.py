@@ -104,7 +104,7 @@ def test_prompts_are_held_out_scenes_with_their_captions(config):
     assert native.texts["translation"][0] == captions.literal(native.scenes[0], 0)
 
     # Word for word is only known from Chinese.
-    config.data.language = "ru"
+    config.data.languages = ("ru",)
     russian = evaluate.prompt_set(config, native=True)
     assert "translation" not in russian.texts
     assert russian.texts["student"][0] == captions.caption(russian.scenes[0], "ru", 0)
@@ -145,7 +145,7 @@ def test_table_holds_every_model(config):
     ("changes", "message"),
     [
         ({"data.dataset": "laion"}, "data.dataset: expected tinyworld, got laion"),
-        ({"data.language": "fr"}, "data.language: expected one of en, zh, .*, got fr"),
+        ({"data.languages": ("fr",)}, "data.languages: expected one of en, zh, .*, got fr"),
         ({"sample.height": 32}, "sample.height and width: expected 64, got 32 and 64"),
         ({"evaluate.images_per_prompt": 0}, "images_per_prompt: expected 1 or more, got 0"),
     ],

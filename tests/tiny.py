@@ -28,16 +28,25 @@ ENGLISH_TOKENS, NATIVE_TOKENS = 64, 40
 CLIP = {**small.CLIP, "max_position_embeddings": ENGLISH_TOKENS}
 XLMR = {**small.XLMR, "max_position_embeddings": NATIVE_TOKENS + 2}
 
+_LANGUAGE = (Bert, BertConfig, XLMR)
 _NETWORKS = {
     "unet": (UNet, UNetConfig, small.UNET),
     "vae": (VAE, VAEConfig, small.VAE_SIZES),
     "text_encoder": (CLIPText, CLIPTextConfig, CLIP),
-    "language": (Bert, BertConfig, XLMR),
+}
+_NETWORKS_XL = {
+    **_NETWORKS,
+    "unet": (UNet, UNetConfig, small.UNET_XL),
+    "text_encoder_2": (
+        functools.partial(CLIPText, projected=True),
+        CLIPTextConfig,
+        {**small.CLIP_2, "max_position_embeddings": ENGLISH_TOKENS},
+    ),
 }
 
 
-def _write_network(folder: Path, name: str) -> None:
-    build, config, values = _NETWORKS[name]
+def _write_network(folder: Path, name: str, network: tuple) -> None:
+    build, config, values = network
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(values))
     stem = "diffusion_pytorch_model" if name in ("unet", "vae") else "model"
@@ -45,11 +54,12 @@ def _write_network(folder: Path, name: str) -> None:
     save_module(module, folder / f"{stem}.safetensors")
 
 
-def write_base(folder: Path) -> Path:
-    """A Stable Diffusion in diffusers format: 16x16 pixels, 8x8 latents."""
-    for name in ("unet", "vae", "text_encoder"):
-        _write_network(folder / name, name)
-    (folder / "model_index.json").write_text(json.dumps(small.MODEL_INDEX))
+def write_base(folder: Path, *, xl: bool = False) -> Path:
+    """A Stable Diffusion, or SDXL, in diffusers format: 16x16 pixels, 8x8 latents."""
+    for name, network in (_NETWORKS_XL if xl else _NETWORKS).items():
+        _write_network(folder / name, name, network)
+    index = small.MODEL_INDEX_XL if xl else small.MODEL_INDEX
+    (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(
         json.dumps(
@@ -57,19 +67,22 @@ def write_base(folder: Path) -> Path:
         )
     )
     small.english_tokenizer(ENGLISH_TOKENS).save_pretrained(folder / "tokenizer")
+    if xl:  # whose second tokenizer pads with another token
+        second = small.english_tokenizer(ENGLISH_TOKENS, pad_token="a")
+        second.save_pretrained(folder / "tokenizer_2")
     return folder
 
 
 def write_language_encoder(folder: Path) -> Path:
     """An XLM-R in transformers format, with one token a character."""
-    _write_network(folder, "language")
+    _write_network(folder, "language", _LANGUAGE)
     small.native_tokenizer(NATIVE_TOKENS).save_pretrained(folder)
     return folder
 
 
-def write_models(folder: Path) -> Path:
+def write_models(folder: Path, *, xl: bool = False) -> Path:
     """Both, under `folder`/sd and `folder`/xlm-roberta."""
-    write_base(folder / "sd")
+    write_base(folder / "sd", xl=xl)
     write_language_encoder(folder / "xlm-roberta")
     return folder
 

@@ -19,18 +19,22 @@ from tests.models.random_module import random_module
 _GAINS = {"embedding": 8.0, "attn2.to_q": 16.0, "attn2.to_v": 8.0}
 
 
-def write_models(folder: Path) -> Path:
+def write_models(folder: Path, *, xl: bool = False) -> Path:
     """The models of `tiny.write_models`, where text, noise and weights all matter."""
-    tiny.write_models(folder)
+    tiny.write_models(folder, xl=xl)
     for file in folder.rglob("*.safetensors"):
         tensors = {name: _sharpen(name, value) for name, value in load_file(file).items()}
         save_file(tensors, file, metadata={"format": "pt"})
     return folder
 
 
-def make_adapter(seed: int = 0, output_width: int = tiny.CLIP["hidden_size"]) -> Adapter:
+def make_adapter(
+    seed: int = 0,
+    output_width: int = tiny.CLIP["hidden_size"],
+    pooled_width: int | None = None,
+) -> Adapter:
     """A random adapter between the two models."""
-    config = AdapterConfig(tiny.XLMR["hidden_size"], 32, output_width)
+    config = AdapterConfig(tiny.XLMR["hidden_size"], 32, output_width, pooled_width=pooled_width)
     adapter = random_module(lambda: Adapter(config, rngs=nnx.Rngs(0)), seed)
     adapter.layernorm.scale[...] = jnp.ones_like(adapter.layernorm.scale[...])
     return adapter

@@ -109,6 +109,15 @@ def centre_box(
     return left, top, left + box_width, top + box_height
 
 
+def centre_crop(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
+    """Where `centre_box` lies in the picture that was resized to cover the target: (top, left).
+
+    In pixels of the resized picture, as SDXL is told of its crops (arXiv 2307.01952, section 2.2).
+    """
+    scale = max(target_height / height, target_width / width)
+    return int(height * scale - target_height) // 2, int(width * scale - target_width) // 2
+
+
 def decode(data: bytes, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
     """Pixels of an encoded picture, resized to cover (height, width) and cropped to its middle.
 

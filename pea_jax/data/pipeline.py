@@ -31,8 +31,9 @@ from pea_jax.data.source import Source
 Tokenize = Callable[[Sequence[str]], tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B L"]]]
 
 #: {"native": part, "parallel": part}, a part with no rows absent. A part is {"pixels": uint8
-#: [b, H, W, 3], "ids": int32 [b, L], "mask": int32 [b, L]}; the parallel part also has
-#: "english_ids" and "english_mask".
+#: [b, H, W, 3], "time_ids": int32 [b, 6], "ids": int32 [b, L], "mask": int32 [b, L]}; the parallel
+#: part also has "english_ids" and "english_mask". Time ids are what SDXL is told of a picture: its
+#: own height and width, top and left of the crop, height and width of the pixels.
 Batch = dict[str, dict[str, np.ndarray]]
 
 _REPORTED = 10
@@ -100,8 +101,11 @@ class _Fetch:
             except images.CorruptImageError as error:
                 bad.append((row.key, str(error)))
                 continue
+            size = self.image_size, self.image_size
+            crop = images.centre_crop(row.height, row.width, *size)
             return {
                 "pixels": pixels,
+                "time_ids": np.array([row.height, row.width, *crop, *size], np.int32),
                 "caption": row.caption,
                 "caption_en": row.caption_en,
                 "bad": bad,
@@ -234,7 +238,10 @@ class Loader(grain.DatasetIterator):
             chosen = slice(start, start + part.share)
             start += part.share
             batch[part.name] = {
-                "pixels": np.stack([element["pixels"] for element in elements[chosen]]),
+                **{
+                    name: np.stack([element[name] for element in elements[chosen]])
+                    for name in ("pixels", "time_ids")
+                },
                 "ids": ids[chosen],
                 "mask": mask[chosen],
             }

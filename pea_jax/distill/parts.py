@@ -24,10 +24,8 @@ PARALLEL = "parallel"
 PARTS = (NATIVE, PARALLEL)
 
 #: What the rows of each part have.
-FIELDS = {
-    NATIVE: frozenset({"pixels", "ids", "mask"}),
-    PARALLEL: frozenset({"pixels", "ids", "mask", "english_ids", "english_mask"}),
-}
+_STUDENT = frozenset({"pixels", "time_ids", "ids", "mask"})
+FIELDS = {NATIVE: _STUDENT, PARALLEL: _STUDENT | {"english_ids", "english_mask"}}
 
 #: What the empty prompt has, each [1, L].
 EMPTY_FIELDS = ("ids", "mask", "english_ids", "english_mask")

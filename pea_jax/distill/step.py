@@ -69,7 +69,7 @@ def make_loss_and_gradient(
 
         def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
             conditioning = _student(nnx.merge(networks.adapter, params), given)
-            prediction, features = unet(given.noisy, given.timesteps, conditioning)
+            prediction, features = unet(given.noisy, given.timesteps, conditioning, given.added)
 
             terms: dict[str, Any] = {}
             if settings.diffuses and not settings.hybrid:
@@ -112,9 +112,10 @@ def make_train_step(
     Returns:
         train_step(state, frozen, batch, key, *, data_shards=1) -> (state, metrics):
         frozen: of `split_networks`.
-        batch: {"native": part, "parallel": part}, a part without rows absent; a part is {"pixels":
-            uint8 [b, H, W, 3], "ids": int32 [b, L], "mask": int32 [b, L]}, and of the parallel part
-            also "english_ids" and "english_mask".
+        batch: {"native": part, "parallel": part}, a part without rows absent; a part is
+            {"pixels": uint8 [b, H, W, 3], "time_ids": int32 [b, 6] (see `data.pipeline.Batch`),
+            "ids": int32 [b, L], "mask": int32 [b, L]}, and of the parallel part also "english_ids"
+            and "english_mask".
         key: of the whole run; the step folds its number in.
         data_shards: devices that the batch is split over; it changes no value.
         metrics: scalars, float32: those of `losses.total`, and "grad_norm" before clipping.
@@ -210,6 +211,7 @@ class _Given(NamedTuple):
     Attributes:
         noisy: x_t, [B, h, w, C].
         timesteps: t, [B].
+        added: SDXL's time ids, [B, 6]; None for families that take none.
         target: the noise or the velocity, [B, h, w, C].
         hidden: the language encoder's tokens, [B, L, D_in].
         empty_hidden: its tokens of the empty prompt, [1, L, D_in].
@@ -219,6 +221,7 @@ class _Given(NamedTuple):
 
     noisy: Float[Array, "B h w C"]
     timesteps: Int[Array, "B"]
+    added: Float[Array, "B 6"] | None
     target: Float[Array, "B h w C"]
     hidden: Float[Array, "B L D_in"]
     empty_hidden: Float[Array, "1 L D_in"]
@@ -237,7 +240,7 @@ def _given(
     key: PRNGKeyArray,
 ) -> _Given:
     """Runs everything but the student's adapter and UNet."""
-    fields = ("pixels", "ids", "mask")
+    fields = ("pixels", "time_ids", "ids", "mask")
     student = layout.join([{name: batch[part][name] for name in fields} for part in layout.rows])
     empty = frozen["empty"]
 
@@ -248,18 +251,23 @@ def _given(
     alpha_bar = jnp.asarray(schedule.alphas_cumprod)[draws.timesteps]
     noisy = add_noise(latents, draws.noise, alpha_bar)
     dropped = draws.dropped if settings.prompt_drop else None
+    micro_conditioned = unet.config.pooled_width is not None
+    added = student["time_ids"].astype(jnp.float32) if micro_conditioned else None
 
     teacher = None
     if settings.distils and PARALLEL in layout.rows:
         text_encoder = nnx.merge(networks.text_encoder, frozen["text_encoder"])
-        seen, timesteps, dropped_here = layout.take((noisy, draws.timesteps, dropped), PARALLEL)
+        seen, timesteps, added_here, dropped_here = layout.take(
+            (noisy, draws.timesteps, added, dropped), PARALLEL
+        )
         conditioning = _teacher(text_encoder, batch[PARALLEL], empty, dropped_here)
-        teacher = unet(seen, timesteps, conditioning)
+        teacher = unet(seen, timesteps, conditioning, added_here)
 
     language_encoder = nnx.merge(networks.language_encoder, frozen["language_encoder"])
     return _Given(
         noisy=noisy,
         timesteps=draws.timesteps,
+        added=added,
         target=target(schedule, latents, draws.noise, alpha_bar),
         hidden=_hidden(language_encoder, student["ids"], student["mask"]),
         empty_hidden=_hidden(language_encoder, empty["ids"], empty["mask"]),
@@ -296,15 +304,8 @@ def _teacher(
     empty: Fields,
     dropped: Bool[Array, "P"] | None,
 ) -> Conditioning:
-    """The English conditioning, encoded as diffusers' pipeline of the base model does.
-
-    That gives the tower no mask, so that it attends to its padding, unless its config asks for one.
-    """
-
-    def encode(fields: Fields) -> Conditioning:
-        mask = fields["english_mask"] if text_encoder.config.use_attention_mask else None
-        return Conditioning(tokens=text_encoder(fields["english_ids"], mask).tokens)
-
+    """The English conditioning."""
+    conditioning = text_encoder(part["english_ids"], part["english_mask"])
     if dropped is None:
-        return encode(part)
-    return drop(encode(part), encode(empty), dropped)
+        return conditioning
+    return drop(conditioning, text_encoder(empty["english_ids"], empty["english_mask"]), dropped)

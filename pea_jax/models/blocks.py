@@ -6,6 +6,7 @@ parameterised layer takes: rngs, dtype (of the computation) and param_dtype.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,15 @@ def resize_nearest(
     rows = np.arange(size[0]) * height // size[0]
     columns = np.arange(size[1]) * width // size[1]
     return x[:, rows][:, :, columns]
+
+
+def recomputed(module: Callable, on: bool = True) -> Callable:
+    """`module`, of which a gradient keeps the inputs alone and runs the rest a second time.
+
+    Without `on`, `module` itself. Values and gradients are the same either way.
+    """
+    # A function of its own for every call: what a module closes over may belong to an outer trace.
+    return jax.checkpoint(lambda *arguments: module(*arguments)) if on else module
 
 
 class GroupNorm(nnx.Module):
@@ -241,6 +251,7 @@ class TransformerSpec:
     linear_projection: bool
     only_cross_attention: bool = False
     implementation: str = "xla"
+    recompute: bool = False  # in a gradient, each TransformerBlock by itself
 
 
 class TransformerBlock(nnx.Module):
@@ -288,6 +299,7 @@ class SpatialTransformer(nnx.Module):
         self.transformer_blocks = nnx.List(
             [TransformerBlock(channels, spec, **leaf) for _ in range(spec.layers)]
         )
+        self.recompute = spec.recompute
 
     def __call__(
         self, x: Float[Array, "B H W C"], tokens: Float[Array, "B L E"]
@@ -295,5 +307,5 @@ class SpatialTransformer(nnx.Module):
         batch, height, width, channels = x.shape
         h = self.proj_in(self.norm(x)).reshape(batch, height * width, channels)
         for block in self.transformer_blocks:
-            h = block(h, tokens)
+            h = recomputed(block, self.recompute)(h, tokens)
         return x + self.proj_out(h.reshape(x.shape))

@@ -1,6 +1,7 @@
-"""The UNet of Stable Diffusion 1.x and 2.x: latents, time, text in; prediction, features out."""
+"""The UNet of Stable Diffusion and SDXL: latents, time, text in; prediction, features out."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,14 @@ from pea_jax.models.blocks import (
     TimestepEmbedding,
     TransformerSpec,
     conv3x3,
+    recomputed,
     timestep_embedding,
 )
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.models.unet_blocks import DownBlock, MidBlock, UpBlock
-from pea_jax.models.unet_config import UNetConfig
+from pea_jax.models.unet_config import TIME_IDS, UNetConfig
+
+REMAT = ("none", "blocks", "full")
 
 __all__ = ["UNet", "UNetConfig"]
 
@@ -26,13 +30,16 @@ class UNet(nnx.Module):
     """Predicts the noise in noisy latents (or the velocity: the checkpoint's schedule says which).
 
         t           = time_embedding(sinusoids(timestep))
+        t          += add_embedding([pooled, sinusoids(time ids)])              SDXL's family alone
         x, skips    = conv_in(latents), [conv_in(latents)]
         x, outputs  = down_i(x, t, tokens);  skips += outputs      i = 0 .. n-1, fine to coarse
         x           = mid(x, t, tokens)
         x           = up_i(x, the last skips, t, tokens)           i = 0 .. n-1, coarse to fine
         prediction  = conv_out(silu(conv_norm_out(x)))
 
-    Source: Rombach et al. 2022 (arXiv 2112.10752), in the form of diffusers' UNet2DConditionModel.
+    Source: Rombach et al. 2022 (arXiv 2112.10752) and, for SDXL's family (SDXL, its inpainting and
+    Turbo forms, SSD-1B), Podell et al. 2023 (arXiv 2307.01952), in the form of diffusers'
+    UNet2DConditionModel.
 
     Args:
         config: the sizes.
@@ -40,6 +47,15 @@ class UNet(nnx.Module):
         dtype: of the computation; norms and softmax are in float32 in any case.
         param_dtype: of the parameters.
         attention: the implementation of attention, as `dot_product_attention` names them.
+        remat: what a gradient keeps of the forward pass. Values are the same in any case.
+            "none": all that it needs: the least work, the most memory.
+            "blocks": the inputs of each resnet and of each transformer layer, which run a second
+                time, one by one, in the backward pass.
+            "full": the inputs of each down, middle and up block; within a block, which runs a
+                second time, it is as with "blocks", so that its parts run a third time.
+
+    Raises:
+        ValueError: `remat` is unknown.
     """
 
     def __init__(
@@ -50,28 +66,35 @@ class UNet(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         attention: str = "xla",
+        remat: str = "none",
     ):
+        if remat not in REMAT:
+            raise ValueError(f"UNet: remat: expected one of {REMAT}, got {remat!r}")
         self.config = config
         self.dtype = dtype
+        self.remat = remat
         leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         channels = config.block_out_channels
         time_width = 4 * channels[0]
         groups, eps = config.norm_num_groups, config.norm_eps
         resnet = {"groups": groups, "eps": eps, "time_width": time_width}
-        shared = {"resnet": resnet, **leaf}
-        specs = [_transformer(config, level, attention) for level in range(len(channels))]
+        shared = {"resnet": resnet, "recompute": remat != "none", **leaf}
+        spec = partial(_transformer, config, implementation=attention, recompute=remat != "none")
 
         self.conv_in = conv3x3(config.in_channels, channels[0], **leaf)
         self.time_embedding = TimestepEmbedding(channels[0], time_width, **leaf)
+        if config.addition_embed_type is not None:
+            told = config.projection_class_embeddings_input_dim
+            self.add_embedding = TimestepEmbedding(told, time_width, **leaf)
 
         self.down_blocks = nnx.List([])
         width, skip_widths = channels[0], [channels[0]]
-        for level, block_type in enumerate(config.down_block_types):
+        for level in range(len(channels)):
             block = DownBlock(
                 width,
                 channels[level],
                 layers=config.layers_per_block[level],
-                transformer=specs[level] if block_type == "CrossAttnDownBlock2D" else None,
+                transformers=[spec(level, depth) for depth in config.down_depths(level)],
                 downsample_padding=(
                     config.downsample_padding if level + 1 < len(channels) else None
                 ),
@@ -83,21 +106,23 @@ class UNet(nnx.Module):
 
         self.mid_block = MidBlock(
             width,
-            layers=1,
             # the middle keeps its self-attention: only_cross_attention is about the levels
-            transformer=dataclasses.replace(specs[-1], only_cross_attention=False),
+            transformers=[
+                dataclasses.replace(spec(-1, depth), only_cross_attention=False)
+                for depth in config.mid_depths()
+            ],
             **{**shared, "resnet": {**resnet, "output_scale": config.mid_block_scale_factor}},
         )
 
         self.up_blocks = nnx.List([])
-        for index, block_type in enumerate(config.up_block_types):
+        for index in range(len(channels)):
             level = len(channels) - 1 - index
             used = config.layers_per_block[level] + 1
             block = UpBlock(
                 width,
                 channels[level],
                 skip_widths=skip_widths[: -used - 1 : -1],
-                transformer=specs[level] if block_type == "CrossAttnUpBlock2D" else None,
+                transformers=[spec(level, depth) for depth in config.up_depths(index)],
                 upsample=level > 0,
                 **shared,
             )
@@ -119,70 +144,98 @@ class UNet(nnx.Module):
         Args:
             latents: noisy latents, [B, H, W, C]; any H and W.
             timesteps: of the noise schedule, [B]; may lie between two steps.
-            conditioning: its tokens [B, L, D] are attended to; this family has no use for `pooled`.
-            added: what some families add to the time embedding; None for this one.
+            conditioning: its tokens [B, L, D] are attended to; its `pooled` [B, P] is added to the
+                time embedding in SDXL's family, and None in Stable Diffusion's.
+            added: SDXL's time ids, float [B, 6]: (original height, original width, crop top, crop
+                left, target height, target width) in pixels, whole numbers that bfloat16 would
+                round; None for Stable Diffusion.
 
         Returns:
             The prediction, [B, H, W, O], and the features by block in the order of computation:
             "down_0" .. (each after its downsampler), "mid", "up_0" .. (each after its upsampler),
-            each [B, h, w, c]. All in the compute dtype.
+            each [B, h, w, c]: nine for Stable Diffusion, seven for SDXL's family, where "mid" is
+            there whether or not the middle attends. All in the compute dtype.
 
         Raises:
-            ValueError: the latents or the tokens have another width than the config's, or
-                something was given that this family cannot take.
+            ValueError: an input has another width than the config's, one is missing that this
+                family needs, or one is given that it cannot take.
         """
-        tokens = conditioning.tokens
-        self._check(latents, tokens, added)
-        x, tokens = latents.astype(self.dtype), tokens.astype(self.dtype)
+        self._check(latents, conditioning, added)
+        x, tokens = latents.astype(self.dtype), conditioning.tokens.astype(self.dtype)
         if self.config.center_input_sample:
             x = 2 * x - 1
-        time = jax.nn.silu(self._time(timesteps))
+        time = jax.nn.silu(self._time(timesteps, conditioning.pooled, added))
+        whole = partial(recomputed, on=self.remat == "full")
 
         features = {}
         x = self.conv_in(x)
         skips = [x]
         for index, block in enumerate(self.down_blocks):
-            x, outputs = block(x, time, tokens)
+            x, outputs = whole(block)(x, time, tokens)
             skips += outputs
             features[f"down_{index}"] = x
-        x = self.mid_block(x, time, tokens)
+        x = whole(self.mid_block)(x, time, tokens)
         features["mid"] = x
         for index, block in enumerate(self.up_blocks):
             used = [skips.pop() for _ in block.resnets]
-            x = block(x, used, time, tokens, skips[-1].shape[1:3] if skips else None)
+            size = skips[-1].shape[1:3] if skips else None
+            x = whole(partial(block, size=size))(x, used, time, tokens)
             features[f"up_{index}"] = x
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x))), features
 
-    def _time(self, timesteps: Num[Array, "B"]) -> Float[Array, "B T"]:
-        """The embedding of the time that every resnet is told."""
-        sinusoids = timestep_embedding(
-            timesteps,
-            self.config.block_out_channels[0],
-            flip_sin_to_cos=self.config.flip_sin_to_cos,
-            freq_shift=self.config.freq_shift,
+    def _time(
+        self, timesteps: Num[Array, "B"], pooled: Array | None, added: Array | None
+    ) -> Float[Array, "B T"]:
+        """The embedding of the time, and of the pooled text and the time ids, for every resnet."""
+        config = self.config
+        sinusoids = partial(
+            timestep_embedding,
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
         )
-        return self.time_embedding(sinusoids.astype(self.dtype))
+        time = sinusoids(timesteps, config.block_out_channels[0])
+        embedding = self.time_embedding(time.astype(self.dtype))
+        if config.addition_embed_type is None:
+            return embedding
+        ids = sinusoids(added.reshape(-1), config.addition_time_embed_dim)
+        told = [pooled, ids.reshape(len(added), -1)]
+        told = jnp.concatenate([part.astype(self.dtype) for part in told], axis=-1)
+        return embedding + self.add_embedding(told)
 
-    def _check(self, latents: Array, tokens: Array, added: Array | None) -> None:
-        width, problems = self.config.cross_attention_dim, []
-        if latents.shape[-1] != self.config.in_channels:
+    def _check(self, latents: Array, conditioning: Conditioning, added: Array | None) -> None:
+        config, tokens, pooled = self.config, conditioning.tokens, conditioning.pooled
+        problems = []
+        if latents.shape[-1] != config.in_channels:
             problems.append(
-                f"latents: expected {self.config.in_channels} channels last, got {latents.shape}"
+                f"latents: expected {config.in_channels} channels last, got {latents.shape}"
             )
-        if tokens.shape[-1] != width:
-            problems.append(f"tokens: expected width {width}, got {tokens.shape}")
-        if added is not None:
-            problems.append(f"added: expected None for this config, got {added.shape}")
+        if tokens.shape[-1] != config.cross_attention_dim:
+            problems.append(
+                f"tokens: expected width {config.cross_attention_dim}, got {tokens.shape}"
+            )
+        widths = {
+            "pooled": (pooled, config.pooled_width),
+            "added": (added, None if config.addition_embed_type is None else TIME_IDS),
+        }
+        for name, (value, width) in widths.items():
+            got = None if value is None else value.shape
+            if width is None and got is not None:
+                problems.append(f"{name}: expected None for this config, got {got}")
+            elif width is not None and (got is None or got[-1] != width):
+                problems.append(f"{name}: expected width {width}, got {got}")
         if problems:
             raise ValueError("UNet: " + "; ".join(problems))
 
 
-def _transformer(config: UNetConfig, level: int, implementation: str) -> TransformerSpec:
+def _transformer(
+    config: UNetConfig, level: int, depth: int, *, implementation: str, recompute: bool
+) -> TransformerSpec:
     return TransformerSpec(
         heads=config.attention_heads[level],
-        layers=config.transformer_layers_per_block[level],
+        layers=depth,
         cross_attention_dim=config.cross_attention_dim,
         linear_projection=config.use_linear_projection,
         only_cross_attention=config.only_cross_attention[level],
         implementation=implementation,
+        recompute=recompute,
     )

@@ -1,10 +1,13 @@
 """The blocks that a UNet's way down, middle and way up are made of: resnets with transformers.
 
-Attribute names are those of the diffusers checkpoints. `resnet` holds the keywords that a network's
-resnets share (groups, eps, time_width, output_scale); `leaf` those of every parameterised layer.
+Attribute names are those of the diffusers checkpoints. `transformers` says what each spatial
+transformer is made of; where it is empty the block has resnets alone. `resnet` holds the keywords
+that a network's resnets share (groups, eps, time_width, output_scale); `leaf` those of every
+parameterised layer. With `recompute` a gradient keeps the inputs of each resnet alone, as
+`TransformerSpec.recompute` does for each layer of a transformer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,14 +19,12 @@ from pea_jax.models.blocks import (
     SpatialTransformer,
     TransformerSpec,
     Upsample,
+    recomputed,
 )
 
 
 class DownBlock(nnx.Module):
-    """(resnet, transformer) x layers, then a downsampler: DownBlock2D and CrossAttnDownBlock2D.
-
-    Without a `transformer` the block has resnets alone.
-    """
+    """(resnet, transformer) x layers, then a downsampler: DownBlock2D and CrossAttnDownBlock2D."""
 
     def __init__(
         self,
@@ -31,16 +32,18 @@ class DownBlock(nnx.Module):
         out_channels: int,
         *,
         layers: int,
-        transformer: TransformerSpec | None,
+        transformers: Sequence[TransformerSpec],
         downsample_padding: int | None,
         resnet: dict,
+        recompute: bool = False,
         **leaf,
     ):
         widths = [in_channels] + [out_channels] * (layers - 1)
         self.resnets = nnx.List([ResnetBlock(w, out_channels, **resnet, **leaf) for w in widths])
         self.attentions = nnx.List(
-            _transformers(layers, out_channels, transformer, resnet["groups"], leaf)
+            _spatial_transformers(out_channels, transformers, resnet["groups"], leaf)
         )
+        self.recompute = recompute
         self.downsamplers = nnx.List([])
         if downsample_padding is not None:
             self.downsamplers.append(Downsample(out_channels, padding=downsample_padding, **leaf))
@@ -54,7 +57,7 @@ class DownBlock(nnx.Module):
         """Gives the block's output and every inner output, in order, for the way up."""
         outputs = []
         for index, resnet in enumerate(self.resnets):
-            x = resnet(x, activated_time)
+            x = recomputed(resnet, self.recompute)(x, activated_time)
             if self.attentions:
                 x = self.attentions[index](x, tokens)
             outputs.append(x)
@@ -65,17 +68,28 @@ class DownBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """resnet, then (transformer, resnet) x layers: UNetMidBlock2DCrossAttn."""
+    """resnet, then a (transformer, resnet) for each transformer.
+
+    UNetMidBlock2DCrossAttn has one transformer; UNetMidBlock2D, as a UNet's middle, has none.
+    """
 
     def __init__(
-        self, channels: int, *, layers: int, transformer: TransformerSpec, resnet: dict, **leaf
+        self,
+        channels: int,
+        *,
+        transformers: Sequence[TransformerSpec],
+        resnet: dict,
+        recompute: bool = False,
+        **leaf,
     ):
+        count = len(transformers) + 1
         self.resnets = nnx.List(
-            [ResnetBlock(channels, channels, **resnet, **leaf) for _ in range(layers + 1)]
+            [ResnetBlock(channels, channels, **resnet, **leaf) for _ in range(count)]
         )
         self.attentions = nnx.List(
-            _transformers(layers, channels, transformer, resnet["groups"], leaf)
+            _spatial_transformers(channels, transformers, resnet["groups"], leaf)
         )
+        self.recompute = recompute
 
     def __call__(
         self,
@@ -83,9 +97,10 @@ class MidBlock(nnx.Module):
         activated_time: Float[Array, "B T"],
         tokens: Float[Array, "B L E"],
     ) -> Float[Array, "B H W C"]:
-        x = self.resnets[0](x, activated_time)
-        for index, attention in enumerate(self.attentions):
-            x = self.resnets[index + 1](attention(x, tokens), activated_time)
+        first, *others = (recomputed(resnet, self.recompute) for resnet in self.resnets)
+        x = first(x, activated_time)
+        for attention, resnet in zip(self.attentions, others, strict=True):
+            x = resnet(attention(x, tokens), activated_time)
         return x
 
 
@@ -102,9 +117,10 @@ class UpBlock(nnx.Module):
         out_channels: int,
         *,
         skip_widths: Sequence[int],
-        transformer: TransformerSpec | None,
+        transformers: Sequence[TransformerSpec],
         upsample: bool,
         resnet: dict,
+        recompute: bool = False,
         **leaf,
     ):
         widths = [in_channels] + [out_channels] * (len(skip_widths) - 1)
@@ -115,8 +131,9 @@ class UpBlock(nnx.Module):
             ]
         )
         self.attentions = nnx.List(
-            _transformers(len(skip_widths), out_channels, transformer, resnet["groups"], leaf)
+            _spatial_transformers(out_channels, transformers, resnet["groups"], leaf)
         )
+        self.recompute = recompute
         self.upsamplers = nnx.List([Upsample(out_channels, **leaf)] if upsample else [])
 
     def __call__(
@@ -129,7 +146,7 @@ class UpBlock(nnx.Module):
     ) -> Float[Array, "B H W O"]:
         """`size` is that of the next block's skips: a size that was halved with a remainder."""
         for index, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
-            x = resnet(jnp.concatenate([x, skip], axis=-1), activated_time)
+            x = recomputed(_joining(resnet), self.recompute)(x, skip, activated_time)
             if self.attentions:
                 x = self.attentions[index](x, tokens)
         for upsampler in self.upsamplers:
@@ -137,10 +154,12 @@ class UpBlock(nnx.Module):
         return x
 
 
-def _transformers(
-    count: int, channels: int, spec: TransformerSpec | None, groups: int, leaf: dict
+def _joining(resnet: ResnetBlock) -> Callable:
+    """The resnet of x and a skip, whose concatenation a gradient has no need to keep."""
+    return lambda x, skip, time: resnet(jnp.concatenate([x, skip], axis=-1), time)
+
+
+def _spatial_transformers(
+    channels: int, specs: Sequence[TransformerSpec], groups: int, leaf: dict
 ) -> list[SpatialTransformer]:
-    """`count` spatial transformers, or none where the block has none."""
-    if spec is None:
-        return []
-    return [SpatialTransformer(channels, spec, groups=groups, **leaf) for _ in range(count)]
+    return [SpatialTransformer(channels, spec, groups=groups, **leaf) for spec in specs]

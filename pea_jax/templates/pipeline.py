@@ -13,16 +13,12 @@ pipelines of the same base (ControlNet, inpainting, image to image) take the pro
 `encode_prompt` gives.
 """
 
-import json
-import shutil
-import sys
-from pathlib import Path
+from typing import ClassVar
 
 import torch
 from diffusers import ModelMixin, StableDiffusionPipeline
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils import logging
 from transformers import (
     CLIPImageProcessor,
     CLIPTextModel,
@@ -31,8 +27,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-
-logger = logging.get_logger(__name__)
 
 
 class PEAStableDiffusionPipeline(StableDiffusionPipeline):
@@ -44,11 +38,20 @@ class PEAStableDiffusionPipeline(StableDiffusionPipeline):
         language_encoder: the frozen encoder of the prompts' languages.
         language_tokenizer: its tokenizer; prompts are padded to its `model_max_length`.
         adapter: maps the encoder's last hidden state to the UNet's conditioning.
+        language_encoder_2, language_tokenizer_2: a second encoder, whose last hidden state lies
+            beside that of the first on the feature axis, if the adapter was trained on two.
         safety_checker, feature_extractor, image_encoder, requires_safety_checker: as in
             `StableDiffusionPipeline`.
     """
 
-    model_cpu_offload_seq = "language_encoder->adapter->text_encoder->image_encoder->unet->vae"
+    model_cpu_offload_seq = (
+        "language_encoder->language_encoder_2->adapter->text_encoder->image_encoder->unet->vae"
+    )
+    _optional_components: ClassVar[list[str]] = [
+        *StableDiffusionPipeline._optional_components,
+        "language_encoder_2",
+        "language_tokenizer_2",
+    ]
 
     def __init__(
         self,
@@ -60,6 +63,8 @@ class PEAStableDiffusionPipeline(StableDiffusionPipeline):
         language_encoder: PreTrainedModel,
         language_tokenizer: PreTrainedTokenizerBase,
         adapter: ModelMixin,
+        language_encoder_2: PreTrainedModel = None,
+        language_tokenizer_2: PreTrainedTokenizerBase = None,
         safety_checker: ModelMixin = None,
         feature_extractor: CLIPImageProcessor = None,
         image_encoder: CLIPVisionModelWithProjection = None,
@@ -83,27 +88,9 @@ class PEAStableDiffusionPipeline(StableDiffusionPipeline):
             language_encoder=language_encoder,
             language_tokenizer=language_tokenizer,
             adapter=adapter,
+            language_encoder_2=language_encoder_2,
+            language_tokenizer_2=language_tokenizer_2,
         )
-
-    def encode_language(self, prompts: list[str], device: torch.device) -> torch.Tensor:
-        """Prompts -> conditioning of the UNet, [len(prompts), model_max_length, width]."""
-        limit = self.language_tokenizer.model_max_length
-        tokens = self.language_tokenizer(
-            prompts,
-            padding="max_length",
-            max_length=limit,
-            truncation=True,
-            return_tensors="pt",
-        )
-        for prompt in prompts:
-            ids = self.language_tokenizer(prompt, verbose=False).input_ids
-            if len(ids) > limit:
-                cut = self.language_tokenizer.decode(ids[limit - 1 : -1])
-                logger.warning(f"a prompt of {len(ids)} tokens, {limit} fit, cut off: {cut!r}")
-        hidden_states = self.language_encoder(
-            tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device)
-        ).last_hidden_state
-        return self.adapter(hidden_states.to(self.adapter.dtype))
 
     def encode_prompt(
         self,
@@ -125,20 +112,11 @@ class PEAStableDiffusionPipeline(StableDiffusionPipeline):
             raise ValueError("clip_skip is of the English text encoder, which isn't used here")
         if prompt_embeds is None:
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-            prompt_embeds = self.encode_language(prompts, device)
+            prompt_embeds, _ = self.adapter.encode(prompts, self, device)
         if do_classifier_free_guidance and negative_prompt_embeds is None:
-            count = len(prompt_embeds)
-            negative_prompt = negative_prompt or ""
-            if isinstance(negative_prompt, str):
-                negative_prompt_embeds = self.encode_language([negative_prompt], device)
-                negative_prompt_embeds = negative_prompt_embeds.expand(count, -1, -1)
-            elif len(negative_prompt) == count:
-                negative_prompt_embeds = self.encode_language(list(negative_prompt), device)
-            else:
-                raise ValueError(
-                    f"expected one negative prompt or {count}, one a prompt;"
-                    f" got {len(negative_prompt)}"
-                )
+            negative_prompt_embeds, _ = self.adapter.encode_negative(
+                negative_prompt, len(prompt_embeds), self, device
+            )
         # With embeddings given, what is left to the parent is the number of images per prompt.
         encoded = super().encode_prompt(
             None,
@@ -155,10 +133,4 @@ class PEAStableDiffusionPipeline(StableDiffusionPipeline):
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Writes model_index.json and, beside it, the code that it names: the folder is whole."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-        folder = Path(save_directory)
-        index = json.loads((folder / self.config_name).read_text())
-        index["_class_name"] = ["pipeline", type(self).__name__]
-        index["adapter"] = ["pea_adapter", type(self.adapter).__name__]
-        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        for value, name in ((self, "pipeline.py"), (self.adapter, "adapter/pea_adapter.py")):
-            shutil.copyfile(sys.modules[type(value).__module__].__file__, folder / name)
+        self.adapter.save_code(self, save_directory)

@@ -1,6 +1,7 @@
 """A base model, the text-to-image model that is taught another language: a diffusers folder."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from jax.typing import DTypeLike
 
 from pea_jax import parallel
 from pea_jax.models.clip import CLIPText, CLIPTextConfig
+from pea_jax.models.english import EnglishText
 from pea_jax.models.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
 from pea_jax.weights.load import WeightsError, load_module
@@ -22,15 +24,15 @@ from pea_jax.weights.locate import (
     read_json,
     resolve,
 )
-from pea_jax.weights.tokenizer import Tokenizer
+from pea_jax.weights.tokenizer import SideBySide, Tokenizer
 
-#: The parts that are read, with the classes that a model_index.json may name for each.
-_CLASSES = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
+#: The classes that a model_index.json may name for a part.
+_UNET, _VAE = ("UNet2DConditionModel",), ("AutoencoderKL",)
+_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
+_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
+
+#: The text towers of a family with their tokenizers, by the parts that a folder has.
+_TEXT_PARTS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 #: Parts that neither training nor sampling needs.
 _UNUSED = frozenset({"scheduler", "safety_checker", "feature_extractor", "image_encoder"})
@@ -38,17 +40,17 @@ _UNUSED = frozenset({"scheduler", "safety_checker", "feature_extractor", "image_
 _STEMS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
+    **dict.fromkeys(_TEXT_PARTS, "model"),
 }
 
 _CONFIG_FILES = (
     "model_index.json",
     *(f"{part}/config.json" for part in _STEMS),
     "scheduler/scheduler_config.json",
-    *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
+    *(f"{part}/{name}" for part in _TEXT_PARTS.values() for name in TOKENIZER_FILES),
 )
 
-#: Of a CLIPTextModelWithProjection; the UNet sees the tokens before it.
+#: Of a CLIPTextModelWithProjection whose tokens alone the UNet sees.
 _TEXT_EXTRAS = (r"text_projection\.weight",)
 
 
@@ -57,18 +59,32 @@ class BaseConfig:
     """What the small files of a base model say: everything but the weights.
 
     Attributes:
-      unet: its shape; `unet.cross_attention_dim` is the width that an adapter must give.
+      unet: its shape; `unet.cross_attention_dim` is the width that an adapter must give, and
+        `unet.pooled_width` that of its pooled vector, None for families without (SD 1.x, 2.x).
       vae: its shape.
-      text_encoder: its shape.
+      text_encoders: the towers' shapes, by part: SDXL has two, the others one.
       schedule: the content of scheduler_config.json, for `diffusion.schedule.Schedule.from_dict`.
+      zero_empty_prompt: whether an English negative prompt that is empty stands for zeros rather
+        than for what the towers make of it (model_index.json's force_zeros_for_empty_prompt).
       folder: where the files are.
     """
 
     unet: UNetConfig
     vae: VAEConfig
-    text_encoder: CLIPTextConfig
+    text_encoders: Mapping[str, CLIPTextConfig]
     schedule: dict[str, Any]
+    zero_empty_prompt: bool
     folder: Path
+
+    @property
+    def stems(self) -> dict[str, str]:
+        """Every part with weights, and what its weight files are called."""
+        return {part: _STEMS[part] for part in ("unet", "vae", *self.text_encoders)}
+
+    @property
+    def tokenizers(self) -> list[str]:
+        """The folder of each text encoder's tokenizer."""
+        return [_TEXT_PARTS[part] for part in self.text_encoders]
 
 
 @dataclass(frozen=True)
@@ -78,17 +94,19 @@ class BaseModel:
     Attributes:
       unet: the denoiser.
       vae: between pixels and latents.
-      text_encoder: the model's own, English one.
-      tokenizer: of the text encoder.
+      text_encoder: the model's own, English text side.
+      tokenizer: of the text side; of two towers, both tokenizers' ids side by side.
       schedule: the content of scheduler_config.json, for `diffusion.schedule.Schedule.from_dict`.
+      zero_empty_prompt: as in `BaseConfig`.
       folder: where the files are.
     """
 
     unet: UNet
     vae: VAE
-    text_encoder: CLIPText
-    tokenizer: Tokenizer
+    text_encoder: EnglishText
+    tokenizer: Tokenizer | SideBySide
     schedule: dict[str, Any]
+    zero_empty_prompt: bool
     folder: Path
 
 
@@ -104,33 +122,24 @@ def read_base_config(name: str | Path, *, revision: str | None = None) -> BaseCo
         don't fit each other; with the folder.
     """
     folder = resolve(name, patterns=_CONFIG_FILES, revision=revision)
-    _check_parts(folder)
-    values = {part: read_json(folder / part / "config.json") for part in _STEMS}
+    index = read_json(folder / "model_index.json")
+    _check_parts(folder, index)
+    towers = [part for part in _TEXT_PARTS if _class_of(index, part)]
+    values = {part: read_json(folder / part / "config.json") for part in ("unet", "vae", *towers)}
     try:
         config = BaseConfig(
             unet=UNetConfig.from_dict(values["unet"]),
             vae=VAEConfig.from_dict(values["vae"]),
-            text_encoder=CLIPTextConfig.from_dict(values["text_encoder"]),
+            text_encoders={part: CLIPTextConfig.from_dict(values[part]) for part in towers},
             schedule=read_json(folder / "scheduler" / "scheduler_config.json"),
+            zero_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),
             folder=folder,
         )
     except WeightsError:
         raise
     except ValueError as error:
         raise WeightsError(f"{folder}: {error}") from error
-    problems = []
-    if config.text_encoder.hidden_size != config.unet.cross_attention_dim:
-        problems.append(
-            f"expected a text encoder of width {config.unet.cross_attention_dim} (the UNet's "
-            f"cross_attention_dim), got {config.text_encoder.hidden_size}"
-        )
-    if config.vae.latent_channels != config.unet.in_channels:
-        problems.append(
-            f"expected latents of {config.unet.in_channels} channels (the UNet's in_channels), "
-            f"got {config.vae.latent_channels} from the VAE"
-        )
-    if problems:
-        raise WeightsError(f"{folder}: {'; '.join(problems)}")
+    _check_fit(config)
     return config
 
 
@@ -140,60 +149,114 @@ def load_base(
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
     revision: str | None = None,
+    attention: str = "auto",
+    remat: str = "none",
 ) -> BaseModel:
     """Loads a base model, its frozen weights spread over `mesh` (`parallel.parameter_sharding`).
+
+    An SDXL VAE whose config says force_upcast is float32 whatever `dtype` is, as diffusers has it:
+    the published one overflows in 16 bits. (sdxl-vae-fp16-fix does not say so.)
 
     Args:
       name: as for `read_base_config`.
       dtype: of the weights and of the computation; a 16-bit one reads fp16 files where there are.
       mesh: None leaves the weights uncommitted on the default device.
       revision: on the Hub.
+      attention: of the UNet, see `models.attention`.
+      remat: of the UNet, see `models.unet.UNet`; it matters for training alone.
 
     Raises:
       ValueError: as for `read_base_config`, or weights that are missing or don't fit.
     """
     config = read_base_config(name, revision=revision)
-    tokenizer = Tokenizer.from_folder(
-        config.folder / "tokenizer", config.text_encoder.max_position_embeddings
-    )
-    files = fetch_weights(name, _STEMS, half=prefers_half(dtype), revision=revision)
+    tokenizers = [
+        Tokenizer.from_folder(config.folder / part, tower.max_position_embeddings)
+        for part, tower in zip(config.tokenizers, config.text_encoders.values(), strict=True)
+    ]
+    upcast = config.unet.pooled_width is not None and config.vae.force_upcast
+    dtypes = {part: jnp.float32 if part == "vae" and upcast else dtype for part in config.stems}
+    files: dict[str, list[Path]] = {}
+    for half in (True, False):
+        stems = {p: stem for p, stem in config.stems.items() if prefers_half(dtypes[p]) == half}
+        if stems:
+            files |= fetch_weights(name, stems, half=half, revision=revision)
     sharding = None if mesh is None else parallel.parameter_sharding(mesh)
 
     def load(part: str, build: Callable[..., nnx.Module], ignore: tuple[str, ...] = ()) -> Any:
         return load_module(
-            lambda: build(getattr(config, part), rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype),
+            lambda: build(rngs=nnx.Rngs(0), dtype=dtypes[part], param_dtype=dtypes[part]),
             files[part],
             sharding=sharding,
             ignore=ignore,
         )
 
+    unet = functools.partial(UNet, config.unet, attention=attention, remat=remat)
+    towers = []
+    for part, tower in config.text_encoders.items():
+        projected = config.unet.pooled_width is not None and part == "text_encoder_2"
+        build = functools.partial(CLIPText, tower, projected=projected)
+        towers.append(load(part, build, () if projected else _TEXT_EXTRAS))
     return BaseModel(
-        unet=load("unet", UNet),
-        vae=load("vae", VAE),
-        text_encoder=load("text_encoder", CLIPText, _TEXT_EXTRAS),
-        tokenizer=tokenizer,
+        unet=load("unet", unet),
+        vae=load("vae", functools.partial(VAE, config.vae)),
+        text_encoder=EnglishText(towers),
+        tokenizer=tokenizers[0] if len(tokenizers) == 1 else SideBySide(tokenizers),
         schedule=config.schedule,
+        zero_empty_prompt=config.zero_empty_prompt,
         folder=config.folder,
     )
 
 
-def _check_parts(folder: Path) -> None:
+def _class_of(index: Mapping[str, Any], part: str) -> str | None:
+    """The class that a model_index.json names for a part; None where it has none."""
+    entry = index.get(part)
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+
+def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
     """Refuses a folder whose model_index.json names parts, or classes of them, that we lack."""
-    file = folder / "model_index.json"
-    parts = {
-        part: entry[1]
-        for part, entry in read_json(file).items()
-        if isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
-    }
+    needed = {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT, "tokenizer": _TOKENIZER}
+    if _class_of(index, "text_encoder_2"):
+        needed |= {"text_encoder_2": _TEXT[1:], "tokenizer_2": _TOKENIZER}
     problems = [
-        f"{part}: expected a {classes[0]}, got {parts.get(part)}"
-        for part, classes in _CLASSES.items()
-        if parts.get(part) not in classes
+        f"{part}: expected a {classes[0]}, got {_class_of(index, part)}"
+        for part, classes in needed.items()
+        if _class_of(index, part) not in classes
     ]
     problems += [
         f"{part}: a {kind} is not supported"
-        for part, kind in parts.items()
-        if part not in _CLASSES and part not in _UNUSED
+        for part in index
+        if (kind := _class_of(index, part)) and part not in needed and part not in _UNUSED
     ]
     if problems:
-        raise WeightsError(f"{file}: {'; '.join(problems)}")
+        raise WeightsError(f"{folder / 'model_index.json'}: {'; '.join(problems)}")
+
+
+def _check_fit(config: BaseConfig) -> None:
+    """Refuses parts that don't fit each other, all of them in one raise."""
+    unet, towers = config.unet, list(config.text_encoders.values())
+    width = sum(tower.hidden_size for tower in towers)
+    problems = []
+    if width != unet.cross_attention_dim:
+        problems.append(
+            f"expected a text side of width {unet.cross_attention_dim} (the UNet's "
+            f"cross_attention_dim), got {' + '.join(str(tower.hidden_size) for tower in towers)}"
+        )
+    pooled = towers[-1].projection_dim if len(towers) == 2 else None
+    if pooled != unet.pooled_width:
+        problems.append(
+            f"expected a pooled text vector of width {unet.pooled_width} (the UNet's added "
+            f"conditioning), got {pooled}"
+        )
+    lengths = {tower.max_position_embeddings for tower in towers}
+    if len(lengths) > 1:
+        problems.append(f"expected text encoders of one length, got {sorted(lengths)}")
+    # An inpainting UNet sees noisy latents, a mask, and the latents of the masked image.
+    latents = config.vae.latent_channels
+    if unet.in_channels not in (latents, 2 * latents + 1):
+        problems.append(
+            f"expected latents of {unet.in_channels} channels (the UNet's in_channels), "
+            f"got {latents} from the VAE"
+        )
+    if problems:
+        raise WeightsError(f"{config.folder}: {'; '.join(problems)}")

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pea_jax.data.images import MAX_PIXELS, CorruptImageError, centre_box, decode, size_of
+from pea_jax.data.images import (
+    MAX_PIXELS,
+    CorruptImageError,
+    centre_box,
+    centre_crop,
+    decode,
+    size_of,
+)
 
 
 def encode(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -42,6 +49,15 @@ def test_boxes_have_the_target_aspect_and_are_as_large_as_can_be():
     assert centre_box(100, 300, 50, 50) == (100, 0, 200, 100)
     assert centre_box(300, 100, 50, 100) == (0, 125, 100, 175)
     assert centre_box(60, 80, 60, 80) == (0, 0, 80, 60)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "corner"),
+    [(100, 300, (0, 50)), (300, 100, (50, 0)), (25, 26, (0, 1)), (60, 60, (0, 0))],
+)
+def test_a_crop_is_told_in_pixels_of_the_resized_picture(height, width, corner):
+    """SDXL learnt what a corner means from pictures that were resized first and then cropped."""
+    assert centre_crop(height, width, 50, 50) == corner
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (200, 300), (9, 9)])

@@ -1,3 +1,4 @@
+import io
 import itertools
 import json
 import subprocess
@@ -12,8 +13,11 @@ import grain.checkpoint
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 
+from pea_jax.data.builder import build
 from pea_jax.data.pipeline import BadImagesError, BadImageWarning, make_loader
+from pea_jax.data.source import Source
 from tests.data import sets
 
 ZH = {part: sets.numbers("zh", part == "native") for part in ("native", "parallel")}
@@ -73,7 +77,8 @@ def test_a_batch_holds_both_parts_in_exact_numbers(source, load):
         for part, size in (("native", 2), ("parallel", 4)):
             arrays = {name: (array.shape, array.dtype) for name, array in batch[part].items()}
             tokens = {"ids": ((size, 6), np.int32), "mask": ((size, 6), np.int32)}
-            expected = {"pixels": ((size, 8, 8, 3), np.uint8)} | tokens
+            picture = {"pixels": ((size, 8, 8, 3), np.uint8), "time_ids": ((size, 6), np.int32)}
+            expected = picture | tokens
             if part == "parallel":
                 expected |= {f"english_{name}": form for name, form in tokens.items()}
             assert arrays == expected
@@ -88,6 +93,18 @@ def test_texts_belong_to_their_pictures(source, load):
             if part == "parallel":
                 english = [sets.text_of(ids) for ids in arrays["english_ids"]]
                 assert english == [f"e{number}" for number in row_numbers]
+
+
+def test_time_ids_are_height_then_width(load, tmp_path):
+    """SDXL's own order: the picture's size, the crop's corner, the size of the pixels."""
+    image = io.BytesIO()
+    Image.fromarray(np.zeros((10, 24, 3), np.uint8)).save(image, "PNG")
+    wide = [sets.row(number, image=image.getvalue(), height=10, width=24) for number in range(2)]
+    folder = build(tmp_path, "wide", {"train": [lambda: wide]})
+    loader = load(Source(folder, "train"), native_batch=0, parallel_batch=2)
+    (batch,) = take(loader, 1)
+    # Resized to 8 x 19, of which the columns from 5 on are kept.
+    assert batch["parallel"]["time_ids"].tolist() == [[10, 24, 0, 5, 8, 8]] * 2
 
 
 def test_a_part_without_rows_is_absent(source, load):

@@ -14,6 +14,7 @@ from flax import nnx
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.state import split_networks
 from pea_jax.models.adapter import Adapter, AdapterConfig
+from pea_jax.models.english import EnglishText
 from pea_jax.models.text import TextOutput
 from tests.models.random_module import random_module
 
@@ -27,8 +28,14 @@ QUICK = {"xla_backend_optimization_level": 0}
 CALLS: dict[str, list[int]] = defaultdict(list)
 
 
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    pooled_width: int | None = None
+
+
 class FakeUNet(nnx.Module):
     def __init__(self, dtype=jnp.float32):
+        self.config = UNetConfig()
         leaf = {"rngs": nnx.Rngs(0), "dtype": dtype, "param_dtype": dtype}
         self.enter = nnx.Linear(CHANNELS, 16, **leaf)
         self.attend = nnx.Linear(WIDTH, 16, **leaf)
@@ -92,7 +99,9 @@ def modules(dtype=jnp.float32, pooled_width: int | None = None) -> dict[str, nnx
     return {
         "unet": random_module(lambda: FakeUNet(dtype), 1),
         "vae": random_module(lambda: FakeVAE(dtype), 2),
-        "text_encoder": random_module(lambda: FakeTower("text_encoder", WIDTH, dtype), 3),
+        "text_encoder": random_module(
+            lambda: EnglishText([FakeTower("text_encoder", WIDTH, dtype)]), 3
+        ),
         "language_encoder": random_module(
             lambda: FakeTower("language_encoder", LANGUAGE_WIDTH, dtype), 4
         ),
@@ -137,7 +146,8 @@ def make_batch(native: int, parallel: int, *, image: int = IMAGE, vocabulary: in
             continue
         ids, mask = tokens(rows)
         pixels = generator.integers(0, 256, (rows, image, image, 3), dtype=np.uint8)
-        batch[name] = {"pixels": pixels, "ids": ids, "mask": mask}
+        time_ids = np.array([[image, image, 0, 0, image, image]] * rows, np.int32)
+        batch[name] = {"pixels": pixels, "time_ids": time_ids, "ids": ids, "mask": mask}
     if parallel:
         ids, mask = tokens(parallel)
         batch["parallel"] |= {"english_ids": ids, "english_mask": mask}

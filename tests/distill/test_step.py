@@ -63,8 +63,9 @@ def literal_loss(adapter_params, modules, batch, settings, schedule, key):
         adapter(language(column("ids"), column("mask")).tokens).tokens,
         adapter(language(empty["ids"], empty["mask"]).tokens).tokens,
     )
-    english = column("english_ids", empty["english_ids"])
-    teacher_tokens = chosen(tower(english).tokens, tower(empty["english_ids"]).tokens)
+    english = [column(name, empty[name]) for name in ("english_ids", "english_mask")]
+    nothing = [jnp.asarray(empty[name]) for name in ("english_ids", "english_mask")]
+    teacher_tokens = chosen(tower(*english).tokens, tower(*nothing).tokens)
     unet = modules["unet"]
     e_s, f_s = unet(noisy, draws.timesteps, Conditioning(student_tokens))
     e_t, f_t = jax.lax.stop_gradient(unet(noisy, draws.timesteps, Conditioning(teacher_tokens)))
@@ -204,7 +205,7 @@ def test_the_teacher_reads_a_mask_only_where_its_config_asks_for_one():
     changes = []
     for use_attention_mask in (False, True):
         modules = fakes.modules()
-        modules["text_encoder"].config = fakes.TowerConfig(use_attention_mask)
+        modules["text_encoder"].towers[0].config = fakes.TowerConfig(use_attention_mask)
         networks, params, frozen = split_networks(**modules, empty=fakes.empty_prompt())
         step = fakes.quick(make_loss_and_gradient(networks, fakes.schedule(), settings))
         losses = [float(step(params, frozen, each, KEY)[0]) for each in (batch, other)]

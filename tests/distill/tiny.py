@@ -6,6 +6,7 @@ from pea_jax.distill.state import split_networks
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.models.bert import Bert, BertConfig
 from pea_jax.models.clip import CLIPText, CLIPTextConfig
+from pea_jax.models.english import EnglishText
 from pea_jax.models.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
 from tests.distill import fakes
@@ -48,7 +49,7 @@ def modules() -> dict[str, nnx.Module]:
     return {
         "unet": random_module(lambda: UNet(unet, rngs=nnx.Rngs(0)), 1),
         "vae": random_module(lambda: VAE(vae, rngs=nnx.Rngs(0)), 2),
-        "text_encoder": random_module(lambda: CLIPText(clip, rngs=nnx.Rngs(0)), 3),
+        "text_encoder": random_module(lambda: EnglishText([CLIPText(clip, rngs=nnx.Rngs(0))]), 3),
         "language_encoder": random_module(lambda: Bert(bert, rngs=nnx.Rngs(0)), 4),
         "adapter": random_module(lambda: Adapter(adapter, rngs=nnx.Rngs(0)), 5),
     }

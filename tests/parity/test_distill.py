@@ -4,6 +4,8 @@ diffusers' UNet with forward hooks and its AutoencoderKL, transformers' CLIP and
 made here; only what is random is taken from ours.
 """
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from pea_jax.distill.step import make_loss_and_gradient
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.models.bert import Bert, BertConfig
 from pea_jax.models.clip import CLIPText, CLIPTextConfig
+from pea_jax.models.english import EnglishText
 from pea_jax.models.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
 from pea_jax.weights import names
@@ -36,16 +39,38 @@ KEY = jax.random.key(2)  # drops prompts of both parts: checked below
 SETTINGS = DistillSettings(
     native_weight=0.7, output_weight=1.3, feature_weight=0.2, prompt_drop=0.4, noise_offset=0.2
 )
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-UNET = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 2,
-    "cross_attention_dim": WIDTH,
+#: Family -> the prediction types that its models come with.
+FAMILIES = {"sd": ("epsilon", "v_prediction"), "sdxl": ("epsilon",)}
+CASES = [(family, kind) for family, kinds in FAMILIES.items() for kind in kinds]
+#: Of SDXL's second tower, whose projected vector the UNet is told; WIDTH is of both together.
+POOLED_WIDTH, SECOND_WIDTH = 10, 8
+UNETS = {
+    "sd": {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": WIDTH,
+    },
+    # SDXL's three levels, so that there are its seven features.
+    "sdxl": {
+        "sample_size": 8,
+        "block_out_channels": (8, 8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 1, 2),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": (1, 2, 4),
+        "use_linear_projection": True,
+        "cross_attention_dim": WIDTH,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": POOLED_WIDTH + 6 * 4,
+    },
 }
 VAE_CONFIG = {
     "block_out_channels": (8, 8),
@@ -65,9 +90,9 @@ TOWER = {
 
 
 class TorchAdapter(torch.nn.Module):
-    """The SD 1.x form of method.md, "The adapter"."""
+    """method.md, "The adapter": the SD 1.x form, or SDXL's with a pooled vector."""
 
-    def __init__(self):
+    def __init__(self, pooled_width=None):
         super().__init__()
         self.layernorm = torch.nn.LayerNorm(LANGUAGE_WIDTH)
         self.projector = torch.nn.Sequential(
@@ -75,27 +100,39 @@ class TorchAdapter(torch.nn.Module):
             torch.nn.GELU(),
             torch.nn.Linear(10, 10, bias=False),
             torch.nn.GELU(),
-            torch.nn.Linear(10, WIDTH, bias=False),
+            torch.nn.Linear(10, pooled_width or WIDTH, bias=False),
         )
+        self.fc = torch.nn.Linear(pooled_width, WIDTH) if pooled_width else None
 
     def forward(self, tokens):
-        return self.projector(self.layernorm(tokens))
+        hidden = self.projector(self.layernorm(tokens))
+        if self.fc is None:
+            return hidden, None
+        return self.fc(torch.nn.functional.gelu(hidden)), hidden.mean(dim=1)
 
 
-def make_models() -> dict[str, "torch.nn.Module"]:
-    clip = transformers.CLIPTextConfig(
-        **{**TOWER, "hidden_act": "quick_gelu"}, hidden_size=WIDTH, eos_token_id=2
-    )
+def make_models(family) -> dict[str, "torch.nn.Module"]:
+    def clip(width, **options):
+        return transformers.CLIPTextConfig(
+            **{**TOWER, **options}, hidden_size=width, eos_token_id=2
+        )
+
     xlm_r = transformers.XLMRobertaConfig(
         **TOWER, hidden_size=LANGUAGE_WIDTH, type_vocab_size=1, pad_token_id=1
     )
     models = {
-        "unet": diffusers.UNet2DConditionModel(**UNET),
+        "unet": diffusers.UNet2DConditionModel(**UNETS[family]),
         "vae": diffusers.AutoencoderKL(**VAE_CONFIG),
-        "text_encoder": transformers.CLIPTextModel(clip),
+        "text_encoder": transformers.CLIPTextModel(clip(WIDTH, hidden_act="quick_gelu")),
         "language_encoder": transformers.XLMRobertaModel(xlm_r, add_pooling_layer=False),
         "adapter": TorchAdapter(),
     }
+    if family == "sdxl":
+        first = clip(WIDTH - SECOND_WIDTH, hidden_act="quick_gelu")
+        second = clip(SECOND_WIDTH, projection_dim=POOLED_WIDTH)
+        models["text_encoder"] = transformers.CLIPTextModel(first)
+        models["text_encoder_2"] = transformers.CLIPTextModelWithProjection(second)
+        models["adapter"] = TorchAdapter(POOLED_WIDTH)
     for seed, model in enumerate(models.values()):
         randomise(model, seed)
     # The posterior's spread must show in the latents beside its mean.
@@ -113,15 +150,19 @@ def tokens(generator, rows, padding):
     return ids.astype(np.int32), mask.astype(np.int32)
 
 
-def make_batch():
+def make_batch(family):
     """A batch, and the empty prompt of both sides."""
     generator = np.random.default_rng(0)
+    towers = 2 if family == "sdxl" else 1
     batch = {}
     for name, rows in (("native", NATIVE), ("parallel", PARALLEL)):
         ids, mask = tokens(generator, rows + 1, padding=1)
         pixels = generator.integers(0, 256, (rows, IMAGE, IMAGE, 3), dtype=np.uint8)
-        batch[name] = {"pixels": pixels, "ids": ids[1:], "mask": mask[1:]}
-    english_ids, english_mask = tokens(generator, PARALLEL + 1, padding=2)
+        time_ids = generator.integers(0, 1000, (rows, 6), dtype=np.int32)
+        batch[name] = {"pixels": pixels, "time_ids": time_ids, "ids": ids[1:], "mask": mask[1:]}
+    # Ids of two towers lie side by side; here they differ in their padding, as SDXL's do.
+    sides = [tokens(np.random.default_rng(9), PARALLEL + 1, padding=2 - i) for i in range(towers)]
+    english_ids, english_mask = (np.concatenate(side, axis=1) for side in zip(*sides, strict=True))
     batch["parallel"] |= {"english_ids": english_ids[1:], "english_mask": english_mask[1:]}
     empty = {
         "ids": ids[:1],
@@ -133,9 +174,13 @@ def make_batch():
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """The PyTorch models, and ours from their files."""
-    models = make_models()
+def pairs(tmp_path_factory):
+    """Family -> the PyTorch models, and ours from their files."""
+    return {family: make_pair(family, tmp_path_factory) for family in FAMILIES}
+
+
+def make_pair(family, tmp_path_factory):
+    models = make_models(family)
     files = {
         name: save(model, tmp_path_factory.mktemp(name))
         for name, model in models.items()
@@ -147,19 +192,36 @@ def pair(tmp_path_factory):
         "unet": (UNet, UNetConfig),
         "vae": (VAE, VAEConfig),
         "text_encoder": (CLIPText, CLIPTextConfig),
+        "text_encoder_2": (functools.partial(CLIPText, projected=True), CLIPTextConfig),
         "language_encoder": (Bert, BertConfig),
     }
+    classes = {name: classes[name] for name in classes if name in files}
     configs = {name: cls.from_dict(read_config(files[name])) for name, (_, cls) in classes.items()}
     builds = {
         name: lambda model=model, config=configs[name]: model(config, rngs=nnx.Rngs(0))
         for name, (model, _) in classes.items()
     }
-    adapter = AdapterConfig(LANGUAGE_WIDTH, 10, WIDTH)
+    pooled_width = POOLED_WIDTH if family == "sdxl" else None
+    adapter = AdapterConfig(LANGUAGE_WIDTH, 10, WIDTH, pooled_width=pooled_width)
     builds["adapter"] = lambda: Adapter(adapter, rngs=nnx.Rngs(0))
-    return models, {name: load_module(build, files[name]) for name, build in builds.items()}
+    ours = {name: load_module(build, files[name]) for name, build in builds.items()}
+    towers = [ours.pop(name) for name in ("text_encoder", "text_encoder_2") if name in ours]
+    return models, {**ours, "text_encoder": EnglishText(towers)}
 
 
-def hooked(unet, latents, timesteps, context):
+def english(models, ids):
+    """What diffusers' pipelines of the family give the UNet: tokens, and SDXL's pooled vector."""
+    if "text_encoder_2" not in models:
+        return models["text_encoder"](ids).last_hidden_state, None
+    outputs = [
+        models[name](own, output_hidden_states=True)
+        for name, own in zip(("text_encoder", "text_encoder_2"), ids.chunk(2, dim=1), strict=True)
+    ]
+    hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    return hidden, outputs[1].text_embeds
+
+
+def hooked(unet, latents, timesteps, context, pooled, time_ids):
     """The prediction, and every block's output in the order of computation."""
     features, handles = {}, []
     blocks = [
@@ -173,7 +235,10 @@ def hooked(unet, latents, timesteps, context):
             features[name] = output[0] if isinstance(output, tuple) else output
 
         handles.append(block.register_forward_hook(keep))
-    prediction = unet(latents, timesteps, encoder_hidden_states=context).sample
+    added = None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids}
+    prediction = unet(
+        latents, timesteps, encoder_hidden_states=context, added_cond_kwargs=added
+    ).sample
     for handle in handles:
         handle.remove()
     return prediction, features
@@ -200,6 +265,7 @@ def torch_terms(models, batch, empty, draws, prediction_type):
     timesteps = torch.from_numpy(np.array(draws.timesteps)).long()
     noise = to_torch(np.asarray(draws.noise))
     dropped = torch.from_numpy(np.array(draws.dropped))[:, None, None]
+    time_ids = column("time_ids")
     with torch.no_grad():
         images = to_torch(column("pixels").numpy().astype(np.float32) / 127.5 - 1)
         posterior = models["vae"].encode(images).latent_dist
@@ -209,10 +275,10 @@ def torch_terms(models, batch, empty, draws, prediction_type):
         velocity = scheduler.get_velocity(latents, noise, timesteps)
         target = noise if prediction_type == "epsilon" else velocity
 
-        english = models["text_encoder"](both("english_ids")).last_hidden_state
-        nothing = models["text_encoder"](torch.from_numpy(empty["english_ids"])).last_hidden_state
-        context = torch.where(dropped, nothing, english)
-        e_t, f_t = hooked(models["unet"], noisy, timesteps, context)
+        said, pooled = english(models, both("english_ids"))
+        nothing, _ = english(models, torch.from_numpy(empty["english_ids"]))
+        context = torch.where(dropped, nothing, said)
+        e_t, f_t = hooked(models["unet"], noisy, timesteps, context, pooled, time_ids)
         language = models["language_encoder"]
         hidden = language(column("ids"), attention_mask=column("mask")).last_hidden_state
         nothing = language(
@@ -220,8 +286,9 @@ def torch_terms(models, batch, empty, draws, prediction_type):
         ).last_hidden_state
 
     adapter = models["adapter"]
-    context = torch.where(dropped, adapter(nothing), adapter(hidden))
-    e_s, f_s = hooked(models["unet"], noisy, timesteps, context)
+    (said, pooled), (nothing, _) = adapter(hidden), adapter(nothing)
+    context = torch.where(dropped, nothing, said)
+    e_s, f_s = hooked(models["unet"], noisy, timesteps, context, pooled, time_ids)
 
     def mse(a, b):
         return torch.nn.functional.mse_loss(a, b, reduction="none").mean([1, 2, 3])
@@ -245,23 +312,28 @@ def schedule_of(prediction_type):
 
 
 @pytest.fixture(scope="module")
-def ours(pair):
-    """Prediction type -> our loss, terms and gradient: one program, which shares the networks."""
-    batch, empty = make_batch()
-    networks, params, frozen = split_networks(**pair[1], empty=empty)
-    functions = {
-        prediction_type: make_loss_and_gradient(networks, schedule_of(prediction_type), SETTINGS)
-        for prediction_type in PREDICTION_TYPES
-    }
-    return quick(
-        lambda *arguments: {name: function(*arguments) for name, function in functions.items()}
-    )(params, frozen, batch, KEY)
+def ours(pairs):
+    """(Family, prediction type) -> our loss, terms and gradient; one program a family."""
+    results = {}
+    for family, kinds in FAMILIES.items():
+        batch, empty = make_batch(family)
+        networks, params, frozen = split_networks(**pairs[family][1], empty=empty)
+        functions = {
+            (family, kind): make_loss_and_gradient(networks, schedule_of(kind), SETTINGS)
+            for kind in kinds
+        }
+
+        def run(*arguments, functions=functions):
+            return {case: function(*arguments) for case, function in functions.items()}
+
+        results |= quick(run)(params, frozen, batch, KEY)
+    return results
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_terms_loss_and_every_gradient_are_those_of_pytorch(pair, ours, prediction_type):
-    models, _ = pair
-    batch, empty = make_batch()
+@pytest.mark.parametrize(("family", "prediction_type"), CASES)
+def test_terms_loss_and_every_gradient_are_those_of_pytorch(pairs, ours, family, prediction_type):
+    models, _ = pairs[family]
+    batch, empty = make_batch(family)
     layout = Layout({"native": NATIVE, "parallel": PARALLEL})
     draws = draw(KEY, layout, (8, 8, 4), schedule_of(prediction_type), SETTINGS)
     for rows in (slice(NATIVE), slice(NATIVE, None)):
@@ -277,9 +349,11 @@ def test_terms_loss_and_every_gradient_are_those_of_pytorch(pair, ours, predicti
     loss.backward()
     wanted = {name: parameter.grad for name, parameter in models["adapter"].named_parameters()}
 
-    got_loss, metrics, gradient = ours[prediction_type]
+    got_loss, metrics, gradient = ours[family, prediction_type]
     assert relative_error(got_loss, loss.item()) < 1e-5
     assert metrics.keys() == terms.keys() | {"loss"}
+    if family == "sdxl":
+        assert len([name for name in metrics if name.startswith("feature/")]) == 7
     for name, term in terms.items():
         error = relative_error(metrics[name], term.item())
         assert error < 1e-5, f"{name}: {error:.1e}"

@@ -41,19 +41,23 @@ def models(tmp_path_factory):
     return vivid.write_models(tmp_path_factory.mktemp("models"))
 
 
+def load_ours(models, adapter):
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    return Pipeline.from_pretrained(models / "sd", models / "xlm-roberta", adapter, mesh=mesh)
+
+
 @pytest.fixture(scope="module")
 def ours(models):
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    return Pipeline.from_pretrained(
-        models / "sd", models / "xlm-roberta", vivid.make_adapter(), mesh=mesh
-    )
+    return load_ours(models, vivid.make_adapter())
 
 
 @pytest.fixture(scope="module")
 def folder(models, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
+    return export_folder(models, vivid.make_adapter(), tmp_path_factory.mktemp("run"))
+
+
+def export_folder(models, adapter, workdir):
     with pytest.MonkeyPatch.context() as patch:
-        adapter = vivid.make_adapter()
         patch.setattr(checkpoint, "load_adapter", lambda workdir, step=None: (adapter, 1))
         config = tiny.config(models, workdir, sample__solver="dpmpp_2m")
         return export.export(config, workdir, output=workdir / "out") / "diffusers"

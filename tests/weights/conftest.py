@@ -67,6 +67,36 @@ MODEL_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+#: SDXL in small: three levels, two text encoders, of which the second one's projected vector is
+#: what the UNet is told besides the time ids.
+UNET_XL = {
+    **UNET,
+    "block_out_channels": [8, 8, 16],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": [1, 2, 4],
+    "transformer_layers_per_block": [1, 1, 2],
+    "use_linear_projection": True,
+    "cross_attention_dim": 24,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 10 + 6 * 4,
+}
+CLIP_2 = {**CLIP, "hidden_size": 8, "hidden_act": "gelu", "projection_dim": 10}
+MODEL_INDEX_XL = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "_diffusers_version": "0.42.1",
+    "feature_extractor": [None, None],
+    "force_zeros_for_empty_prompt": True,
+    "image_encoder": [None, None],
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 
 BUILDS = {
     "unet": (lambda: UNet(UNetConfig.from_dict(UNET), rngs=nnx.Rngs(0)), UNET),
@@ -88,12 +118,14 @@ def write_part(folder: Path, part: str) -> None:
     save_module(random_module(build), folder / f"{STEMS.get(part, 'model')}.safetensors")
 
 
-def english_tokenizer(model_max_length: int = 12) -> transformers.CLIPTokenizer:
+def english_tokenizer(model_max_length: int = 12, **options) -> transformers.CLIPTokenizer:
     """One token a letter."""
     letters = string.ascii_lowercase
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     vocab = {word: index for index, word in enumerate(words)}
-    return transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=model_max_length)
+    return transformers.CLIPTokenizer(
+        vocab=vocab, merges=[], model_max_length=model_max_length, **options
+    )
 
 
 def native_tokenizer(model_max_length: int = 16) -> transformers.XLMRobertaTokenizer:

@@ -40,13 +40,13 @@ def base(sd_folder):
 def test_every_part_is_that_of_the_folder(base, sd_folder):
     assert_same(base.unet, random_module(BUILDS["unet"][0]))
     assert_same(base.vae, random_module(BUILDS["vae"][0]))
-    assert_same(base.text_encoder, random_module(BUILDS["text_encoder"][0]))
+    assert_same(base.text_encoder.towers[0], random_module(BUILDS["text_encoder"][0]))
     assert base.schedule["steps_offset"] == 1
     assert base.folder == sd_folder
     # Padded to what the text encoder was trained at.
-    ids, _ = base.tokenizer(["a red circle"])
+    ids, mask = base.tokenizer(["a red circle"])
     assert ids.shape == (1, 12)
-    assert jax.eval_shape(base.text_encoder, ids).tokens.shape == (1, 12, 16)
+    assert jax.eval_shape(base.text_encoder, ids, mask).tokens.shape == (1, 12, 16)
 
 
 def test_16_bit_weights_and_computation(sd_folder):
@@ -78,7 +78,7 @@ def test_the_config_needs_no_weights(folder):
     config = read_base_config(folder)
     assert config.unet.cross_attention_dim == 16
     assert config.vae.downsampling_factor == 2
-    assert config.text_encoder.max_position_embeddings == 12
+    assert config.text_encoders["text_encoder"].max_position_embeddings == 12
     with pytest.raises(WeightsError, match=r"unet: expected diffusion.*vae: .*text_encoder: "):
         load_base(folder)
 
@@ -123,8 +123,12 @@ def test_an_unsupported_value_names_the_folder(folder):
     ("changes", "problem"),
     [
         (
+            {"controlnet": ["diffusers", "ControlNetModel"]},
+            "controlnet: a ControlNetModel is not supported",
+        ),
+        (
             {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]},
-            "text_encoder_2: a CLIPTextModelWithProjection is not supported",
+            "tokenizer_2: expected a CLIPTokenizer, got None",
         ),
         ({"unet": ["diffusers", "UNet3D"]}, "unet: expected a UNet2DConditionModel, got UNet3D"),
         ({"vae": [None, None]}, "vae: expected a AutoencoderKL, got None"),
