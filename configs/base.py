@@ -32,10 +32,12 @@ def get_config() -> ConfigDict:
     config.model.remat = "none"
 
     config.adapter = ConfigDict()
-    # Of its projector: the width between the linear layers, and how many of these there are.
+    # Of its projector: the width between the linear layers, and how many of these there are. An
+    # adapter that is given has its own.
     config.adapter.hidden_width = 2048
     config.adapter.projector_layers = 3
-    # Where its first weights come from: an exported adapter's folder or file; "" draws them.
+    # Where its first weights come from: an exported adapter's folder or file, or a file that the
+    # authors of PEA-Diffusion released; "" draws them.
     config.adapter.init_from = ""
 
     config.data = ConfigDict()

@@ -54,6 +54,8 @@ class Verb:
         example: what follows `pea-jax VERB`.
         flags: its own, handed to the task as keyword arguments of the same names.
         required: those of its flags that must be given.
+        positional: the name of the one argument that is no flag, a path, which the verb takes in
+            place of a config and a workdir.
         note: what is particular about --config and --workdir.
     """
 
@@ -61,6 +63,7 @@ class Verb:
     example: str
     flags: tuple[Define, ...] = ()
     required: tuple[str, ...] = ("workdir",)
+    positional: str = ""
     note: str = "Without --config it is that of the run in the workdir."
 
 
@@ -98,6 +101,20 @@ VERBS = {
         "write the adapter, and a folder that PyTorch diffusers loads",
         "--workdir runs/x --output exported/",
         (_text("output", "the folder to make; WORKDIR/export by default"), _STEP),
+    ),
+    "convert": Verb(
+        "read an adapter's file, the authors' or ours, and write the other",
+        "pytorch_model.bin --output adapter/",
+        (
+            _text("output", "the folder to make"),
+            _text("format", "safetensors (ours, with a config.json) or torch; ours by default"),
+            _text("dtype", "float32, float16 or bfloat16; that of the file by default"),
+            _text("language-encoder", "what the adapter was trained with, for config.json"),
+            _text("base", "the model that the adapter was trained for, for config.json"),
+        ),
+        required=("output",),
+        positional="file",
+        note="FILE is a torch pickle, a safetensors file or a folder of `pea-jax export`.",
     ),
 }
 
@@ -155,9 +172,15 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
     missing = [name for name in VERBS[verb].required if not values[name].value]
     if missing:
         raise configs.UsageError("expected " + " and ".join(f"--{name}" for name in missing))
-    own = {name: values[name].value for name in _own_flags(verb)}
+    own = {name.replace("-", "_"): values[name].value for name in _own_flags(verb)}
     if own.get("output"):
         own["output"] = Path(own["output"]).expanduser()
+    if positional := VERBS[verb].positional:
+        source = _only(rest, positional)
+        with _quiet(verb, loud=values["verbose"].value):
+            task = importlib.import_module(f"pea_jax.{verb}")
+            getattr(task, verb)(source, **own)
+        return 0
     workdir = Path(values["workdir"].value).expanduser() if values["workdir"].value else None
     with _quiet(verb, loud=values["verbose"].value):
         config = configs.override(_config(values["config"].value, workdir), rest)
@@ -167,6 +190,14 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
         _start_jax(config)
         getattr(task, verb)(config, workdir, **own)
     return 0
+
+
+def _only(arguments: Sequence[str], name: str) -> Path:
+    """The one argument that is left when the flags are taken out."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        got = " ".join(arguments)
+        raise configs.UsageError(f"expected one {name.upper()}, got {repr(got) if got else 'none'}")
+    return Path(arguments[0]).expanduser()
 
 
 def _config(file: str | None, workdir: Path | None) -> ConfigDict:
@@ -187,8 +218,10 @@ def _prompts(sample: ModuleType, file: str | None, prompts: list[str]) -> list[s
 
 def _define(verb: str) -> flags.FlagValues:
     values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "a file such as configs/tiny_zh.py", flag_values=values)
-    flags.DEFINE_string("workdir", None, "the folder of the run", flag_values=values)
+    values.set_gnu_getopt()  # flags may follow what is none
+    if not VERBS[verb].positional:
+        flags.DEFINE_string("config", None, "a file such as configs/tiny_zh.py", flag_values=values)
+        flags.DEFINE_string("workdir", None, "the folder of the run", flag_values=values)
     for define in VERBS[verb].flags:
         define(values)
     flags.DEFINE_bool("debug", False, "show where an error came from", flag_values=values)
@@ -289,14 +322,15 @@ def _overview() -> str:
 
 def _help(verb: str, arguments: Sequence[str]) -> str:
     values = _define(verb)
+    names = [name for name in values if len(name) > 1]
+    width = max(map(len, names)) + len("  --") + 2
     told = []
-    for name in [name for name in values if len(name) > 1]:
-        left = f"  --{name}"
+    for name in names:
         told += textwrap.wrap(
             values[name].help.split(";\n")[0],
             96,
-            initial_indent=f"{left:<13}",
-            subsequent_indent=" " * 13,
+            initial_indent=f"  --{name}".ljust(width),
+            subsequent_indent=" " * width,
         )
     chosen = VERBS[verb]
     lines = [
@@ -305,6 +339,10 @@ def _help(verb: str, arguments: Sequence[str]) -> str:
         *textwrap.wrap(f"{chosen.summary[0].upper()}{chosen.summary[1:]}. {chosen.note}", 96),
         "",
         *told,
+    ]
+    if chosen.positional:
+        return "\n".join(lines)
+    lines += [
         "",
         "Any field of the config can be set: --config.path.to.field=value.",
         "With --config FILE this help lists the fields.",

@@ -31,6 +31,7 @@ from pea_jax.weights.adapters import WEIGHTS_FILE, check_fit, save_adapter
 from pea_jax.weights.base import BaseConfig, read_base_config
 from pea_jax.weights.language import LanguageConfig, read_language_config
 from pea_jax.weights.locate import SHIPPED, fetch_weights, read_json, resolve
+from pea_jax.weights.save import refuse_used
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -149,12 +150,6 @@ def export(
         (folder / "diffusers" / "README.md").write_text(card, "utf-8")
     print(f"{output}: {WEIGHTS_FILE} with its config.json, and diffusers/ for PyTorch diffusers")
     return output
-
-
-def refuse_used(output: Path) -> None:
-    """Raise ValueError where `output` holds anything, or is a file."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} is there already: expected a new or an empty folder")
 
 
 def write_diffusers(

@@ -131,7 +131,8 @@ class Pipeline:
           base: a folder in diffusers' format, the id of one on the Hub, or "tinyworld/sd".
           language: the folder or id of a language encoder, or "tinyworld/xlm-roberta"; None is the
             one that the adapter's folder names, or English without an adapter.
-          adapter: a folder with adapter.safetensors and config.json, or an adapter.
+          adapter: a folder with adapter.safetensors and config.json; a bare file of an adapter,
+            such as the authors' (see `weights.adapters`), which takes a `language`; or an adapter.
           dtype: of frozen weights and the computation; None is float32 on CPU, else bfloat16.
           mesh: of devices; None takes all.
           max_length: tokens that a prompt is padded to; None is what the adapter's folder says it
@@ -146,7 +147,9 @@ class Pipeline:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         if isinstance(adapter, str | Path):
             _, trained = read_adapter_config(adapter)
-            language = trained["language_encoder"] if language is None else language
+            language = trained.get("language_encoder") if language is None else language
+            if language is None:
+                raise ValueError(f"{adapter} names no language encoder: language= has to be given")
             max_length = trained.get("language_max_length") if max_length is None else max_length
             adapter = load_adapter(adapter)
         encoder = None

@@ -1,6 +1,8 @@
 """The adapter: the one network that is trained (method.md, "The adapter").
 
 Its attribute paths are the keys of the authors' files: layernorm.*, projector.{0,2,4}.weight, fc.*.
+One released file has biases in every layer and calls the layers fc1, fc2 and fc3 (see
+`weights.adapters`); it is the same network.
 """
 
 import dataclasses
@@ -26,6 +28,8 @@ class AdapterConfig:
         output_width: of the conditioning's tokens; 768 for SD 1.x, 1024 for SD 2.x, 2048 for SDXL.
         projector_layers: how many linear layers the projector has, at least 2.
         pooled_width: of the pooled vector, 1280 for SDXL; None for SD 1.x and 2.x, which have none.
+        bias: whether the projector's linear layers have biases; only with a pooled vector, as no
+            other such adapter was ever made and its keys could not be told from those of one.
     """
 
     input_width: int
@@ -33,6 +37,7 @@ class AdapterConfig:
     output_width: int
     projector_layers: int = 3
     pooled_width: int | None = None
+    bias: bool = False
 
     def __post_init__(self):
         """Raise ValueError, naming every field that cannot be."""
@@ -41,6 +46,8 @@ class AdapterConfig:
         problems = not_counts(dataclasses.asdict(self), names)
         if self.projector_layers == 1:
             problems.append("projector_layers: expected at least 2, got 1")
+        if self.bias and self.pooled_width is None:
+            problems.append("bias: expected false without a pooled_width, got true")
         if problems:
             raise ValueError(f"adapter config: {'; '.join(problems)}")
 
@@ -55,7 +62,8 @@ class _Gelu(nnx.Module):
 class Adapter(nnx.Module):
     """Tokens of a language encoder -> the conditioning that a UNet was trained on.
 
-        h = projector(layernorm(x))    Linear, then GELU and Linear for each further one, no biases
+        h = projector(layernorm(x))    Linear, then GELU and Linear for each further one; biases
+                                       only where config.bias says so
 
         SD 1.x, 2.x:  tokens = h
         SDXL:         pooled = mean of h over all tokens, padding included
@@ -100,7 +108,7 @@ class Adapter(nnx.Module):
         widths = [config.input_width, *inner, last]
         layers: list[nnx.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
-            layers += [linear(inputs, outputs, use_bias=False), _Gelu()]
+            layers += [linear(inputs, outputs, use_bias=config.bias), _Gelu()]
         self.projector = nnx.List(layers[:-1])  # the last linear layer has no GELU after it
         if config.pooled_width is not None:
             self.fc = linear(config.pooled_width, config.output_width, use_bias=True)

@@ -99,6 +99,19 @@ def read_header(file: Path) -> dict[str, tuple[int, ...]]:
         return {tensor.key: tensor.shape for tensor in _catalogue(Path(file), handle)}
 
 
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a file of weights under its key, as it lies there.
+
+    Raises:
+      WeightsError: in one line, a file that is not there or not whole.
+    """
+    with _open(Path(file)) as handle:
+        try:
+            return {key: handle.get_slice(key)[...] for key in handle.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{file}: cannot read its tensors ({error})") from error
+
+
 def _open(file: Path) -> Any:
     """A handle of either format, told apart by what the file begins with and not by its name."""
     if is_pickle(file):

@@ -1,4 +1,4 @@
-"""Torch pickles: the one reader of them in this package, and the one place that imports PyTorch.
+"""Torch pickles: the one reader and writer of them here, and the one place that imports PyTorch.
 
 Some models are published as torch pickles alone (pytorch_model.bin, open_clip_pytorch_model.bin,
 clip_cn_*.pt, the adapters of PEA-Diffusion). A pickle is a program, so only what PyTorch's
@@ -6,6 +6,7 @@ clip_cn_*.pt, the adapters of PEA-Diffusion). A pickle is a program, so only wha
 files are read without it.
 """
 
+import io
 import pickle
 import re
 import struct
@@ -96,6 +97,23 @@ def read_pickle(file: Path | str) -> dict[str, np.ndarray]:
         return {key: handle.get_slice(key)[...] for key in handle.keys()}  # noqa: SIM118
 
 
+def serialize_pickle(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The bytes of a torch pickle of `tensors`, a state dict for those who read no safetensors.
+
+    Raises:
+      WeightsError: PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise WeightsError(
+            "a torch pickle takes PyTorch to write: pip install torch (the CPU build will do)"
+        ) from None
+    stream = io.BytesIO()
+    torch.save({key: _to_torch(value) for key, value in tensors.items()}, stream)
+    return stream.getvalue()
+
+
 class PickleHandle:
     """What `safetensors.safe_open` gives, of a torch pickle. Made by `open_pickle`."""
 
@@ -141,6 +159,15 @@ class PickleSlice:
         if part.dtype == torch.bfloat16:  # a type that torch does not give to numpy
             return part.view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
         return part.numpy().copy()
+
+
+def _to_torch(value: np.ndarray) -> Any:
+    import torch
+
+    value = np.array(value, order="C")  # its own memory, which torch may write to
+    if value.dtype == ml_dtypes.bfloat16:  # a type that torch does not take from numpy
+        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(value)
 
 
 def _unpickle(file: Path) -> Any:

@@ -42,6 +42,16 @@ def serialize(
 
     The same parameters give the same bytes without `metadata`, whose order safetensors leaves open.
     """
+    return save(tensors_of(module, dtype=dtype), metadata={"format": "pt", **(metadata or {})})
+
+
+def tensors_of(module: nnx.Module, *, dtype: DTypeLike | None = None) -> dict[str, np.ndarray]:
+    """Every parameter of `module` as a checkpoint has it: its key, and its layout there.
+
+    Args:
+      module: its parameters must be addressable from this process.
+      dtype: to cast to; None keeps each parameter's own.
+    """
     tensors = {}
     for path, variable in nnx.to_flat_state(nnx.state(module)):
         key = names.key_of(path)
@@ -52,7 +62,13 @@ def serialize(
         tensors[key] = np.asarray(
             value.transpose(names.file_axes_of(path, value.ndim)), dtype=dtype, order="C"
         )
-    return save(tensors, metadata={"format": "pt", **(metadata or {})})
+    return tensors
+
+
+def refuse_used(output: Path) -> None:
+    """Raise ValueError where `output` holds anything, or is a file."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} is there already: expected a new or an empty folder")
 
 
 def write_atomically(file: Path, content: bytes) -> None:

@@ -26,8 +26,18 @@ def abstract(config: AdapterConfig) -> Adapter:
         (AdapterConfig(2048, 2048, 2048, pooled_width=1280), 13_637_632),
         (AdapterConfig(768, 2048, 2048, pooled_width=1280), 11_013_632),
         (AdapterConfig(1024, 2048, 2048, projector_layers=4, pooled_width=1280), 15_732_736),
+        (AdapterConfig(1024, 1024, 2048, 2, pooled_width=1280, bias=True), 4_987_136),
     ],
-    ids=["sd-1.5", "sd-1.5 script", "chinese-clip", "mul_clip", "mt5", "alt_clip", "released pg"],
+    ids=[
+        "sd-1.5",
+        "sd-1.5 script",
+        "chinese-clip",
+        "mul_clip",
+        "mt5",
+        "alt_clip",
+        "released pg",
+        "released fc1-3",
+    ],
 )
 def test_published_parameter_counts(config, parameters):
     """The table of method.md; a bias too many or a width that is off would show here."""
@@ -49,10 +59,11 @@ def _gelu(x: np.ndarray) -> np.ndarray:
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-@pytest.mark.parametrize("pooled_width", [None, 3])
-def test_formula(pooled_width, rng):
+@pytest.mark.parametrize(("pooled_width", "bias"), [(None, False), (3, False), (3, True)])
+def test_formula(pooled_width, bias, rng):
     """method.md in numpy, float64. A tanh GELU, a GELU too many or a masked mean would show."""
-    adapter = Adapter(AdapterConfig(6, 8, 5, pooled_width=pooled_width), rngs=nnx.Rngs(0))
+    config = AdapterConfig(6, 8, 5, pooled_width=pooled_width, bias=bias)
+    adapter = Adapter(config, rngs=nnx.Rngs(0))
     state = nnx.state(adapter)
     values = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), state)
     nnx.update(adapter, values)
@@ -65,9 +76,9 @@ def test_formula(pooled_width, rng):
     variance = x.astype(np.float64).var(axis=-1, keepdims=True)
     normed = (x - x.mean(axis=-1, keepdims=True, dtype=np.float64)) / np.sqrt(variance + 1e-5)
     hidden = normed * exact["layernorm.weight"] + exact["layernorm.bias"]
-    hidden = _gelu(hidden @ exact["projector.0.weight"])
-    hidden = _gelu(hidden @ exact["projector.2.weight"])
-    hidden = hidden @ exact["projector.4.weight"]
+    for layer in ("projector.0", "projector.2", "projector.4"):
+        hidden = hidden if layer == "projector.0" else _gelu(hidden)
+        hidden = hidden @ exact[f"{layer}.weight"] + exact.get(f"{layer}.bias", 0.0)
     got = adapter(jnp.asarray(x))
     if pooled_width is None:
         assert got.pooled is None
@@ -102,6 +113,7 @@ def test_starts_as_pytorch_does():
         ({"output_width": 0}, "output_width"),
         ({"projector_layers": 1}, "projector_layers: expected at least 2, got 1"),
         ({"pooled_width": 0}, "pooled_width"),
+        ({"bias": True}, "bias: expected false without a pooled_width, got true"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -1,16 +1,25 @@
-"""Saved adapters."""
+"""Saved adapters: ours, and every layout of the authors."""
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import pea_jax
 from pea_jax.models.adapter import Adapter, AdapterConfig
-from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config, save_adapter
+from pea_jax.weights.adapters import (
+    architecture_of,
+    check_fit,
+    load_adapter,
+    read_adapter,
+    read_adapter_config,
+    save_adapter,
+    write_adapter,
+)
 from pea_jax.weights.load import WeightsError
 from tests.models.random_module import random_module
 from tests.weights.test_load import assert_same
@@ -18,6 +27,98 @@ from tests.weights.test_load import assert_same
 METADATA = {"base_model": "tinyworld/sd", "language_encoder": "tinyworld/xlm-roberta", "step": 30}
 SD = AdapterConfig(input_width=6, hidden_width=10, output_width=8)
 SDXL = AdapterConfig(6, 10, output_width=8, projector_layers=4, pooled_width=12)
+BIASED = AdapterConfig(6, 10, output_width=8, projector_layers=2, pooled_width=12, bias=True)
+
+#: method.md's table: the keys and shapes that the authors' files have, written out.
+NORM = {"layernorm.weight": (1024,), "layernorm.bias": (1024,)}
+FC = {"fc.weight": (2048, 1280), "fc.bias": (2048,)}
+LAYOUTS = {
+    "sdxl, chinese_clip": (
+        AdapterConfig(1024, 1024, 2048, pooled_width=1280),
+        NORM
+        | {
+            "projector.0.weight": (1024, 1024),
+            "projector.2.weight": (1024, 1024),
+            "projector.4.weight": (1280, 1024),
+        }
+        | FC,
+    ),
+    "sdxl, mul_clip": (
+        AdapterConfig(1024, 2048, 2048, pooled_width=1280),
+        NORM
+        | {
+            "projector.0.weight": (2048, 1024),
+            "projector.2.weight": (2048, 2048),
+            "projector.4.weight": (1280, 2048),
+        }
+        | FC,
+    ),
+    "sdxl, mt5": (
+        AdapterConfig(2048, 2048, 2048, pooled_width=1280),
+        {
+            "layernorm.weight": (2048,),
+            "layernorm.bias": (2048,),
+            "projector.0.weight": (2048, 2048),
+            "projector.2.weight": (2048, 2048),
+            "projector.4.weight": (1280, 2048),
+        }
+        | FC,
+    ),
+    "sdxl, alt_clip": (
+        AdapterConfig(768, 2048, 2048, pooled_width=1280),
+        {
+            "layernorm.weight": (768,),
+            "layernorm.bias": (768,),
+            "projector.0.weight": (2048, 768),
+            "projector.2.weight": (2048, 2048),
+            "projector.4.weight": (1280, 2048),
+        }
+        | FC,
+    ),
+    "sd 1.5": (
+        AdapterConfig(1024, 2048, 768),
+        NORM
+        | {
+            "projector.0.weight": (2048, 1024),
+            "projector.2.weight": (2048, 2048),
+            "projector.4.weight": (768, 2048),
+        },
+    ),
+    "sd 1.5, five layers": (
+        AdapterConfig(1024, 3072, 768, projector_layers=5),
+        NORM
+        | {
+            "projector.0.weight": (3072, 1024),
+            "projector.2.weight": (3072, 3072),
+            "projector.4.weight": (3072, 3072),
+            "projector.6.weight": (3072, 3072),
+            "projector.8.weight": (768, 3072),
+        },
+    ),
+    "pytorch_model.bin": (
+        AdapterConfig(1024, 1024, 2048, projector_layers=2, pooled_width=1280, bias=True),
+        NORM
+        | {
+            "fc1.weight": (1024, 1024),
+            "fc1.bias": (1024,),
+            "fc2.weight": (1280, 1024),
+            "fc2.bias": (1280,),
+            "fc3.weight": (2048, 1280),
+            "fc3.bias": (2048,),
+        },
+    ),
+    "pytorch_model_pg.bin": (
+        AdapterConfig(1024, 2048, 2048, projector_layers=4, pooled_width=1280),
+        NORM
+        | {
+            "projector.0.weight": (2048, 1024),
+            "projector.2.weight": (2048, 2048),
+            "projector.4.weight": (2048, 2048),
+            "projector.6.weight": (1280, 2048),
+        }
+        | FC,
+    ),
+}
 
 
 def adapter_of(config: AdapterConfig, seed: int = 0, param_dtype=jnp.float32) -> Adapter:
@@ -25,7 +126,16 @@ def adapter_of(config: AdapterConfig, seed: int = 0, param_dtype=jnp.float32) ->
     return random_module(build, seed)
 
 
-@pytest.mark.parametrize("config", [SD, SDXL])
+def file_of(file, config: AdapterConfig, dtype=np.float16, prefix: str = ""):
+    """A bare file of the authors' keys, and what is in it."""
+    save_adapter(file.parent / "made", adapter_of(config), metadata=METADATA, overwrite=True)
+    tensors = load_file(file.parent / "made" / "adapter.safetensors")
+    tensors = {prefix + key: value.astype(dtype) for key, value in tensors.items()}
+    save_file(tensors, file)
+    return tensors
+
+
+@pytest.mark.parametrize("config", [SD, SDXL, BIASED])
 def test_there_and_back_is_bit_equal(tmp_path, config):
     adapter = adapter_of(config)
     save_adapter(tmp_path / "adapter", adapter, metadata=METADATA)
@@ -60,6 +170,7 @@ def test_config_says_what_the_adapter_is(tmp_path):
             "output_width": 8,
             "projector_layers": 3,
             "pooled_width": None,
+            "bias": False,
         },
         "base_model": "tinyworld/sd",
         "language_encoder": "tinyworld/xlm-roberta",
@@ -132,8 +243,162 @@ def test_a_config_that_does_not_describe_the_weights_is_refused(tmp_path, archit
         load_adapter(tmp_path)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_published_layout_is_recognised(layout):
+    """By keys and shapes alone, in whatever order they come, wrapped or not."""
+    config, shapes = LAYOUTS[layout]
+    assert architecture_of(shapes) == config
+    assert architecture_of({f"module.{key}": shapes[key] for key in sorted(shapes)}) == config
+
+
+def test_layers_are_ordered_by_number():
+    """projector.10 comes after projector.8, which a plain sort would not have it."""
+    config = AdapterConfig(3, 4, 5, projector_layers=6)
+    inner = {f"projector.{i}.weight": (4, 4) for i in (2, 4, 6, 8)}
+    shapes = {"projector.10.weight": (5, 4), **inner, "projector.0.weight": (4, 3)}
+    shapes |= {"layernorm.weight": (3,), "layernorm.bias": (3,)}
+    assert architecture_of({key: shapes[key] for key in sorted(shapes)}) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"layernorm.bias": None}, r": missing: layernorm\.bias \[6\]$"),
+        ({"fc.bias": None}, r": missing: fc\.bias \[8\]$"),
+        ({"fc.weight": None}, r": .*extra: fc\.bias \[8\]"),
+        (
+            {"projector.2.weight": (10, 9)},
+            r"misshapen: projector\.2\.weight, expected \[10, 10\], ",
+        ),
+        (
+            {"projector.2.weight": None},
+            r"biases\): missing: projector\.2\.weight \[10, 10\]; extra: .*6\.w.*misshapen",
+        ),
+        ({"projector.0.bias": (10,)}, r": extra: projector\.0\.bias \[10\]$"),
+        ({"fc1.weight": (10, 6)}, r": extra: fc1\.weight \[10, 6\]$"),
+        (
+            {"projector.0.weight": (10, 6, 1, 1)},
+            r": got layernorm\.weight \[6\]; .*\[10, 6, 1, 1\]",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_almost_an_adapter_is_told_in_what_it_differs(change, told):
+    shapes = {
+        "layernorm.weight": (6,),
+        "layernorm.bias": (6,),
+        "projector.0.weight": (10, 6),
+        "projector.2.weight": (10, 10),
+        "projector.4.weight": (10, 10),
+        "projector.6.weight": (12, 10),
+        "fc.weight": (8, 12),
+        "fc.bias": (8,),
+    }
+    assert architecture_of(shapes) == SDXL
+    shapes = {key: shape for key, shape in (shapes | change).items() if shape is not None}
+    with pytest.raises(WeightsError, match=told) as raised:
+        architecture_of(shapes, name="x.bin")
+    assert str(raised.value).startswith("x.bin: expected the tensors of an adapter (layernorm, ")
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_no_adapter_is_told_by_its_keys():
+    shapes = {f"down_blocks.{i}.conv.weight": (4, 4, 3, 3) for i in range(20)}
+    told = r": got down_blocks\.0\.conv\.weight \[4, 4, 3, 3\]; .*7\.conv.*\]; 12 more$"
+    with pytest.raises(WeightsError, match=told):
+        architecture_of(shapes)
+    with pytest.raises(WeightsError, match=r"got none$"):
+        architecture_of({})
+    with pytest.raises(WeightsError, match=r"got fc1\.weight \[3, 4\]$"):
+        architecture_of({"fc1.weight": (3, 4)})
+
+
+@pytest.mark.parametrize("config", [SD, SDXL, BIASED], ids=["sd", "sdxl", "biased"])
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_bare_file_is_loaded_and_written_bit_equal(tmp_path, config, dtype, prefix):
+    """What went through float32 and was not trained is the same again in the file's own type."""
+    file = tmp_path / "official.safetensors"
+    tensors = file_of(file, config, dtype, prefix)
+    assert read_adapter_config(file) == (config, {})
+    adapter = load_adapter(file)
+    assert adapter.config == config
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(adapter))} == {jnp.dtype("float32")}
+    save_adapter(tmp_path / "again", adapter, metadata=METADATA)
+    again = load_file(tmp_path / "again" / "adapter.safetensors")
+    assert {f"{prefix}{key}" for key in again} == set(tensors)
+    for key, value in again.items():
+        np.testing.assert_array_equal(value.astype(dtype), tensors[prefix + key], strict=True)
+
+
+def test_a_renamed_file_of_ours_needs_no_config(tmp_path):
+    """And the config.json of something else beside it is not taken for its own."""
+    save_adapter(tmp_path, adapter_of(SDXL), metadata=METADATA)
+    (tmp_path / "adapter.safetensors").rename(tmp_path / "mine.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert read_adapter_config(tmp_path / "mine.safetensors") == (SDXL, {})
+    assert_same(load_adapter(tmp_path / "mine.safetensors"), adapter_of(SDXL))
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "mine.safetensors").rename(tmp_path / "adapter.safetensors")
+    assert read_adapter_config(tmp_path / "adapter.safetensors") == (SDXL, {})
+
+
+def test_a_config_of_before_there_were_biases_is_read(tmp_path):
+    save_adapter(tmp_path, adapter_of(SD), metadata=METADATA)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["architecture"]["bias"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_adapter_config(tmp_path) == (SD, config)
+
+
+def test_tensors_are_given_in_order_and_as_they_lie_there(tmp_path):
+    file = tmp_path / "official.safetensors"
+    tensors = file_of(file, BIASED, np.float16, "module.")
+    mixed = tensors | {"module.fc1.bias": tensors["module.fc1.bias"].astype(np.float32)}
+    save_file(mixed, file)
+    given = read_adapter(file)
+    layers = ("layernorm", "fc1", "fc2", "fc3")
+    assert list(given) == [f"{layer}.{leaf}" for layer in layers for leaf in ("weight", "bias")]
+    for key, value in given.items():
+        np.testing.assert_array_equal(value, mixed[f"module.{key}"], strict=True)
+    write_adapter(tmp_path / "again", given, metadata={"step": 3})
+    again = load_file(tmp_path / "again" / "adapter.safetensors")
+    for key, value in given.items():
+        np.testing.assert_array_equal(again[key], value, strict=True)
+    assert read_adapter_config(tmp_path / "again")[1]["step"] == 3
+
+
+def test_tensors_that_cannot_be_an_adapters_are_refused(tmp_path):
+    file = tmp_path / "official.safetensors"
+    tensors = file_of(file, SD)
+    save_file(tensors | {"projector.0.weight": np.zeros((10, 6), np.int32)}, file)
+    with pytest.raises(WeightsError, match=r"projector\.0\.weight: expected one of .*got int32"):
+        read_adapter(file)
+    with pytest.raises(WeightsError, match=r"projector\.0\.weight, expected one of .*got I32"):
+        load_adapter(file)
+    save_file(tensors | {"module.projector.0.weight": tensors["projector.0.weight"]}, file)
+    with pytest.raises(WeightsError, match="with and without module"):
+        read_adapter(file)
+    with pytest.raises(WeightsError, match=r"duplicate: projector\.0\.weight"):
+        load_adapter(file)
+    save_adapter(tmp_path / "ours", adapter_of(SD), metadata=METADATA)
+    save_file(file_of(file, SDXL), tmp_path / "ours" / "adapter.safetensors")
+    with pytest.raises(WeightsError, match=r"expected AdapterConfig.*config\.json.*, got Adapter"):
+        read_adapter(tmp_path / "ours")
+
+
 def test_both_ends_must_fit():
     check_fit(SD, language_width=6, cross_attention_dim=8)
+    check_fit(SDXL, language_width=6, cross_attention_dim=8, pooled_width=12)
     problem = r"input_width: expected 1024 .* got 6; output_width: expected 768 .* got 8"
     with pytest.raises(ValueError, match=problem):
         check_fit(SD, language_width=1024, cross_attention_dim=768)
+    problem = (
+        r"^a\.bin: output_width: .*; pooled_width: expected 1280 \(the UNet's pooled vector\), "
+    )
+    with pytest.raises(ValueError, match=problem + r"got 12$"):
+        check_fit(SDXL, language_width=6, cross_attention_dim=9, pooled_width=1280, name="a.bin")
+    with pytest.raises(ValueError, match=r"expected 1280 .*, got none$"):
+        check_fit(SD, language_width=6, cross_attention_dim=8, pooled_width=1280)
+    with pytest.raises(ValueError, match=r"expected none \(the UNet's pooled vector\), got 12$"):
+        check_fit(SDXL, language_width=6, cross_attention_dim=8)
