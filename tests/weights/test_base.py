@@ -10,11 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from pea_jax import parallel
 from pea_jax.models.conditioning import Conditioning
+from pea_jax.models.unet import UNet, UNetConfig
 from pea_jax.weights.base import load_base, read_base_config
 from pea_jax.weights.load import WeightsError
+from pea_jax.weights.save import save_module
+from tests import tiny
 from tests.models.random_module import random_module
 from tests.weights.conftest import BUILDS
 from tests.weights.test_load import assert_same, flat
@@ -160,3 +164,69 @@ def test_a_base_model_can_be_replaced_in_part(base):
     other = dataclasses.replace(base, unet=random_module(BUILDS["unet"][0], seed=1))
     assert other.vae is base.vae
     assert not np.array_equal(flat(other.unet)["conv_in.bias"], flat(base.unet)["conv_in.bias"])
+
+
+@pytest.fixture(scope="module")
+def xl_folder(tmp_path_factory):
+    return tiny.write_base(tmp_path_factory.mktemp("models") / "sdxl", xl=True)
+
+
+@pytest.fixture
+def xl(xl_folder, tmp_path):
+    """A copy to break."""
+    return shutil.copytree(xl_folder, tmp_path / "sdxl")
+
+
+def test_sdxl_has_two_text_encoders_whose_ids_lie_side_by_side(xl_folder):
+    base = load_base(xl_folder)
+    length = tiny.ENGLISH_TOKENS
+    ids, mask = base.tokenizer(["abc", "b"])
+    assert ids.shape == mask.shape == (2, 2 * length)
+    # Each tokenizer has its own padding.
+    assert ids[0, length - 1] != ids[0, -1]
+    conditioning = base.text_encoder(jnp.asarray(ids), jnp.asarray(mask))
+    assert conditioning.tokens.shape == (2, length, 16 + 8)
+    assert conditioning.pooled.shape == (2, 10)
+    assert base.zero_empty_prompt
+
+
+def test_sdxl_vae_is_float32_where_its_config_asks_for_it(xl):
+    """The published one overflows in 16 bits; sdxl-vae-fp16-fix says that it doesn't."""
+
+    def dtypes(module):
+        return {value.dtype for value in flat(module).values()}
+
+    base = load_base(xl, dtype=jnp.bfloat16)
+    assert dtypes(base.vae) == {jnp.dtype(jnp.float32)}
+    assert dtypes(base.unet) == dtypes(base.text_encoder) == {jnp.dtype(jnp.bfloat16)}
+    edit(xl / "vae" / "config.json", force_upcast=False)
+    assert dtypes(load_base(xl, dtype=jnp.bfloat16).vae) == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_sdxl_parts_that_do_not_fit_are_all_named(xl):
+    edit(xl / "text_encoder" / "config.json", hidden_size=32, max_position_embeddings=12)
+    edit(xl / "text_encoder_2" / "config.json", projection_dim=12)
+    with pytest.raises(WeightsError, match="width 24") as error:
+        read_base_config(xl)
+    message = str(error.value)
+    assert "got 32 + 8" in message
+    assert "a pooled text vector of width 10 (the UNet's added conditioning), got 12" in message
+    assert "text encoders of one length, got [12, 64]" in message
+
+
+def test_an_sdxl_without_its_second_text_encoder_is_refused(xl):
+    edit(xl / "model_index.json", text_encoder_2=[None, None], tokenizer_2=[None, None])
+    with pytest.raises(WeightsError, match=r"width 24 .*got 16; expected a pooled .*got None"):
+        read_base_config(xl)
+
+
+def test_an_inpainting_unet_loads(xl):
+    """Nine channels in: noisy latents, the mask, the masked image's latents."""
+    values = json.loads((xl / "unet" / "config.json").read_text()) | {"in_channels": 9}
+    (xl / "unet" / "config.json").write_text(json.dumps(values))
+    unet = random_module(lambda: UNet(UNetConfig.from_dict(values), rngs=nnx.Rngs(0)))
+    save_module(unet, xl / "unet" / "diffusion_pytorch_model.safetensors")
+    assert_same(load_base(xl).unet, unet)
+    edit(xl / "unet" / "config.json", in_channels=8)
+    with pytest.raises(WeightsError, match="expected latents of 8 channels"):
+        read_base_config(xl)
