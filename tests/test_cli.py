@@ -24,8 +24,8 @@ class Task:
         self.calls = []
         self.act = act
 
-    def __call__(self, config, workdir, **flags):
-        self.calls.append((config, workdir, flags))
+    def __call__(self, *arguments, **flags):
+        self.calls.append((*arguments, flags))
         self.act()
 
 
@@ -84,7 +84,11 @@ def test_the_overview_names_every_verb_and_its_example(capsys):
     assert run(capsys) == (2, out, [])
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+#: The verbs that take a config and a workdir.
+OF_RUNS = [name for name, verb in cli.VERBS.items() if not verb.positional]
+
+
+@pytest.mark.parametrize("verb", OF_RUNS)
 def test_help_of_a_verb_tells_its_flags_and_with_a_config_the_fields(capsys, verb):
     status, out, err = run(capsys, verb, "--help")
     assert (status, err) == (0, [])
@@ -95,22 +99,35 @@ def test_help_of_a_verb_tells_its_flags_and_with_a_config_the_fields(capsys, ver
     assert "  --config.optim.learning_rate=0.002\n" in out
 
 
+def test_help_of_a_verb_without_a_config_tells_its_flags_alone(capsys):
+    status, out, err = run(capsys, "convert", "--help")
+    assert (status, err) == (0, [])
+    assert "  --language-encoder  what" in out
+    assert "  --output            the folder" in out
+    assert "config" not in out.replace("config.json", "")
+
+
 def test_an_example_of_every_verb_can_be_parsed():
     for name, verb in cli.VERBS.items():
         values, rest = cli.parse(name, verb.example.split())
         assert all(values[flag].value for flag in verb.required), name
+        if verb.positional:
+            (_,) = rest
+            continue
         config.override(config.load(CONFIGS / "tiny_zh.py"), rest)
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_a_task_takes_the_flags_that_its_verb_offers(verb):
     task = getattr(importlib.import_module(f"pea_jax.{verb}"), verb)
-    first, second, *keywords = inspect.signature(task).parameters
-    assert (first, second) == ("config", "workdir")
+    positional = cli.VERBS[verb].positional
+    first = [positional] if positional else ["config", "workdir"]
+    parameters = list(inspect.signature(task).parameters)
+    assert parameters[: len(first)] == first
     values, _ = cli.parse(verb, [])
     common = {"config", "workdir", "debug", "verbose", "v"}
     own = set(values) - common - {"prompt"}  # --prompt and --prompts are one argument
-    assert set(keywords) == own
+    assert set(parameters[len(first) :]) == {name.replace("-", "_") for name in own}
 
 
 def test_a_task_gets_the_config_with_its_overrides(capsys, task, tmp_path):
@@ -133,6 +150,15 @@ def test_a_task_gets_the_config_with_its_overrides(capsys, task, tmp_path):
     assert given.seed == 5
     assert given.adapter.hidden_width == 256
     assert given.is_locked
+
+
+def test_a_verb_without_a_config_gets_its_file_wherever_it_stands(capsys, task):
+    convert = task("convert")
+    for words in (["~/a.bin", "--output", "out"], ["--output=out", "--base=x", "~/a.bin"]):
+        assert run(capsys, "convert", *words) == (0, "", [])
+    given = {"format": None, "dtype": None, "language_encoder": None, "output": Path("out")}
+    file = Path("~/a.bin").expanduser()
+    assert convert.calls == [(file, given | {"base": None}), (file, given | {"base": "x"})]
 
 
 def test_after_training_the_config_is_that_of_the_workdir(capsys, task, tmp_path):

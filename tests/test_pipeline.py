@@ -163,3 +163,18 @@ def test_adapter_folder_brings_its_language_encoder(models, tmp_path):
     english = pipeline.english()
     assert english.adapter is None
     assert english.tokenizer.max_length == tiny.ENGLISH_TOKENS
+
+
+def test_a_bare_adapter_file_takes_a_language(models, tmp_path):
+    """As the authors' are: nothing in it says what it was trained with."""
+    save_adapter(
+        tmp_path, vivid.make_adapter(), metadata={"base_model": "", "language_encoder": ""}
+    )
+    file = (tmp_path / "adapter.safetensors").rename(tmp_path / "pytorch_model.safetensors")
+    with pytest.raises(ValueError, match=r"names no language encoder: language= has to be given$"):
+        Pipeline.from_pretrained(models / "sd", adapter=file)
+    pipeline = Pipeline.from_pretrained(models / "sd", models / "xlm-roberta", file, max_length=17)
+    assert pipeline.tokenizer.max_length == 17
+    np.testing.assert_array_equal(
+        pipeline.adapter.layernorm.bias[...], vivid.make_adapter().layernorm.bias[...]
+    )

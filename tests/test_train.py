@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,12 +294,17 @@ def test_build_places_everything_on_the_mesh(models, data_dir):
     assert {id(leaf) for leaf in jax.tree.leaves(nnx.state(built.pipeline.base.unet))} == arrays
 
 
-def test_an_adapter_goes_on_from_a_given_one(models, data_dir, tmp_path):
-    given = Adapter(AdapterConfig(24, 8, 16), rngs=nnx.Rngs(7))
+@pytest.mark.parametrize("place", ["good", "released.safetensors"])
+def test_an_adapter_goes_on_from_a_given_one(models, data_dir, tmp_path, monkeypatch, place):
+    """An export, or a bare file of the authors' keys; its own projector, not the config's."""
+    given = Adapter(AdapterConfig(24, 9, 16, projector_layers=4), rngs=nnx.Rngs(7))
     names = {"base_model": "a", "language_encoder": "b"}
     save_adapter(tmp_path / "good", given, metadata=names)
-    built = run.build(tiny.config(models, data_dir, adapter__init_from=str(tmp_path / "good")))
+    shutil.copy(tmp_path / "good" / "adapter.safetensors", tmp_path / "released.safetensors")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    built = run.build(tiny.config(models, data_dir, adapter__init_from=f"~/{place}"))
     built.loader.close()
+    assert built.adapter == given.config
     jax.tree.map(np.testing.assert_array_equal, built.state.params, nnx.state(given))
 
 
@@ -312,7 +318,7 @@ def test_widths_are_checked_before_weights_are_read(models, data_dir, tmp_path, 
     for config_, told in (
         (AdapterConfig(23, 8, 16), r"input_width: expected 24 \(the language encoder's width\)"),
         (AdapterConfig(24, 8, 17), r"output_width: expected 16 \(the UNet's cross_attention_dim\)"),
-        (AdapterConfig(24, 9, 16), "expected .*hidden_width=8.*, got .*hidden_width=9"),
+        (AdapterConfig(24, 8, 16, pooled_width=9), r"pooled_width: expected none .*, got 9"),
     ):
         folder = tmp_path / str(config_)
         save_adapter(folder, Adapter(config_, rngs=nnx.Rngs(0)), metadata=names)
