@@ -68,7 +68,7 @@ def architecture_of(shapes: Mapping[str, Sequence[int]], *, name: str = "adapter
     shapes = {key.removeprefix(_WRAPPER): tuple(shape) for key, shape in shapes.items()}
     config = _nearest(shapes)
     if config is None:
-        problems = [f"got {key} {list(shape)}" for key, shape in shapes.items()] or ["got none"]
+        problems = [f"{key} {list(shape)}" for key, shape in shapes.items()] or ["none"]
     else:
         problems = _differences(shapes, _file_shapes(config))
         if not problems:
@@ -77,7 +77,8 @@ def architecture_of(shapes: Mapping[str, Sequence[int]], *, name: str = "adapter
     told = [*problems[:_TOLD], *([f"{more} more"] if more > 0 else [])]
     raise WeightsError(
         f"{name}: expected the tensors of an adapter (layernorm, projector.0, projector.2, ..., "
-        f"and for SDXL fc; or layernorm, fc1, fc2, ..., all with biases): {'; '.join(told)}"
+        f"and for SDXL fc; or layernorm, fc1, fc2, ..., all with biases): "
+        f"{'got ' if config is None else ''}{'; '.join(told)}"
     )
 
 
