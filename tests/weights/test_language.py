@@ -34,7 +34,7 @@ def test_tower_tokenizer_and_width(xlmr_folder):
     encoder = load_language_encoder(xlmr_folder)
     assert_same(encoder.tower, random_module(BUILDS["language"][0]))
     assert encoder.width == 24
-    assert encoder.folder == xlmr_folder
+    assert encoder.folders == (xlmr_folder,)
     ids, mask = encoder.tokenizer(["一个红色的大圆形", ""])
     assert ids.shape == (2, 16)  # the tokenizer's own length
     tokens = jax.eval_shape(encoder.tower, ids, mask).tokens
@@ -95,7 +95,7 @@ def test_a_clip_tower_beside_its_image_side(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"model_type": "t5"}, r"expected a model_type of bert, .* got 't5'"),
+        ({"model_type": "gpt2"}, r"expected a model_type of bert, .* got 'gpt2'"),
         ({"hidden_act": "relu"}, r"xlm-roberta: BERT config: hidden_act.*relu"),
     ],
 )

@@ -1,0 +1,224 @@
+"""Language encoders in their authors' layouts: our ids and tokens against transformers' own.
+
+Every model is a small random one of transformers. open_clip's and cn_clip's files are made of it by
+renaming its tensors to what those packages call them: both packages want a torchvision that the CPU
+build of PyTorch cannot load.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+
+from pea_jax.weights.language import load_language_encoder, read_language_config
+from tests.parity.reference import jitted, randomise, relative_error
+from tests.weights.conftest import native_tokenizer, write_json
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file
+
+TOLERANCE = 1e-5
+LENGTH = 12
+
+#: A prompt of the longest length, one that is cut, one with other characters, and the empty one.
+TEXTS = ["一个红色的大圆形abc", "红色的大圆形一个红色的大圆形", "a  bc", ""]
+
+BERT = {
+    "vocab_size": 64,
+    "hidden_size": 128,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "attn_implementation": "eager",
+}
+XLMR = {
+    **BERT,
+    "max_position_embeddings": 20,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+
+@dataclasses.dataclass
+class Case:
+    """A folder as published, and what it stands for.
+
+    Attributes:
+      folder: of the encoder.
+      tokens: of the reference: ids and mask of torch -> [B, L, D].
+      tokenize: texts -> ids and mask, by transformers alone.
+    """
+
+    folder: Path
+    tokens: Callable
+    tokenize: Callable
+
+
+def padded(tokenizer, length: int = LENGTH) -> Callable:
+    def tokenize(texts):
+        rows = tokenizer(texts, padding="max_length", truncation=True, max_length=length)
+        return np.array(rows["input_ids"]), np.array(rows["attention_mask"])
+
+    return tokenize
+
+
+def last_hidden_state(model) -> Callable:
+    return lambda ids, mask: model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
+def state(model, prefix: str = "", **others: torch.Tensor) -> dict[str, torch.Tensor]:
+    tensors = {prefix + key: value.contiguous() for key, value in model.state_dict().items()}
+    return tensors | {key.replace("__", "."): value for key, value in others.items()}
+
+
+def write_vocabulary(folder: Path) -> transformers.BertTokenizer:
+    """vocab.txt alone, as Chinese-CLIP is published; the tokenizer that reads it."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"一个红色的大圆abc", "##b", "##c"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return transformers.BertTokenizer(str(folder / "vocab.txt"))
+
+
+def open_clip(folder: Path, name: str, config: dict | None) -> Case:
+    """The published repository: one file of everything, tokenizer.json, and a config or none."""
+    model = randomise(
+        transformers.XLMRobertaModel(transformers.XLMRobertaConfig(**XLMR), add_pooling_layer=False)
+    )
+    tensors = state(
+        model,
+        "text.transformer.",
+        text__transformer__embeddings__position_ids=torch.arange(20)[None],
+        text__proj__0__weight=torch.ones(3, 2),
+        text__proj__2__weight=torch.ones(2, 3),
+        visual__conv1__weight=torch.ones(2, 3, 4, 4),
+        visual__ln_post__bias=torch.ones(2),
+        logit_scale=torch.tensor(1.0),
+    )
+    folder.mkdir()
+    torch.save(tensors, folder / name) if name.endswith(".bin") else save_file(
+        tensors, folder / name
+    )
+    native_tokenizer().save_pretrained(folder)
+    for file in folder.glob("*.json"):
+        if file.name != "tokenizer.json":
+            file.unlink()
+    if config is not None:
+        write_json(folder / "open_clip_config.json", config)
+    return Case(folder, last_hidden_state(model), padded(native_tokenizer()))
+
+
+def open_clip_pickle(folder: Path) -> Case:
+    """As laion/CLIP-ViT-H-14-frozen-xlm-roberta-large-... is: a pickle and no config."""
+    return open_clip(folder, "open_clip_pytorch_model.bin", None)
+
+
+def open_clip_safetensors(folder: Path) -> Case:
+    text = {"hf_model_name": "small", "hf_model_config": XLMR | {"model_type": "xlm-roberta"}}
+    config = {"model_cfg": {"embed_dim": 8, "text_cfg": text}}
+    return open_clip(folder, "open_clip_model.safetensors", config)
+
+
+def chinese_clip(folder: Path) -> Case:
+    """Saved by transformers: safetensors with both sides, vocab.txt and no word of a tokenizer."""
+    text = {**BERT, "max_position_embeddings": 16, "type_vocab_size": 2}
+    config = transformers.ChineseCLIPConfig(
+        text_config=text, vision_config=VISION, attn_implementation="eager"
+    )
+    model = randomise(transformers.ChineseCLIPModel(config))
+    model.save_pretrained(folder)
+    return Case(folder, last_hidden_state(model.text_model), padded(write_vocabulary(folder)))
+
+
+def chinese_clip_pickle(folder: Path) -> Case:
+    """The same as OFA-Sys publishes it: a pickle, and a buffer that transformers saved then."""
+    case = chinese_clip(folder)
+    (file,) = folder.glob("*.safetensors")
+    # Not through from_pretrained, which makes the padding's embedding zero.
+    tensors = load_file(file)
+    file.unlink()
+    tensors["text_model.embeddings.position_ids"] = torch.arange(16)[None]
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return case
+
+
+def cn_clip(folder: Path) -> Case:
+    """clip_cn_vit-h-14.pt of the cn_clip package: a training checkpoint, no config."""
+    config = transformers.BertConfig(**BERT, max_position_embeddings=16, hidden_act="gelu")
+    model = randomise(transformers.BertModel(config))
+    tensors = state(
+        model,
+        "module.bert.",
+        module__text_projection=torch.ones(128, 8),
+        module__logit_scale=torch.tensor(1.0),
+        module__visual__class_embedding=torch.ones(4),
+    )
+    assert "module.bert.pooler.dense.weight" in tensors
+    tokenizer = write_vocabulary(folder)
+    torch.save({"epoch": 15, "state_dict": tensors}, folder / "clip_cn_vit-h-14.pt")
+
+    def tokenize(texts):
+        """cn_clip.clip.tokenize, by hand."""
+        ids = np.zeros((len(texts), LENGTH), np.int64)
+        for row, text in zip(ids, texts, strict=True):
+            words = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
+            words = [2, *words[: LENGTH - 2], 3]
+            row[: len(words)] = words
+        return ids, (ids != 0).astype(np.int64)
+
+    return Case(folder, last_hidden_state(model), tokenize)
+
+
+def dual_encoder(folder: Path) -> Case:
+    """As clip-italian/clip-italian: a BERT beside a ViT of CLIP."""
+    bert = transformers.BertConfig(**BERT, max_position_embeddings=16)
+    vision = transformers.CLIPVisionConfig(**VISION)
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(vision, bert)
+    model = randomise(transformers.VisionTextDualEncoderModel(config))
+    model.save_pretrained(folder)
+    tokenizer = write_vocabulary(folder)
+    tokenizer.save_pretrained(folder)
+    return Case(folder, last_hidden_state(model.text_model), padded(tokenizer))
+
+
+CASES = [
+    open_clip_pickle,
+    open_clip_safetensors,
+    chinese_clip,
+    chinese_clip_pickle,
+    cn_clip,
+    dual_encoder,
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda make: make.__name__)
+def case(request, tmp_path_factory) -> Case:
+    return request.param(tmp_path_factory.mktemp("published") / request.param.__name__)
+
+
+def test_ids_and_tokens(case):
+    """Padded, cut, longest and empty; and one prompt alone."""
+    encoder = load_language_encoder(case.folder, max_length=LENGTH)
+    ids, mask = encoder.tokenizer(TEXTS)
+    expected, expected_mask = case.tokenize(TEXTS)
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(mask, expected_mask)
+    assert mask.sum(axis=1).max() == LENGTH
+    assert mask.sum(axis=1).min() < 4
+    with torch.no_grad():
+        want = case.tokens(torch.from_numpy(expected), torch.from_numpy(expected_mask))
+    run = jitted(encoder.tower)
+    assert encoder.width == want.shape[-1] == read_language_config(case.folder).width
+    assert relative_error(run(ids, mask).tokens, want) < TOLERANCE
+    assert relative_error(run(ids[2:3], mask[2:3]).tokens, want[2:3]) < TOLERANCE
