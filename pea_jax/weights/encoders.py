@@ -16,8 +16,9 @@ from typing import Any
 
 import transformers
 
-from pea_jax.models.bert import Bert, BertConfig
+from pea_jax.models.bert import AltCLIPText, AltCLIPTextConfig, Bert, BertConfig
 from pea_jax.models.clip import CLIPText, CLIPTextConfig
+from pea_jax.models.t5 import T5Config, T5Encoder
 from pea_jax.weights import names
 from pea_jax.weights.errors import WeightsError
 from pea_jax.weights.load import read_header
@@ -26,8 +27,8 @@ from pea_jax.weights.registry import find
 from pea_jax.weights.tokenizer import open_clip_clean
 from pea_jax.weights.youtokentome import RuCLIPTokenizer
 
-TowerConfig = BertConfig | CLIPTextConfig
-Tower = Bert | CLIPText
+TowerConfig = BertConfig | CLIPTextConfig | AltCLIPTextConfig | T5Config
+Tower = Bert | CLIPText | AltCLIPText | T5Encoder
 
 
 #: Text towers that an open_clip_config.json knows by name alone: the sizes of Conneau et al. 2020
@@ -114,6 +115,19 @@ _BERT = Layout(Bert, ignore=_BERT_EXTRAS)
 _CLIP = Layout(CLIPText, ignore=_CLIP_EXTRAS)
 _DUAL = Layout(Bert, ignore=(*_BERT_EXTRAS, *_CLIP_EXTRAS))
 _CHINESE = replace(_DUAL, tokenizer=transformers.BertTokenizer, length=52)
+_ALT = Layout(
+    AltCLIPText,
+    ignore=(*_CLIP_EXTRAS, r"text_model\.roberta\.pooler\..*"),
+    tokenizer=transformers.XLMRobertaTokenizer,
+    length=77,
+)
+_T5 = Layout(
+    T5Encoder,
+    # The embedding is saved once for each half as well as shared.
+    ignore=(r"decoder\..*", r"lm_head\.weight", r"encoder\.embed_tokens\.weight"),
+    tokenizer=transformers.T5Tokenizer,
+    length=77,
+)
 _OPEN_CLIP = Layout(
     Bert,
     stem="open_clip_model",
@@ -248,6 +262,10 @@ def _of_transformers(folder: Path, values: dict[str, Any]) -> tuple[Layout, Towe
             return _CHINESE, BertConfig.from_dict(_BERT_BASE | nested | {"model_type": "bert"})
         case "vision-text-dual-encoder":
             return _DUAL, BertConfig.from_dict(_BERT_BASE | nested)
+        case "altclip":
+            return _ALT, AltCLIPTextConfig.from_dict(values)
+        case "t5" | "mt5":
+            return _T5, T5Config.from_dict(values)
         case None if "transformer_width" in values:
             return _RU_CLIP, _of_ru_clip(values)
     raise WeightsError(f"{folder}: expected a model_type of {', '.join(KINDS)}, got {kind!r}")
@@ -262,6 +280,9 @@ KINDS = (
     "clip_text_model",
     "chinese_clip",
     "vision-text-dual-encoder",
+    "altclip",
+    "t5",
+    "mt5",
 )
 
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from pea_jax import parallel
+from pea_jax.models.text import ConcatenatedTowers
 from pea_jax.weights.encoders import Published, Tower, TowerConfig, read_published
 from pea_jax.weights.errors import WeightsError
 from pea_jax.weights.load import load_module
@@ -72,7 +73,7 @@ class LanguageEncoder:
       folders: where the files are, one an encoder.
     """
 
-    tower: Tower
+    tower: Tower | ConcatenatedTowers
     tokenizer: Tokenizer | JoinedTokenizer
     width: int
     folders: tuple[Path, ...]
@@ -124,7 +125,13 @@ def load_language_encoder(
     towers = [_tower(part, dtype, mesh, revision) for part in config.parts]
     if len(towers) == 1:
         return LanguageEncoder(towers[0], tokenizers[0], config.width, config.folders)
-    raise WeightsError(f"{name}: expected one encoder, got {len(towers)}")
+    lengths = tuple(tokenizer.max_length for tokenizer in tokenizers)
+    return LanguageEncoder(
+        ConcatenatedTowers(towers, lengths),
+        JoinedTokenizer(tokenizers),
+        config.width,
+        config.folders,
+    )
 
 
 def _tokenizer(part: Published, max_length: int | None, joined: bool) -> Tokenizer:

@@ -38,6 +38,15 @@ _CHINESE_CLIP = Registered(
 ENCODERS: Mapping[str, Registered] = {
     "mul_clip": _MUL_CLIP,
     "chinese_clip": _CHINESE_CLIP,
+    "alt_clip": Registered(
+        "BAAI/AltCLIP",
+        "Chinese and English: XLM-R large with a projection; width 768, 77 tokens.",
+    ),
+    "alt_clip_m9": Registered(
+        "BAAI/AltCLIP-m9",
+        "The same for nine languages. That it has AltCLIP's keys is assumed.",
+    ),
+    "mt5": Registered("google/mt5-xl", "101 languages: the encoder of mT5-xl; width 2048."),
     "zh": _CHINESE_CLIP,
     "ko": Registered(
         "Bingsu/clip-vit-large-patch14-ko",

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import transformers
 
 from pea_jax.weights.language import load_language_encoder, read_language_config
+from pea_jax.weights.load import WeightsError
 from tests.parity.reference import jitted, randomise, relative_error
 from tests.weights.conftest import native_tokenizer, write_json
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file
+from sentencepiece import sentencepiece_model_pb2
 
 TOLERANCE = 1e-5
 LENGTH = 12
@@ -89,6 +92,32 @@ def write_vocabulary(folder: Path) -> transformers.BertTokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     return transformers.BertTokenizer(str(folder / "vocab.txt"))
+
+
+def sentencepieces(file: Path, special: dict[str, int]) -> Callable:
+    """A vocabulary of sentencepiece, one piece a character; texts -> its ids."""
+    model = sentencepiece_model_pb2.ModelProto()
+    kinds = {"<unk>": 2}  # UNKNOWN, and CONTROL for the others
+    for piece in special:
+        model.pieces.add(piece=piece, score=0.0, type=kinds.get(piece, 3))
+    for rank, piece in enumerate("\u2581一个红色的大圆形abc"):
+        model.pieces.add(piece=piece, score=-float(rank + 1))
+    model.trainer_spec.model_type = 1  # UNIGRAM
+    for name in ("unk", "bos", "eos", "pad"):
+        piece = {"bos": "<s>", "eos": "</s>"}.get(name, f"<{name}>")
+        setattr(model.trainer_spec, f"{name}_id", special.get(piece, -1))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(model.SerializeToString())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    return lambda texts: [processor.encode(text) for text in texts]
+
+
+def framed(rows: list[list[int]], begin: list[int], end: list[int], padding: int):
+    """Rows cut and padded to LENGTH between what a model puts around them; and their mask."""
+    room = LENGTH - len(begin) - len(end)
+    rows = [[*begin, *row[:room], *end] for row in rows]
+    ids = np.array([row + [padding] * (LENGTH - len(row)) for row in rows])
+    return ids, np.array([[1] * len(row) + [0] * (LENGTH - len(row)) for row in rows])
 
 
 def open_clip(folder: Path, name: str, config: dict | None) -> Case:
@@ -192,6 +221,69 @@ def dual_encoder(folder: Path) -> Case:
     return Case(folder, last_hidden_state(model.text_model), padded(tokenizer))
 
 
+def alt_clip(folder: Path) -> Case:
+    """As BAAI/AltCLIP-m9: a pickle, and a vocabulary of sentencepiece."""
+    config = transformers.AltCLIPConfig(
+        text_config={**XLMR, "project_dim": 48}, vision_config=VISION, attn_implementation="eager"
+    )
+    model = randomise(transformers.AltCLIPModel(config))
+    model.save_pretrained(folder)
+    # What save_pretrained writes has the published keys; the module's own are others by now.
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    tensors["text_model.roberta.embeddings.position_ids"] = torch.arange(20)[None]
+    torch.save(tensors, folder / "pytorch_model.bin")
+    special = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    pieces = sentencepieces(folder / "sentencepiece.bpe.model", special)
+
+    def tokenize(texts):
+        """XLM-R's own order: <s> 0, <pad> 1, </s> 2, <unk> 3, and sentencepiece's from 3 at 4."""
+        rows = [[index + 1 if index else 3 for index in row] for row in pieces(texts)]
+        return framed(rows, [0], [2], 1)
+
+    return Case(folder, last_hidden_state(model.text_model), tokenize)
+
+
+def t5(folder: Path, kind: type, config: transformers.PretrainedConfig) -> Case:
+    model = randomise(kind(config))
+    model.save_pretrained(folder)
+    pieces = sentencepieces(folder / "spiece.model", {"<pad>": 0, "</s>": 1, "<unk>": 2})
+    encoder = model.get_encoder()
+    return Case(folder, last_hidden_state(encoder), lambda texts: framed(pieces(texts), [], [1], 0))
+
+
+T5 = {
+    "vocab_size": 64,
+    "d_model": 32,
+    "d_kv": 12,  # heads times it is not the width
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 6,
+    "attn_implementation": "eager",
+}
+
+
+def mt5(folder: Path) -> Case:
+    """As google/mt5-xl: a pickle of both halves, each with the embedding that they share."""
+    config = transformers.MT5Config(**T5, feed_forward_proj="gated-gelu")
+    case = t5(folder, transformers.MT5ForConditionalGeneration, config)
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    file.unlink()
+    for half in ("encoder", "decoder"):
+        tensors[f"{half}.embed_tokens.weight"] = tensors["shared.weight"].clone()
+    tensors.setdefault("lm_head.weight", tensors["shared.weight"].clone())
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return case
+
+
+def t5_encoder(folder: Path) -> Case:
+    """The encoder alone, with T5's first MLP, as transformers saves it."""
+    return t5(folder, transformers.T5EncoderModel, transformers.T5Config(**T5))
+
+
 def ru_clip(folder: Path) -> Case:
     """As ai-forever/ruclip-vit-*: OpenAI's names, and a vocabulary of YouTokenToMe."""
     config = transformers.CLIPTextConfig(
@@ -254,6 +346,9 @@ CASES = [
     chinese_clip_pickle,
     cn_clip,
     dual_encoder,
+    alt_clip,
+    mt5,
+    t5_encoder,
     ru_clip,
 ]
 
@@ -276,5 +371,36 @@ def test_ids_and_tokens(case):
         want = case.tokens(torch.from_numpy(expected), torch.from_numpy(expected_mask))
     run = jitted(encoder.tower)
     assert encoder.width == want.shape[-1] == read_language_config(case.folder).width
+    assert relative_error(run(ids, mask).tokens, want) < TOLERANCE
+    assert relative_error(run(ids[2:3], mask[2:3]).tokens, want[2:3]) < TOLERANCE
+
+
+def test_two_encoders_are_concatenated(tmp_path):
+    """ids side by side; tokens of both, the shorter followed by zeros, one beside the other."""
+    first, second = open_clip_safetensors(tmp_path / "mul"), mt5(tmp_path / "t5")
+    name = f"{first.folder}+{second.folder}"
+    config = read_language_config(name)
+    assert config.width == 128 + 32
+    assert config.longest == 18  # XLM-R's; T5 takes any
+    with pytest.raises(WeightsError, match="expected one language encoder, got 2"):
+        _ = config.folder
+    with pytest.raises(WeightsError, match="at most 18 tokens, got 77"):
+        load_language_encoder(name)
+    encoder = load_language_encoder(name, max_length=LENGTH)
+    assert encoder.folders == (first.folder, second.folder)
+    assert (encoder.width, encoder.tokenizer.max_length) == (160, 2 * LENGTH)
+    ids, mask = encoder.tokenizer(TEXTS)
+    rows = [part.tokenize(TEXTS) for part in (first, second)]
+    np.testing.assert_array_equal(ids, np.concatenate([one for one, _ in rows], axis=1))
+    np.testing.assert_array_equal(mask, np.concatenate([one for _, one in rows], axis=1))
+    with torch.no_grad():
+        want = torch.cat(
+            [
+                part.tokens(torch.from_numpy(one), torch.from_numpy(own))
+                for part, (one, own) in zip((first, second), rows, strict=True)
+            ],
+            dim=-1,
+        )
+    run = jitted(encoder.tower)
     assert relative_error(run(ids, mask).tokens, want) < TOLERANCE
     assert relative_error(run(ids[2:3], mask[2:3]).tokens, want[2:3]) < TOLERANCE
