@@ -28,6 +28,9 @@ DEPENDENCIES = [
     "safetensors>=0.8",  # the one trusted format of weights
     "huggingface_hub>=1.31",  # fetching a repository by its name
     "transformers>=5",  # tokenizers and nothing else; needs no PyTorch for them
+    "sentencepiece>=0.2",  # with it transformers reads the vocabularies of mT5 and AltCLIP
+    "protobuf>=5",  # what those vocabularies are written in; sentencepiece does not declare it
+    "ftfy>=6",  # open_clip mends texts with it before it tokenizes them
     # A run.
     "orbax-checkpoint>=0.12.8",  # asynchronous, sharded checkpoints
     "ml_collections>=1.1",  # configurations

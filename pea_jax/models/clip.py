@@ -114,6 +114,11 @@ class CLIPTextConfig:
             raise ValueError(f"CLIP text config: {'; '.join(problems)}")
         return cls(**values)
 
+    @property
+    def longest(self) -> int:
+        """The longest prompt, in tokens."""
+        return self.max_position_embeddings
+
 
 class CLIPText(nnx.Module):
     """Token ids -> hidden states, and the end-of-text token's as the pooled vector."""

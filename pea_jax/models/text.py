@@ -1,10 +1,13 @@
-"""What every text tower gives back."""
+"""What every text tower gives back, and several towers as one."""
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
 
 @typing.no_type_check  # tree transformations rebuild it around specs, shapes and placeholders
@@ -23,3 +26,49 @@ class TextOutput:
     tokens: Float[Array, "B L D"]
     pooled: Float[Array, "B P"] | None
     hidden_states: tuple[Float[Array, "B L D"], ...]
+
+
+class ConcatenatedTowers(nnx.Module):
+    """Several text towers, each reading the same prompts by its own tokens.
+
+    Token i of the output is token i of every tower, one beside the other on the feature axis:
+    [B, max(L1, L2), D1 + D2]. The towers count different tokens, so the shorter ones are followed
+    by zeros, which is what the paper's "mul_clip + chinese_clip" needs for its lengths to agree.
+
+    Args:
+        towers: ids and mask [B, Li] -> TextOutput.
+        lengths: how many columns of ids and mask are each tower's, in order.
+    """
+
+    def __init__(self, towers: Sequence[nnx.Module], lengths: Sequence[int]):
+        if len(towers) != len(lengths):
+            raise ValueError(f"expected a length a tower ({len(towers)}), got {len(lengths)}")
+        self.towers = nnx.List(list(towers))
+        self.lengths = tuple(lengths)
+
+    def __call__(
+        self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None
+    ) -> TextOutput:
+        """Encode prompts.
+
+        Args:
+            ids: those of every tower side by side on the length axis, [B, sum of lengths].
+            mask: the same, nonzero for the tokens to look at; None for all of them.
+
+        Returns:
+            tokens [B, max of lengths, sum of widths]; pooled is None; no hidden states.
+
+        Raises:
+            ValueError: another number of columns.
+        """
+        if ids.shape[1] != sum(self.lengths):
+            raise ValueError(
+                f"expected ids of {' + '.join(map(str, self.lengths))} columns, got {ids.shape[1]}"
+            )
+        tokens, start, longest = [], 0, max(self.lengths)
+        for tower, length in zip(self.towers, self.lengths, strict=True):
+            own = slice(start, start + length)
+            states = tower(ids[:, own], None if mask is None else mask[:, own]).tokens
+            tokens.append(jnp.pad(states, ((0, 0), (0, longest - length), (0, 0))))
+            start += length
+        return TextOutput(jnp.concatenate(tokens, axis=-1), pooled=None, hidden_states=())

@@ -24,7 +24,7 @@ from pea_jax.weights.locate import (
     read_json,
     resolve,
 )
-from pea_jax.weights.tokenizer import SideBySide, Tokenizer
+from pea_jax.weights.tokenizer import JoinedTokenizer, Tokenizer
 
 #: The classes that a model_index.json may name for a part.
 _UNET, _VAE = ("UNet2DConditionModel",), ("AutoencoderKL",)
@@ -104,7 +104,7 @@ class BaseModel:
     unet: UNet
     vae: VAE
     text_encoder: EnglishText
-    tokenizer: Tokenizer | SideBySide
+    tokenizer: Tokenizer | JoinedTokenizer
     schedule: dict[str, Any]
     zero_empty_prompt: bool
     folder: Path
@@ -200,7 +200,7 @@ def load_base(
         unet=load("unet", unet),
         vae=load("vae", functools.partial(VAE, config.vae)),
         text_encoder=EnglishText(towers),
-        tokenizer=tokenizers[0] if len(tokenizers) == 1 else SideBySide(tokenizers),
+        tokenizer=tokenizers[0] if len(tokenizers) == 1 else JoinedTokenizer(tokenizers),
         schedule=config.schedule,
         zero_empty_prompt=config.zero_empty_prompt,
         folder=config.folder,

@@ -1,4 +1,4 @@
-"""A language encoder: the text tower that reads prompts in another language."""
+"""A language encoder: the text tower that reads prompts in another language, with its tokenizer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,36 +9,12 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from pea_jax import parallel
-from pea_jax.models.bert import Bert, BertConfig
-from pea_jax.models.clip import CLIPText, CLIPTextConfig
-from pea_jax.weights.load import WeightsError, load_module
-from pea_jax.weights.locate import (
-    TOKENIZER_FILES,
-    fetch_weights,
-    prefers_half,
-    read_json,
-    resolve,
-)
-from pea_jax.weights.tokenizer import Tokenizer
-
-_TOWERS = {
-    "bert": (BertConfig, Bert),
-    "roberta": (BertConfig, Bert),
-    "xlm-roberta": (BertConfig, Bert),
-    "clip_text_model": (CLIPTextConfig, CLIPText),
-    "clip": (CLIPTextConfig, CLIPText),
-}
-
-#: What a published file holds beside the tower: pooler and heads of the pre-training, the image
-#: side of a CLIP. The adapter sees the last hidden state, before all of them.
-_EXTRAS = (
-    r"((bert|roberta)\.)?pooler\..*",
-    r"lm_head\..*",
-    r"cls\..*",
-    r"vision_model\..*",
-    r"(visual|text)_projection\.weight",
-    r"logit_scale",
-)
+from pea_jax.models.text import ConcatenatedTowers
+from pea_jax.weights.encoders import Published, Tower, TowerConfig, read_published
+from pea_jax.weights.errors import WeightsError
+from pea_jax.weights.load import load_module
+from pea_jax.weights.locate import prefers_half
+from pea_jax.weights.tokenizer import JoinedTokenizer, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,16 +22,43 @@ class LanguageConfig:
     """What the small files of a language encoder say.
 
     Attributes:
-      tower: its shape.
-      width: of the tokens that it gives, which an adapter must take.
-      longest: the most tokens that it takes.
-      folder: where the files are.
+      parts: one, or several whose tokens are concatenated on the feature axis.
     """
 
-    tower: BertConfig | CLIPTextConfig
-    width: int
-    longest: int
-    folder: Path
+    parts: tuple[Published, ...]
+
+    @property
+    def width(self) -> int:
+        """Of the tokens, which an adapter must take."""
+        return sum(part.tower.hidden_size for part in self.parts)
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens that it takes; None for any number."""
+        limits = [part.tower.longest for part in self.parts if part.tower.longest is not None]
+        return min(limits, default=None)
+
+    @property
+    def tower(self) -> TowerConfig:
+        """The shape of the one part."""
+        return self._only.tower
+
+    @property
+    def folder(self) -> Path:
+        """Of the one part."""
+        return self._only.folder
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Of every part."""
+        return tuple(part.folder for part in self.parts)
+
+    @property
+    def _only(self) -> Published:
+        if len(self.parts) > 1:
+            names = ", ".join(str(folder) for folder in self.folders)
+            raise WeightsError(f"expected one language encoder, got {len(self.parts)}: {names}")
+        return self.parts[0]
 
 
 @dataclass(frozen=True)
@@ -63,39 +66,35 @@ class LanguageEncoder:
     """A frozen text tower with its tokenizer.
 
     Attributes:
-      tower: ids and mask [B, L] -> tokens [B, L, width].
+      tower: ids and mask [B, L] -> tokens [B, L, width]. Of several encoders: ids and masks side by
+        side on the length axis, [B, L1 + L2], and tokens [B, max(L1, L2), width].
       tokenizer: of the tower.
       width: of the tokens.
-      folder: where the files are.
+      folders: where the files are, one an encoder.
     """
 
-    tower: Bert | CLIPText
-    tokenizer: Tokenizer
+    tower: Tower | ConcatenatedTowers
+    tokenizer: Tokenizer | JoinedTokenizer
     width: int
-    folder: Path
+    folders: tuple[Path, ...]
 
 
 def read_language_config(name: str | Path, *, revision: str | None = None) -> LanguageConfig:
     """Reads (and fetches) the small files alone, so that what doesn't fit is refused early.
 
     Args:
-      name: a folder in transformers' format, "tinyworld/xlm-roberta", or an id on the Hub.
+      name: of `registry.ENCODERS` ("mul_clip"; write ./mul_clip for a folder of that name),
+        "tinyworld/xlm-roberta", a folder, or an id on the Hub; or several of these with + between
+        them, unless there is a file of that whole name.
       revision: on the Hub.
 
     Raises:
       ValueError: a file that is missing, an architecture or a value that is not supported.
     """
-    folder = resolve(name, patterns=("config.json", *TOKENIZER_FILES), revision=revision)
-    values = read_json(folder / "config.json")
-    kind = values.get("model_type")
-    if kind not in _TOWERS:
-        raise WeightsError(f"{folder}: expected a model_type of {', '.join(_TOWERS)}, got {kind!r}")
-    try:
-        tower = _TOWERS[kind][0].from_dict(values)
-    except ValueError as error:
-        raise WeightsError(f"{folder}: {error}") from error
-    longest = tower.longest if isinstance(tower, BertConfig) else tower.max_position_embeddings
-    return LanguageConfig(tower, tower.hidden_size, longest, folder)
+    names = [name] if Path(name).expanduser().exists() else str(name).split("+")
+    if not all(str(one).strip() for one in names):
+        raise WeightsError(f"{name}: expected names with + between them, got an empty one")
+    return LanguageConfig(tuple(read_published(one, revision=revision) for one in names))
 
 
 def load_language_encoder(
@@ -112,7 +111,9 @@ def load_language_encoder(
       name: as for `read_language_config`.
       dtype: of the weights and of the computation; a 16-bit one reads fp16 files where there are.
       mesh: None leaves the weights uncommitted on the default device.
-      max_length: tokens that a prompt is padded to and cut at; None takes the tokenizer's own.
+      max_length: tokens that a prompt is padded to and cut at; None takes what its authors did
+        (`registry.ENCODERS`), or the tokenizer's own. Of several encoders each keeps its authors'
+        length where that is shorter.
       revision: on the Hub.
 
     Raises:
@@ -120,17 +121,43 @@ def load_language_encoder(
         that are missing or don't fit.
     """
     config = read_language_config(name, revision=revision)
-    tokenizer = Tokenizer.from_folder(config.folder, max_length)
-    if tokenizer.max_length > config.longest:
+    tokenizers = [_tokenizer(part, max_length, len(config.parts) > 1) for part in config.parts]
+    towers = [_tower(part, dtype, mesh, revision) for part in config.parts]
+    if len(towers) == 1:
+        return LanguageEncoder(towers[0], tokenizers[0], config.width, config.folders)
+    lengths = tuple(tokenizer.max_length for tokenizer in tokenizers)
+    return LanguageEncoder(
+        ConcatenatedTowers(towers, lengths),
+        JoinedTokenizer(tokenizers),
+        config.width,
+        config.folders,
+    )
+
+
+def _tokenizer(part: Published, max_length: int | None, joined: bool) -> Tokenizer:
+    published = part.layout.length
+    length = published if max_length is None else max_length
+    if joined and published is not None:
+        length = min(length, published)
+    tokenizer = Tokenizer.from_folder(
+        part.folder, length, kind=part.layout.tokenizer, clean=part.layout.clean
+    )
+    longest = part.tower.longest
+    if longest is not None and tokenizer.max_length > longest:
         raise WeightsError(
-            f"{config.folder}: expected a max_length of at most {config.longest} tokens, "
+            f"{part.folder}: expected a max_length of at most {longest} tokens, "
             f"got {tokenizer.max_length}"
         )
-    build = Bert if isinstance(config.tower, BertConfig) else CLIPText
-    tower = load_module(
-        lambda: build(config.tower, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype),
-        fetch_weights(name, {"": "model"}, half=prefers_half(dtype), revision=revision)[""],
+    return tokenizer
+
+
+def _tower(part: Published, dtype: DTypeLike, mesh: Mesh | None, revision: str | None) -> Tower:
+    layout = part.layout
+    return load_module(
+        lambda: layout.tower(part.tower, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype),
+        part.fetch(half=prefers_half(dtype), revision=revision),
         sharding=None if mesh is None else parallel.parameter_sharding(mesh),
-        ignore=_EXTRAS,
+        aliases=layout.aliases,
+        ignore=layout.ignore,
+        stacks=layout.stacks,
     )
-    return LanguageEncoder(tower, tokenizer, config.width, config.folder)

@@ -31,12 +31,23 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor of a file, from its header alone."""
+    """A tensor of a file, from its header alone; or the rows of it that are one parameter's.
+
+    Attributes:
+      file: where it is.
+      key: what the file calls it.
+      name: what the parameter is called; another than `key` where a tensor holds several.
+      shape: of the parameter's rows.
+      dtype: as safetensors names it.
+      first: the first of the rows.
+    """
 
     file: Path
     key: str
+    name: str
     shape: tuple[int, ...]
     dtype: str
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ def load_module(
     sharding: Callable[[str, tuple[int, ...]], Sharding | None] | None = None,
     aliases: names.Aliases = names.ALIASES,
     ignore: Sequence[str] = (),
+    stacks: names.Stacks = (),
 ) -> nnx.Module:
     """The module that `build` makes, with the parameters of `files`.
 
@@ -72,6 +84,7 @@ def load_module(
       aliases: other names of the same tensors, see `names.ALIASES`.
       ignore: patterns of keys (whole keys, as the file has them) that the file may hold and the
         module may lack. `names.IGNORED` is always excused. A missing parameter never is.
+      stacks: tensors that hold several parameters, see `names.unstacked`.
 
     Raises:
       WeightsError: a file that is not there or not whole, in one line; or every tensor that is
@@ -83,7 +96,7 @@ def load_module(
     parameters = _parameters(flat, aliases)
     with ExitStack() as stack:
         handles = {file: stack.enter_context(_open(file)) for file in files}
-        tensors = [tensor for file in files for tensor in _catalogue(file, handles[file])]
+        tensors = [tensor for file in files for tensor in _catalogue(file, handles[file], stacks)]
         pairs = _match(parameters, tensors, files, aliases, (*names.IGNORED, *ignore))
         arrays = {
             parameter.path: _place(parameter, tensor, handles[tensor.file], dtype, sharding)
@@ -134,10 +147,22 @@ def _is_pointer(file: Path) -> bool:
         return stream.read(24) == b"version https://git-lfs."
 
 
-def _catalogue(file: Path, handle: Any) -> Iterator[_Tensor]:
+def _catalogue(file: Path, handle: Any, stacks: names.Stacks = ()) -> Iterator[_Tensor]:
     for key in handle.keys():  # noqa: SIM118  (not a dict)
         part = handle.get_slice(key)
-        yield _Tensor(file, key, tuple(part.get_shape()), part.get_dtype())
+        shape, dtype = tuple(part.get_shape()), part.get_dtype()
+        found = names.unstacked(key, stacks)
+        if len(found) > 1 and (not shape or shape[0] % len(found)):
+            raise WeightsError(
+                f"{file}: {key} {list(shape)} cannot be {len(found)} parameters, "
+                f"{', '.join(found)}, of as many rows each"
+            )
+        for index, name in enumerate(found):
+            if len(found) > 1:
+                rows = shape[0] // len(found)
+                yield _Tensor(file, key, name, (rows, *shape[1:]), dtype, index * rows)
+            else:
+                yield _Tensor(file, key, name, shape, dtype)
 
 
 def _parameters(
@@ -168,7 +193,7 @@ def _match(
     candidates: dict[str, list[_Tensor]] = defaultdict(list)
     problems = []
     for tensor in tensors:
-        key = names.canonical(tensor.key, aliases)
+        key = names.canonical(tensor.name, aliases)
         if key in parameters:
             candidates[key].append(tensor)
         elif not any(pattern.fullmatch(tensor.key) for pattern in excused):
@@ -233,6 +258,14 @@ def _place(
     return jax.make_array_from_callback(parameter.shape, where, read)
 
 
+def _rows(tensor: _Tensor, index: tuple[slice, ...]) -> tuple[slice, ...]:
+    """`index` into the parameter as one into the tensor that holds it."""
+    if tensor.name == tensor.key:
+        return index
+    start, stop, _ = index[0].indices(tensor.shape[0])
+    return slice(tensor.first + start, tensor.first + stop), *index[1:]
+
+
 def _read(
     parameter: _Parameter, tensor: _Tensor, part: Any, index: tuple[slice, ...], target: np.dtype
 ) -> np.ndarray:
@@ -240,7 +273,7 @@ def _read(
     rank = len(parameter.shape)
     unit = (slice(None),) * (len(tensor.shape) - rank)  # of a 1x1 convolution
     try:
-        values = part[(*names.file_index(parameter.path, index), *unit)]
+        values = part[(*_rows(tensor, names.file_index(parameter.path, index)), *unit)]
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{tensor.file}: cannot read {tensor.key} ({error})") from error
     values = values.reshape(values.shape[:rank]).transpose(names.axes_of(parameter.path, rank))

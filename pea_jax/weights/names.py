@@ -14,6 +14,7 @@ import numpy as np
 
 ParameterPath = tuple[str | int, ...]
 Aliases = Sequence[tuple[str, str]]
+Stacks = Sequence[tuple[str, Sequence[str]]]
 
 _WEIGHTS = frozenset({"kernel", "scale", "embedding"})
 
@@ -56,6 +57,20 @@ def canonical(key: str, aliases: Aliases = ALIASES) -> str:
     for pattern, replacement in aliases:
         key = re.sub(pattern, replacement, key)
     return key
+
+
+def unstacked(key: str, stacks: Stacks) -> Sequence[str]:
+    r"""The names of the parameters that lie one after another along the first axis of a tensor.
+
+    Args:
+      key: of the tensor.
+      stacks: (pattern, replacements), as in PyTorch's own attention, which keeps three projections
+        in one: `(r"in_proj_(weight|bias)$", (r"q_proj.\1", r"k_proj.\1", r"v_proj.\1"))`.
+    """
+    for pattern, replacements in stacks:
+        if re.search(pattern, key):
+            return [re.sub(pattern, replacement, key) for replacement in replacements]
+    return [key]
 
 
 def axes_of(path: ParameterPath, rank: int) -> tuple[int, ...]:

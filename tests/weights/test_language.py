@@ -8,14 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from pea_jax import parallel
+from pea_jax.models.bert import Bert, BertConfig
 from pea_jax.models.clip import CLIPText
+from pea_jax.weights import encoders, registry
 from pea_jax.weights.language import load_language_encoder, read_language_config
 from pea_jax.weights.load import WeightsError
 from tests.models.random_module import random_module
-from tests.weights.conftest import BUILDS, english_tokenizer, write_part
+from tests.weights.conftest import (
+    BUILDS,
+    XLMR,
+    english_tokenizer,
+    native_tokenizer,
+    write_json,
+    write_part,
+)
 from tests.weights.test_load import assert_same
 from tests.weights.test_locate import FakeHub
 
@@ -34,7 +44,7 @@ def test_tower_tokenizer_and_width(xlmr_folder):
     encoder = load_language_encoder(xlmr_folder)
     assert_same(encoder.tower, random_module(BUILDS["language"][0]))
     assert encoder.width == 24
-    assert encoder.folder == xlmr_folder
+    assert encoder.folders == (xlmr_folder,)
     ids, mask = encoder.tokenizer(["一个红色的大圆形", ""])
     assert ids.shape == (2, 16)  # the tokenizer's own length
     tokens = jax.eval_shape(encoder.tower, ids, mask).tokens
@@ -95,7 +105,7 @@ def test_a_clip_tower_beside_its_image_side(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"model_type": "t5"}, r"expected a model_type of bert, .* got 't5'"),
+        ({"model_type": "gpt2"}, r"expected a model_type of bert, .* got 'gpt2'"),
         ({"hidden_act": "relu"}, r"xlm-roberta: BERT config: hidden_act.*relu"),
     ],
 )
@@ -117,3 +127,192 @@ def test_from_the_hub_only_what_is_needed_comes(xlmr_folder, tmp_path, monkeypat
     assert hub.fetched == needed - {"model.safetensors"}
     load_language_encoder("some/encoder")
     assert hub.fetched == needed
+
+
+def count(config: BertConfig) -> int:
+    state = nnx.state(nnx.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(0))))
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
+def test_the_text_towers_that_open_clip_knows_by_name():
+    """The published parameters of XLM-R, without the poolers of 1,049,600 and 590,592."""
+    sizes = {name: BertConfig.from_dict(one) for name, one in encoders.OPEN_CLIP_TEXT.items()}
+    assert count(sizes["xlm-roberta-large"]) == 559_890_432 - 1_049_600
+    assert count(sizes["xlm-roberta-base"]) == 278_043_648 - 590_592
+    assert {config.longest for config in sizes.values()} == {512}
+
+
+def write_open_clip(folder, config: dict | None = None):
+    """open_clip's files: XLM-R's under its names beside an image side, tokenizer.json."""
+    folder.mkdir(parents=True)
+    write_part(folder / "part", "language")
+    tensors = load_file(folder / "part" / "model.safetensors")
+    shutil.rmtree(folder / "part")
+    tensors = {f"text.transformer.{key}": value for key, value in tensors.items()}
+    extras = ("visual.conv1.weight", "text.proj.0.weight", "text.proj.2.weight", "logit_scale")
+    save_file(
+        tensors | {key: np.zeros(3, np.float32) for key in extras},
+        folder / "open_clip_model.safetensors",
+    )
+    native_tokenizer().save_pretrained(folder)
+    (folder / "tokenizer_config.json").unlink()
+    if config:
+        write_json(folder / "open_clip_config.json", {"model_cfg": {"text_cfg": config}})
+    return folder
+
+
+OPEN_CLIP = {"hf_model_name": "xlm-roberta-tiny", "hf_model_config": XLMR}
+
+
+def test_an_open_clip_folder(tmp_path):
+    folder = write_open_clip(tmp_path / "a", OPEN_CLIP | {"context_length": 10})
+    encoder = load_language_encoder(folder)
+    assert_same(encoder.tower, random_module(BUILDS["language"][0]))
+    assert encoder.tokenizer.max_length == 10  # its context_length
+    # open_clip mends texts first.
+    ids, _ = encoder.tokenizer(["a&amp;#98;  c"])
+    np.testing.assert_array_equal(ids, encoder.tokenizer(["ab c"])[0])
+    with pytest.raises(WeightsError, match="at most 18 tokens, got 77"):
+        load_language_encoder(write_open_clip(tmp_path / "b", OPEN_CLIP))
+
+
+def test_an_open_clip_of_another_text_tower_is_refused(tmp_path):
+    for text, got in (({"hf_model_name": "bert-base-uncased"}, "'bert-base"), ({"width": 8}, None)):
+        folder = write_open_clip(tmp_path / str(got), text)
+        with pytest.raises(WeightsError, match=f"of xlm-roberta-base, .*, got {got}"):
+            read_language_config(folder)
+
+
+def test_a_layer_more_than_an_open_clip_s_config_is_no_image_side(tmp_path):
+    config = OPEN_CLIP["hf_model_config"]
+    folder = write_open_clip(tmp_path / "a", {"hf_model_config": config | {"num_hidden_layers": 2}})
+    with pytest.raises(WeightsError, match=r"missing: encoder\.layer\.1\."):
+        load_language_encoder(folder, max_length=9)
+    file = folder / "open_clip_model.safetensors"
+    extra = {"text.transformer.encoder.layer.3.output.dense.bias": np.zeros(24, np.float32)}
+    save_file(load_file(file) | extra, file)
+    with pytest.raises(WeightsError, match=r"extra: text\.transformer\.encoder\.layer\.3"):
+        load_language_encoder(folder, max_length=9)
+
+
+def test_shapes_that_are_no_bert_are_refused(tmp_path):
+    """A width that heads of 64 do not divide, where no config says how many there are."""
+    folder = write_open_clip(tmp_path / "a")
+    with pytest.raises(WeightsError, match=r"a width that 64 divides .*, got 24"):
+        read_language_config(folder)
+    save_file({"visual.proj": np.zeros(3, np.float32)}, folder / "open_clip_model.safetensors")
+    with pytest.raises(WeightsError, match=r"expected matrices text\.transformer\.embeddings"):
+        read_language_config(folder)
+
+
+def test_a_folder_of_nothing_known_says_what_is_expected(tmp_path):
+    (tmp_path / "clip_cn_vit-h-14.pt").touch()
+    with pytest.raises(WeightsError, match=r"expected config\.json, .* got clip_cn_vit-h-14\.pt"):
+        read_language_config(tmp_path)
+
+
+def test_two_checkpoints_of_cn_clip_are_refused(tmp_path):
+    for name in ("clip_cn_vit-h-14.pt", "clip_cn_rn50.pt", "vocab.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(WeightsError, match=r"expected one clip_cn_\*\.pt, got 2"):
+        read_language_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a+", "+", " +b"])
+def test_a_name_between_plusses_is_not_empty(name):
+    with pytest.raises(WeightsError, match=r"names with \+ between them, got an empty one"):
+        read_language_config(name)
+
+
+def test_a_folder_with_a_plus_in_its_name_is_one(xlmr_folder, tmp_path):
+    folder = shutil.copytree(xlmr_folder, tmp_path / "a+b")
+    assert read_language_config(folder).folders == (folder,)
+    assert read_language_config(str(folder)).width == 24
+
+
+def test_two_encoders_by_name_and_folder(xlmr_folder, tmp_path, monkeypatch):
+    """Each keeps its authors' length where that is shorter; the width is the sum of both."""
+    clip = tmp_path / "clip"
+    write_part(clip, "text_encoder")
+    english_tokenizer().save_pretrained(clip)
+    open_clip = write_open_clip(tmp_path / "open_clip", OPEN_CLIP | {"context_length": 7})
+    name = f"{clip}+{open_clip}"
+    config = read_language_config(name)
+    assert (config.width, config.longest) == (16 + 24, 12)
+    encoder = load_language_encoder(name, max_length=10)
+    assert [part.max_length for part in encoder.tokenizer.parts] == [10, 7]
+    ids, mask = encoder.tokenizer(["abc"])
+    assert jax.eval_shape(encoder.tower, ids, mask).tokens.shape == (1, 10, encoder.width)
+    hub = FakeHub(tmp_path)
+    write_open_clip(hub.repository)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    assert read_language_config(f"mul_clip+{xlmr_folder}").width == 1024 + 24
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"model_type": "clip", "text_config": {"model_type": "roberta"}}, "got roberta"),
+        ({"model_type": "chinese_clip", "text_config": {"hidden_act": "relu"}}, "hidden_act"),
+        (
+            {"model_type": "vision-text-dual-encoder", "text_config": {"model_type": "gpt2"}},
+            "model_type: expected one of .*got 'gpt2'",
+        ),
+        ({"model_type": "altclip", "text_config": {"project_dim": 0}}, "project_dim: expected"),
+        ({"model_type": "mt5", "feed_forward_proj": "relu6"}, "T5 config: feed_forward_proj"),
+        ({"transformer_width": 8}, "ruCLIP config: expected numbers vocab_size, "),
+        ({}, "expected a model_type of bert, .*, got None"),
+    ],
+)
+def test_a_config_that_is_not_supported_names_itself(tmp_path, config, problem):
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(WeightsError, match=problem) as raised:
+        read_language_config(tmp_path)
+    assert str(raised.value).startswith(str(tmp_path))
+
+
+def test_a_registered_name_is_its_repository(tmp_path, monkeypatch):
+    """mul_clip: no config there, so that its name alone says the width, before any weight comes."""
+    hub = FakeHub(tmp_path)
+    write_open_clip(hub.repository)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    for name in ("mul_clip", registry.ENCODERS["mul_clip"].repository):
+        config = read_language_config(name, revision="v1")
+        assert (config.width, config.longest) == (1024, 512)
+    assert set(hub.requests) == {(registry.ENCODERS["mul_clip"].repository, "v1")}
+    assert hub.fetched == {"tokenizer.json"}
+    monkeypatch.setitem(encoders.OPEN_CLIP_TEXT, "xlm-roberta-large", XLMR)
+    encoder = load_language_encoder("mul_clip", max_length=9)
+    assert_same(encoder.tower, random_module(BUILDS["language"][0]))
+    assert hub.fetched == {"tokenizer.json", "open_clip_model.safetensors"}
+
+
+def test_a_folder_of_a_registered_name_is_written_with_a_dot(xlmr_folder, tmp_path, monkeypatch):
+    shutil.copytree(xlmr_folder, tmp_path / "mt5")
+    monkeypatch.chdir(tmp_path)
+    assert read_language_config("./mt5").width == 24
+    asked = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", asked)
+    with pytest.raises(AssertionError, match="patterns that match nothing"):
+        read_language_config("mt5")
+    assert asked.requests == [("google/mt5-xl", None)]
+
+
+def test_the_registry_names_the_five_languages_of_the_paper():
+    assert {"zh", "ja", "ko", "ru", "it"} < set(registry.ENCODERS)
+    assert {"mul_clip", "chinese_clip", "alt_clip", "alt_clip_m9", "mt5"} < set(registry.ENCODERS)
+    for name, one in registry.ENCODERS.items():
+        assert one.repository.count("/") == 1, name
+        assert one.architecture is None or one.architecture in encoders.OPEN_CLIP_TEXT, name
+
+
+def test_the_length_of_a_registered_encoder(tmp_path, monkeypatch):
+    """clip-italian says none in its tokenizer; 77 is the registry's."""
+    hub = FakeHub(tmp_path)
+    text = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2}
+    values = {"model_type": "vision-text-dual-encoder", "text_config": text}
+    write_json(hub.repository / "config.json", values)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    (part,) = read_language_config("it").parts
+    assert (part.layout.length, part.tower.hidden_size) == (77, 32)
+    assert part.tower.num_hidden_layers == 12  # what transformers leaves out is BERT base's

@@ -335,3 +335,39 @@ def test_the_host_holds_no_second_copy(tmp_path, over_mesh):
         tracemalloc.stop()
     assert math.prod(loaded.layers[0].kernel.get_value().shape) * 4 == one
     assert peak < (count + 4) * one
+
+
+class _Projections(nnx.Module):
+    """An attention whose file keeps its projections in one tensor."""
+
+    def __init__(self):
+        leaf = {"rngs": nnx.Rngs(0)}
+        self.attn = nnx.Dict({f"{part}_proj": nnx.Linear(6, 4, **leaf) for part in "qkv"})
+
+
+STACKS = ((r"in_proj_(weight|bias)$", [rf"{part}_proj.\1" for part in "qkv"]),)
+
+
+@pytest.mark.parametrize("over_mesh", [False, True])
+def test_parameters_that_share_a_tensor(tmp_path, rng, over_mesh):
+    weight = rng.standard_normal((12, 6)).astype(np.float32)
+    bias = rng.standard_normal(12).astype(np.float32)
+    save_file({"attn.in_proj_weight": weight, "attn.in_proj_bias": bias}, tmp_path / "a.st")
+    sharding = parallel.parameter_sharding(parallel.make_mesh(4, 2), 8) if over_mesh else None
+    loaded = load_module(_Projections, tmp_path / "a.st", stacks=STACKS, sharding=sharding).attn
+    for index, part in enumerate("qkv"):
+        rows = slice(4 * index, 4 * index + 4)
+        projection = loaded[f"{part}_proj"]
+        np.testing.assert_array_equal(projection.kernel.get_value(), weight[rows].T)
+        np.testing.assert_array_equal(projection.bias.get_value(), bias[rows])
+
+
+def test_a_tensor_that_does_not_divide_is_refused(tmp_path):
+    save_file({"attn.in_proj_weight": np.zeros((11, 6), np.float32)}, tmp_path / "a.st")
+    with pytest.raises(WeightsError, match=r"in_proj_weight \[11, 6\] cannot be 3 parameters"):
+        load_module(_Projections, tmp_path / "a.st", stacks=STACKS)
+    save_file({"attn.in_proj_weight": np.zeros((15, 6), np.float32)}, tmp_path / "a.st")
+    with pytest.raises(
+        WeightsError, match=r"q_proj\.weight, expected \[4, 6\], got \[5, 6\] \(attn"
+    ):
+        load_module(_Projections, tmp_path / "a.st", stacks=STACKS)

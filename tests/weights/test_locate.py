@@ -192,10 +192,42 @@ def test_shards_of_every_naming(hub, index, shard):
     assert hub.fetched == {"config.json", index, *shards}
 
 
-def test_a_repository_of_pickles_is_refused_for_every_part(hub):
+@pytest.mark.parametrize("half", [True, False])
+def test_pickles_are_fetched_for_the_part_that_has_nothing_else(hub, half):
     touch(hub.repository, "unet/config.json", "text_encoder/config.json")
-    touch(hub.repository, f"unet/{STEM}.bin", "text_encoder/pytorch_model.bin")
-    with pytest.raises(WeightsError, match=rf"unet: expected {STEM}.*text_encoder: expected model"):
+    touch(hub.repository, f"unet/{STEM}.bin", f"unet/{STEM}.safetensors")
+    touch(hub.repository, "text_encoder/pytorch_model.bin", "text_encoder/tf_model.h5")
+    assert fetch_weights("some/model", STEMS, half=half) == {
+        "unet": [hub.snapshot / f"unet/{STEM}.safetensors"],
+        "text_encoder": [hub.snapshot / "text_encoder/pytorch_model.bin"],
+    }
+    assert not any(name.endswith(("unet/" + STEM + ".bin", ".h5")) for name in hub.fetched)
+
+
+def test_pickles_in_shards_and_of_open_clip(tmp_path):
+    shards = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    touch(tmp_path / "t5", *shards)
+    write_index(tmp_path / "t5" / "pytorch_model.bin.index.json", *shards)
+    assert weight_files(tmp_path / "t5", "model") == [tmp_path / "t5" / name for name in shards]
+    pickled = touch(tmp_path / "clip", "open_clip_pytorch_model.bin")
+    found = weight_files(tmp_path / "clip", "open_clip_model")
+    assert found == [pickled / "open_clip_pytorch_model.bin"]
+
+
+def test_a_repository_without_a_config_is_asked_for_what_it_has(hub):
+    touch(hub.repository, "tokenizer.json", "open_clip_pytorch_model.bin")
+    fetch_weights("some/model", {"": "open_clip_model"}, beside="tokenizer.json")
+    assert hub.fetched == {"tokenizer.json", "open_clip_pytorch_model.bin"}
+
+
+def test_a_repository_without_weights_is_refused_for_every_part(hub):
+    touch(hub.repository, "unet/config.json", "text_encoder/config.json")
+    touch(hub.repository, "text_encoder/tf_model.h5")
+    with pytest.raises(
+        WeightsError,
+        match=rf"unet: expected {STEM}.*or {STEM}.bin, .*text_encoder: expected model\.safetensors,"
+        r" its shards or pytorch_model\.bin",
+    ):
         fetch_weights("some/model", STEMS)
 
 
@@ -222,9 +254,9 @@ def test_a_local_folder_prefers_the_asked_precision_and_takes_the_other(tmp_path
 
 
 def test_what_a_folder_has_instead_is_told(tmp_path):
-    touch(tmp_path / "unet", "pytorch_model.bin")
+    touch(tmp_path / "unet", "flax_model.msgpack")
     with pytest.raises(
-        WeightsError, match=r"expected model\.safetensors .* got pytorch_model\.bin"
+        WeightsError, match=r"expected model\.safetensors, .* got flax_model\.msgpack"
     ):
         weight_files(tmp_path / "unet", "model")
     with pytest.raises(WeightsError, match="vae: no such folder"):

@@ -10,7 +10,7 @@ import pytest
 
 from pea_jax.weights import tokenizer as tokenizer_module
 from pea_jax.weights.load import WeightsError
-from pea_jax.weights.tokenizer import Tokenizer
+from pea_jax.weights.tokenizer import JoinedTokenizer, Tokenizer, open_clip_clean
 from tests.weights.conftest import english_tokenizer, native_tokenizer
 
 
@@ -158,3 +158,68 @@ def test_a_tokenizer_without_padding_is_refused():
     hf_tokenizer.pad_token = None
     with pytest.raises(ValueError, match="no padding token"):
         Tokenizer(hf_tokenizer, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("  a\t b\n c ", "a b c"),
+        ("&amp;lt;a&gt; &amp; b", "<a> & b"),
+        ("“a” it’s", '"a" it\'s'),
+        ("cafÃ©", "café"),
+        ("一个\u3000红色", "一个 红色"),
+        ("", ""),
+    ],
+)
+def test_open_clip_cleans_texts(text, clean):
+    assert open_clip_clean(text) == clean
+
+
+def test_a_text_is_cleaned_before_it_is_tokenized_and_measured():
+    tokenizer = Tokenizer(english_tokenizer(), 6, open_clip_clean)
+    plain = Tokenizer(english_tokenizer(), 6)
+    np.testing.assert_array_equal(tokenizer(["a&#98;c"])[0], plain(["abc"])[0])
+    assert tokenizer.cut("a&#98;cd") == ""
+    assert tokenizer.cut("a&#98;cdef") == "ef"
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    np.testing.assert_array_equal(copy(["a&#98;c"])[0], plain(["abc"])[0])
+
+
+@pytest.fixture
+def joined():
+    return JoinedTokenizer([Tokenizer(english_tokenizer(), 6), Tokenizer(native_tokenizer(), 9)])
+
+
+def test_ids_of_two_tokenizers_lie_side_by_side(joined):
+    texts = ["ab c", "", "cab"]
+    ids, mask = joined(texts)
+    assert ids.dtype == mask.dtype == np.int32
+    assert joined.max_length == 15
+    assert ids.shape == mask.shape == (3, 15)
+    for columns, part in ((slice(6), joined.parts[0]), (slice(6, 15), joined.parts[1])):
+        np.testing.assert_array_equal(ids[:, columns], part(texts)[0])
+        np.testing.assert_array_equal(mask[:, columns], part(texts)[1])
+    assert joined([])[0].shape == (0, 15)
+    with pytest.raises(ValueError, match="expected a sequence of texts"):
+        joined("abc")
+
+
+def test_two_tokenizers_lose_what_neither_sees(joined, caplog):
+    """The first takes 4 letters, the second a word's mark and 6 letters."""
+    assert joined.cut("abcabc") == ""
+    assert joined.cut("abcabcab") == "ab"
+    with caplog.at_level(logging.WARNING):
+        joined(["abcabc", "abcabcab", "abcabcab"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "'abcabcab' is longer than 6 and 9 tokens; the model does not see 'ab'"
+    ]
+
+
+def test_two_tokenizers_may_be_pickled_and_called_from_threads(joined):
+    copy = pickle.loads(pickle.dumps(joined))
+    texts = ["abc", "abcabcab", "", "ab c"] * 25
+    expected, _ = joined(texts)
+    with ThreadPoolExecutor(8) as pool:
+        rows = list(pool.map(lambda text: copy([text])[0][0], texts))
+    np.testing.assert_array_equal(rows, expected)
+    assert copy.cut("abcabcab") == "ab"
