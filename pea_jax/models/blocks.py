@@ -193,7 +193,7 @@ class Attention(nnx.Module):
     """to_out(attention(to_q(x), to_k(context), to_v(context))) over `heads` heads of the width."""
 
     def __init__(
-        self, width: int, *, heads: int, context_width: int, implementation: str = "xla", **leaf
+        self, width: int, *, heads: int, context_width: int, implementation: str = "auto", **leaf
     ):
         self.to_q = nnx.Linear(width, width, use_bias=False, **leaf)
         self.to_k = nnx.Linear(context_width, width, use_bias=False, **leaf)
@@ -250,7 +250,7 @@ class TransformerSpec:
     cross_attention_dim: int
     linear_projection: bool
     only_cross_attention: bool = False
-    implementation: str = "xla"
+    implementation: str = "auto"
     recompute: bool = False  # in a gradient, each TransformerBlock by itself
 
 

@@ -121,18 +121,34 @@ class CLIPTextConfig:
 
 
 class CLIPText(nnx.Module):
-    """Token ids -> hidden states, and the end-of-text token's as the pooled vector."""
+    """Token ids -> hidden states, and the end-of-text token's as the pooled vector.
+
+    Args:
+        config: the sizes.
+        projected: whether the pooled vector goes through `text_projection`, a matrix without bias
+            (CLIPTextModelWithProjection, SDXL's second tower).
+        rngs: the keys of the parameters.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
 
     def __init__(
         self,
         config: CLIPTextConfig,
         *,
+        projected: bool = False,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ):
+        leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config
-        self.text_model = _TextModel(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.projected = projected
+        self.text_model = _TextModel(config, **leaf)
+        if projected:
+            self.text_projection = nnx.Linear(
+                config.hidden_size, config.projection_dim, use_bias=False, **leaf
+            )
 
     def __call__(
         self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None
@@ -146,13 +162,16 @@ class CLIPText(nnx.Module):
                 token that is left nothing to look at gets the mean over all values.
 
         Returns:
-            tokens [B, L, D] after the final layer norm; pooled [B, D] of them at the end-of-text
-            token, not projected; hidden_states before that norm.
+            tokens [B, L, D] after the final layer norm; pooled of them at the end-of-text token,
+            [B, D], or [B, projection_dim] where it is projected; hidden_states before that norm.
 
         Raises:
             ValueError: the prompts are longer than the position embeddings.
         """
-        return self.text_model(ids, mask)
+        output = self.text_model(ids, mask)
+        if not self.projected:
+            return output
+        return dataclasses.replace(output, pooled=self.text_projection(output.pooled))
 
 
 class _TextModel(nnx.Module):

@@ -65,7 +65,7 @@ class UNet(nnx.Module):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
-        attention: str = "xla",
+        attention: str = "auto",
         remat: str = "none",
     ):
         if remat not in REMAT:

@@ -22,7 +22,7 @@ GROUP_NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
 
 #: Values of a config.json that the network does not depend on.
-_INFORMATIVE = frozenset({"sample_size", "force_upcast"})
+_INFORMATIVE = frozenset({"sample_size"})
 
 #: The only supported values of the rest.
 _FIXED = {
@@ -53,6 +53,8 @@ class VAEConfig:
         layers_per_block: resnets of a level of the encoder; the decoder has one more.
         norm_num_groups: of every group norm.
         scaling_factor: the UNet sees scaling_factor * latents; `encode` and `decode` leave it out.
+        force_upcast: whether 16 bits are too few for this network, says SDXL's config; of the
+            loader's concern alone.
     """
 
     in_channels: int = 3
@@ -62,6 +64,7 @@ class VAEConfig:
     layers_per_block: int = 1
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
+    force_upcast: bool = True
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "VAEConfig":
