@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     # Of the frozen weights: "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on
     # CPUs. The adapter, its optimiser and the losses are float32 always.
     config.model.dtype = "auto"
-    # The UNet's attention: "auto", or "xla", "cudnn" (GPUs), "splash" (TPUs).
+    # The UNet's attention: "auto" goes by devices and sizes, "xla" runs anywhere, "cudnn" on GPUs.
     config.model.attention = "auto"
     # What training computes again rather than keeps, less memory for more time: "none", "blocks"
     # (the inside of each resnet and transformer block), "full" (the inside of each level).

@@ -137,7 +137,7 @@ class Pipeline:
           mesh: of devices; None takes all.
           max_length: tokens that a prompt is padded to; None is what the adapter's folder says it
             was trained with, or the tokenizer's own.
-          attention: of the UNet: "auto", "xla", "cudnn" or "splash".
+          attention: of the UNet, see `models.attention`.
 
         Raises:
           ValueError: a file that is missing, unfit or unsupported; a language without an adapter.

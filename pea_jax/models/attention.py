@@ -1,9 +1,22 @@
 """The attention core that every network shares: self, cross and causal, masked or not."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-IMPLEMENTATIONS = ("auto", "xla")
+from pea_jax.models import splash
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+
+#: From so many keys on, the logits that xla keeps are worth a kernel that keeps none.
+LONG = 1024
+
+#: The widest head that cuDNN takes on every GPU (from Hopper on it takes 256).
+CUDNN_HEAD_SIZE = 128
 
 
 def dot_product_attention(
@@ -14,6 +27,7 @@ def dot_product_attention(
     mask: Bool[Array, "#B #N #Q #L"] | None = None,
     causal: bool = False,
     implementation: str = "auto",
+    mesh: Mesh | None = None,
 ) -> Float[Array, "B Q N K"]:
     """Scaled dot-product attention over the second axis.
 
@@ -29,18 +43,111 @@ def dot_product_attention(
         value: [B, L, N, K].
         mask: True where a query may look at a key; broadcastable to [B, N, Q, L], always of rank 4.
         causal: query i sees keys 0..i only.
-        implementation: one of `IMPLEMENTATIONS`; "auto" is "xla", which runs anywhere.
+        implementation: "xla" runs anywhere; "cudnn" is of GPUs and "splash" of TPUs; "auto" goes by
+            `choose` for the platform that the program is compiled for.
+        mesh: of the devices that B is split over, which "splash" must know; None for one device.
 
     Returns:
         [B, Q, N, K], of the dtype of `query`.
 
     Raises:
-        ValueError: the implementation is unknown.
+        ValueError: the implementation is unknown, or was asked for by name and can't do this.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"attention implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}"
         )
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, is_causal=causal, implementation="xla"
+    plain = mask is None and not causal
+    xla = functools.partial(_dot_product_attention, mask=mask, causal=causal)
+    cudnn = functools.partial(_dot_product_attention, implementation="cudnn")
+    kernel = functools.partial(splash.splash_attention, mesh=mesh)
+    if implementation == "xla":
+        return xla(query, key, value)
+    if implementation != "auto" and not plain:
+        raise ValueError(f"{implementation} attention: expected no mask, got one, or a causal one")
+    if implementation == "cudnn":
+        _check_cudnn(query)
+        return cudnn(query, key, value)
+    if implementation == "splash":
+        return kernel(query, key, value)
+
+    chosen = functools.partial(
+        choose,
+        dtype=query.dtype,
+        head_size=query.shape[-1],
+        query_length=query.shape[1],
+        key_length=key.shape[1],
+        plain=plain,
     )
+    # cuDNN can't be traced where there is none, and splash can: a program for TPUs may be compiled
+    # on any machine, and its platform is known when it is lowered.
+    if jax.default_backend() == "gpu" and chosen("gpu") == "cudnn":
+        return cudnn(query, key, value)
+    if chosen("tpu") == "splash" and splash.divides(query.shape[0], mesh):
+        return jax.lax.platform_dependent(query, key, value, tpu=kernel, default=xla)
+    return xla(query, key, value)
+
+
+def choose(
+    platform: str,
+    *,
+    dtype: DTypeLike,
+    head_size: int,
+    query_length: int,
+    key_length: int,
+    plain: bool,
+) -> str:
+    """The implementation that "auto" takes.
+
+    cuDNN on GPUs wherever it can: 16 bits, heads of a multiple of 8 up to `CUDNN_HEAD_SIZE`. Splash
+    on TPUs for long self-attention: its logits, [B, N, Q, L] in float32, are most of what a UNet
+    keeps and moves at high resolutions. Cross-attention with 77 keys, short sequences, masks and
+    the VAE's one head of 512 are xla's everywhere.
+
+    Args:
+        platform: "cpu", "gpu" or "tpu".
+        dtype: of query, key and value.
+        head_size: K.
+        query_length: Q.
+        key_length: L.
+        plain: whether there is neither a mask nor causality.
+    """
+    if not plain:
+        return "xla"
+    if platform == "gpu" and not _cudnn_problems(dtype, head_size, CUDNN_HEAD_SIZE):
+        return "cudnn"
+    blocks = query_length % splash.BLOCK == 0 and key_length % splash.BLOCK == 0
+    if platform == "tpu" and blocks and key_length >= LONG and head_size <= 256:
+        return "splash"
+    return "xla"
+
+
+def _dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Array | None = None,
+    causal: bool = False,
+    implementation: str = "xla",
+) -> Array:
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=causal, implementation=implementation
+    )
+
+
+def _cudnn_problems(dtype: DTypeLike, head_size: int, widest: int) -> list[str]:
+    problems = []
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        problems.append(f"expected bfloat16 or float16, got {jnp.dtype(dtype)}")
+    if head_size % 8 or head_size > widest:
+        problems.append(f"expected heads of a multiple of 8 up to {widest}, got {head_size}")
+    return problems
+
+
+def _check_cudnn(query: Array) -> None:
+    problems = _cudnn_problems(query.dtype, query.shape[-1], 2 * CUDNN_HEAD_SIZE)
+    if jax.default_backend() != "gpu":
+        problems.append(f"expected a GPU, got {jax.default_backend()}")
+    if problems:
+        raise ValueError(f"cudnn attention: {'; '.join(problems)}")

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
@@ -193,14 +194,21 @@ class Attention(nnx.Module):
     """to_out(attention(to_q(x), to_k(context), to_v(context))) over `heads` heads of the width."""
 
     def __init__(
-        self, width: int, *, heads: int, context_width: int, implementation: str = "auto", **leaf
+        self,
+        width: int,
+        *,
+        heads: int,
+        context_width: int,
+        implementation: str = "auto",
+        mesh: Mesh | None = None,
+        **leaf,
     ):
         self.to_q = nnx.Linear(width, width, use_bias=False, **leaf)
         self.to_k = nnx.Linear(context_width, width, use_bias=False, **leaf)
         self.to_v = nnx.Linear(context_width, width, use_bias=False, **leaf)
         self.to_out = nnx.List([nnx.Linear(width, width, **leaf)])
         self.heads = heads
-        self.implementation = implementation
+        self.implementation, self.mesh = implementation, mesh
 
     def __call__(
         self, x: Float[Array, "B Q D"], context: Float[Array, "B L E"]
@@ -209,7 +217,9 @@ class Attention(nnx.Module):
             y.reshape(*y.shape[:2], self.heads, -1)
             for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        out = dot_product_attention(query, key, value, implementation=self.implementation)
+        out = dot_product_attention(
+            query, key, value, implementation=self.implementation, mesh=self.mesh
+        )
         return self.to_out[0](out.reshape(x.shape))
 
 
@@ -251,6 +261,7 @@ class TransformerSpec:
     linear_projection: bool
     only_cross_attention: bool = False
     implementation: str = "auto"
+    mesh: Mesh | None = None  # of the devices that the batch is split over
     recompute: bool = False  # in a gradient, each TransformerBlock by itself
 
 
@@ -261,7 +272,7 @@ class TransformerBlock(nnx.Module):
     """
 
     def __init__(self, width: int, spec: TransformerSpec, **leaf):
-        options = dict(heads=spec.heads, implementation=spec.implementation, **leaf)
+        options = dict(heads=spec.heads, implementation=spec.implementation, mesh=spec.mesh, **leaf)
         self.only_cross_attention = spec.only_cross_attention
         own_width = spec.cross_attention_dim if spec.only_cross_attention else width
         self.norm1, self.norm2, self.norm3 = (

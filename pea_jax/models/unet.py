@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
@@ -47,6 +48,7 @@ class UNet(nnx.Module):
         dtype: of the computation; norms and softmax are in float32 in any case.
         param_dtype: of the parameters.
         attention: the implementation of attention, as `dot_product_attention` names them.
+        mesh: of the devices that the batch is split over, which some of them must know.
         remat: what a gradient keeps of the forward pass. Values are the same in any case.
             "none": all that it needs: the least work, the most memory.
             "blocks": the inputs of each resnet and of each transformer layer, which run a second
@@ -66,6 +68,7 @@ class UNet(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         attention: str = "auto",
+        mesh: Mesh | None = None,
         remat: str = "none",
     ):
         if remat not in REMAT:
@@ -79,7 +82,9 @@ class UNet(nnx.Module):
         groups, eps = config.norm_num_groups, config.norm_eps
         resnet = {"groups": groups, "eps": eps, "time_width": time_width}
         shared = {"resnet": resnet, "recompute": remat != "none", **leaf}
-        spec = partial(_transformer, config, implementation=attention, recompute=remat != "none")
+        spec = partial(
+            _transformer, config, implementation=attention, mesh=mesh, recompute=remat != "none"
+        )
 
         self.conv_in = conv3x3(config.in_channels, channels[0], **leaf)
         self.time_embedding = TimestepEmbedding(channels[0], time_width, **leaf)
@@ -228,7 +233,13 @@ class UNet(nnx.Module):
 
 
 def _transformer(
-    config: UNetConfig, level: int, depth: int, *, implementation: str, recompute: bool
+    config: UNetConfig,
+    level: int,
+    depth: int,
+    *,
+    implementation: str,
+    mesh: Mesh | None,
+    recompute: bool,
 ) -> TransformerSpec:
     return TransformerSpec(
         heads=config.attention_heads[level],
@@ -237,5 +248,6 @@ def _transformer(
         linear_projection=config.use_linear_projection,
         only_cross_attention=config.only_cross_attention[level],
         implementation=implementation,
+        mesh=mesh,
         recompute=recompute,
     )

@@ -190,7 +190,7 @@ def load_base(
             ignore=ignore,
         )
 
-    unet = functools.partial(UNet, config.unet, attention=attention, remat=remat)
+    unet = functools.partial(UNet, config.unet, attention=attention, mesh=mesh, remat=remat)
     towers = []
     for part, tower in config.text_encoders.items():
         projected = config.unet.pooled_width is not None and part == "text_encoder_2"

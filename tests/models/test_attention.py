@@ -1,10 +1,15 @@
 """The attention core against the formula in float64."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pea_jax.models.attention import dot_product_attention
+from pea_jax.models import splash
+from pea_jax.models.attention import choose, dot_product_attention
 
 
 def expected(query, key, value, allowed=None):
@@ -60,5 +65,111 @@ def test_softmax_is_in_float32(rng):
 
 
 def test_unknown_implementation_names_itself(rng):
-    with pytest.raises(ValueError, match=r"expected one of \('xla',\), got 'flash'"):
+    with pytest.raises(ValueError, match=r"expected one of \('auto', 'xla', .*\), got 'flash'"):
         dot_product_attention(*inputs(rng), implementation="flash")
+
+
+def long_inputs(rng, batch=1, heads=2, head_size=40, dtype=jnp.float32):
+    shape = (3, batch, 2 * splash.BLOCK, heads, head_size)
+    return tuple(jnp.asarray(rng.standard_normal(shape), dtype))
+
+
+@pytest.mark.parametrize(
+    ("head_size", "dtype", "tolerance"),
+    [(40, jnp.float32, 1e-5), (160, jnp.float32, 1e-5), (64, jnp.bfloat16, 0.02)],
+)
+def test_splash_and_its_gradient_are_those_of_xla(rng, head_size, dtype, tolerance):
+    """The kernel scales nothing by itself and has a gradient of its own: either could be wrong."""
+    arrays = long_inputs(rng, head_size=head_size, dtype=dtype)
+    weights = jnp.asarray(rng.standard_normal(arrays[0].shape), jnp.float32)
+
+    def loss(attend, *arrays):
+        out = attend(*arrays)
+        return jnp.sum(out.astype(jnp.float32) * weights), out
+
+    def both(attend):
+        run = jax.value_and_grad(functools.partial(loss, attend), (0, 1, 2), has_aux=True)
+        (_, out), gradients = jax.jit(run)(*arrays)
+        return out, *gradients
+
+    ours = both(functools.partial(splash.splash_attention, interpret=True))
+    theirs = both(functools.partial(dot_product_attention, implementation="xla"))
+    for got, want in zip(ours, theirs, strict=True):
+        got, want = (np.asarray(array.astype(jnp.float32)) for array in (got, want))
+        assert np.abs(want).max() > 0.1
+        np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
+
+
+def test_splash_runs_on_each_device_for_its_own_rows(rng):
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    arrays = long_inputs(rng, batch=4, heads=1)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    spread = jax.device_put(arrays, rows)
+    attend = functools.partial(splash.splash_attention, interpret=True)
+    got = jax.jit(functools.partial(attend, mesh=mesh))(*spread)
+    assert got.sharding.is_equivalent_to(rows, got.ndim)
+    np.testing.assert_allclose(got, jax.jit(attend)(*arrays), atol=1e-6)
+    with pytest.raises(ValueError, match="expected a batch that 4 devices divide, got 1"):
+        splash.splash_attention(*(array[:1] for array in arrays), mesh=mesh)
+    with pytest.raises(ValueError, match=r"key: expected a length that 512 divides, got 77"):
+        splash.splash_attention(arrays[0], arrays[1][:, :77], arrays[2][:, :77])
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "chosen"),
+    [
+        ("tpu", {}, "splash"),
+        ("tpu", {"dtype": jnp.float32}, "splash"),
+        ("tpu", {"key_length": 77}, "xla"),
+        ("tpu", {"query_length": 576, "key_length": 576}, "xla"),
+        ("tpu", {"query_length": 512, "key_length": 512}, "xla"),
+        ("tpu", {"head_size": 512}, "xla"),
+        ("tpu", {"plain": False}, "xla"),
+        ("gpu", {}, "cudnn"),
+        ("gpu", {"key_length": 77}, "cudnn"),
+        ("gpu", {"dtype": jnp.float32}, "xla"),
+        ("gpu", {"head_size": 160}, "xla"),
+        ("gpu", {"head_size": 36}, "xla"),
+        ("gpu", {"plain": False}, "xla"),
+        ("cpu", {}, "xla"),
+    ],
+)
+def test_auto_goes_by_platform_type_and_sizes(platform, changes, chosen):
+    call = {
+        "dtype": jnp.bfloat16,
+        "head_size": 64,
+        "query_length": 4096,
+        "key_length": 4096,
+        "plain": True,
+    }
+    assert choose(platform, **call | changes) == chosen
+
+
+def test_auto_goes_by_the_platform_that_the_program_is_for(rng):
+    """A program for TPUs may be compiled on a machine without one."""
+    arrays = long_inputs(rng)
+
+    def lowered(platform, implementation="auto"):
+        attend = functools.partial(dot_product_attention, implementation=implementation)
+        gradient = jax.jit(jax.grad(lambda *arrays: attend(*arrays).sum()))
+        return gradient.trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+    logits = "1x2x1024x1024xf32"
+    for program in (lowered("cpu"), lowered("tpu", "xla")):
+        assert "tpu_custom_call" not in program
+        assert logits in program
+    # Of the other branch nothing is left.
+    assert "tpu_custom_call" in lowered("tpu")
+    assert logits not in lowered("tpu")
+    assert np.array_equal(
+        jax.jit(dot_product_attention)(*arrays),
+        jax.jit(functools.partial(dot_product_attention, implementation="xla"))(*arrays),
+    )
+
+
+def test_what_was_asked_for_by_name_is_not_replaced(rng):
+    arrays = inputs(rng)
+    with pytest.raises(ValueError, match=r"cudnn attention: expected bfloat16 .* expected a GPU"):
+        dot_product_attention(*arrays, implementation="cudnn")
+    with pytest.raises(ValueError, match="splash attention: expected no mask"):
+        dot_product_attention(*arrays, causal=True, implementation="splash")
