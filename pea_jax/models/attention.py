@@ -45,7 +45,8 @@ def dot_product_attention(
         causal: query i sees keys 0..i only.
         implementation: "xla" runs anywhere; "cudnn" is of GPUs and "splash" of TPUs; "auto" goes by
             `choose` for the platform that the program is compiled for.
-        mesh: of the devices that B is split over, which "splash" must know; None for one device.
+        mesh: of the devices that B is split over, which "splash" must know, and by which "auto"
+            knows the platform; None for one device of the default one.
 
     Returns:
         [B, Q, N, K], of the dtype of `query`.
@@ -71,21 +72,17 @@ def dot_product_attention(
     if implementation == "splash":
         return kernel(query, key, value)
 
-    chosen = functools.partial(
-        choose,
+    # A program for TPUs may be compiled on a machine without one: the mesh has their devices.
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    chosen = choose(
+        platform,
         dtype=query.dtype,
         head_size=query.shape[-1],
         query_length=query.shape[1],
         key_length=key.shape[1],
-        plain=plain,
+        plain=plain and splash.divides(query.shape[0], mesh),
     )
-    # cuDNN can't be traced where there is none, and splash can: a program for TPUs may be compiled
-    # on any machine, and its platform is known when it is lowered.
-    if jax.default_backend() == "gpu" and chosen("gpu") == "cudnn":
-        return cudnn(query, key, value)
-    if chosen("tpu") == "splash" and splash.divides(query.shape[0], mesh):
-        return jax.lax.platform_dependent(query, key, value, tpu=kernel, default=xla)
-    return xla(query, key, value)
+    return {"xla": xla, "cudnn": cudnn, "splash": kernel}[chosen](query, key, value)
 
 
 def choose(
