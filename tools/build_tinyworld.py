@@ -6,8 +6,8 @@ meets the real format. Five stages, each resumable from what the ones before it 
     python tools/build_tinyworld.py --work runs/tinyworld --stage all
 
     vae          AutoencoderKL, 64x64x3 -> 8x8x8, on pictures of the training scenes
-    decoder      its decoder once more, for sharper edges
     diffusion    UNet2DConditionModel and CLIPTextModel, trained together on English captions
+    decoder      the VAE's decoder once more, for sharper edges, on the UNet's latents too
     language     XLMRobertaModel, contrastive against a small image tower, six languages
     export       fp16 safetensors and tokenizers into pea_jax/tinyworld/checkpoints
 
@@ -15,6 +15,7 @@ Held-out scenes (tinyworld.splits) take part in none of them. Needs torch and di
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -98,6 +99,23 @@ def batches(count: int, size: int, rng: torch.Generator) -> Iterator[torch.Tenso
         yield from torch.randperm(count, generator=rng).split(size)[: count // size]
 
 
+def average(averages: list[torch.Tensor], parameters: list[nn.Parameter], step: int) -> None:
+    """Moves the averages on, over fewer steps in the beginning."""
+    decay = min(EMA_DECAY, (1 + step) / (10 + step))
+    torch._foreach_lerp_(averages, [p.detach() for p in parameters], 1 - decay)
+
+
+@contextlib.contextmanager
+def swapped(parameters: list[nn.Parameter], averages: list[torch.Tensor]) -> Iterator[None]:
+    """The averages in the place of the parameters, for as long as the context lasts."""
+    kept = [p.detach().clone() for p in parameters]
+    for p, value in zip(parameters, averages, strict=True):
+        p.data.copy_(value)
+    yield
+    for p, value in zip(parameters, kept, strict=True):
+        p.data.copy_(value)
+
+
 # Stage 1: the VAE.
 
 
@@ -141,42 +159,6 @@ def train_vae(work: Path, steps: int, batch: int = 16) -> None:
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     vae.save_pretrained(work / "vae")
     check_vae(work)
-
-
-def train_decoder(work: Path, steps: int, batch: int = 16) -> None:
-    """Sharpens the decoder alone: the latents, and so what the UNet learns, stay what they are."""
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
-    images = pictures(train_scenes(), 12, seed=4).flatten(0, 1)
-    rng = torch.Generator().manual_seed(4)
-    parameters = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=1e-4)
-    schedule = cosine(optimizer, steps)
-    start, total = time.time(), 0.0
-    for step, rows in zip(range(steps), batches(len(images), batch, rng), strict=False):
-        x = images[rows]
-        with torch.no_grad():
-            latents = vae.encode(x).latent_dist.mode()
-            # The UNet's latents are not exact.
-            latents = latents + 0.05 / vae.config.scaling_factor * torch.randn(
-                latents.shape, generator=rng
-            )
-        y = vae.decode(latents).sample
-        # Relative to what there is to see, or the small figures would hardly count.
-        contrast = x.var(dim=(1, 2, 3)) + 0.02
-        error = (y - x).square().mean((1, 2, 3)) + 0.3 * (y - x).abs().mean((1, 2, 3))
-        loss = (error / contrast).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        total += F.l1_loss(y, x).item()
-        if (step + 1) % 100 == 0:
-            log("decoder", step + 1, steps, start, l1=total / 100)
-            total = 0.0
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            vae.save_pretrained(work / "vae")
-            check_vae(work)
 
 
 @torch.no_grad()
@@ -303,39 +285,59 @@ def train_diffusion(work: Path, steps: int, batch: int = 64, learning_rate: floa
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
-        torch._foreach_lerp_(averages, [p.detach() for p in parameters], 1 - decay)
+        average(averages, parameters, step)
         total += loss.item()
         if (step + 1) % 100 == 0:
             log("diffusion", step + 1, steps, start, loss=total / 100)
             total = 0.0
         if (step + 1) % 1000 == 0 or step + 1 == steps:
-            kept = [p.detach().clone() for p in parameters]
-            for p, average in zip(parameters, averages, strict=True):
-                p.data.copy_(average)
-            unet.save_pretrained(work / "unet")
-            text.save_pretrained(work / "text_encoder")
-            check_diffusion(unet, text, vae, tokenizer)
-            for p, value in zip(parameters, kept, strict=True):
-                p.data.copy_(value)
+            with swapped(parameters, averages):
+                unet.save_pretrained(work / "unet")
+                text.save_pretrained(work / "text_encoder")
+                check_diffusion(unet, text, tokenizer, vae)
+
+
+def english_side(work: Path) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer]:
+    """What `train_diffusion` left in `work`."""
+    return (
+        UNet2DConditionModel.from_pretrained(work / "unet").eval(),
+        CLIPTextModel.from_pretrained(work / "text_encoder").eval(),
+        CLIPTokenizer.from_pretrained(work / "tokenizer"),
+    )
 
 
 @torch.no_grad()
-def check_diffusion(unet, text, vae, tokenizer, guidance: float = 4.0, solver_steps: int = 20):
+def sample(
+    unet: UNet2DConditionModel,
+    text: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    prompts: list[str],
+    seed: int,
+    guidance: float = 4.0,
+    solver_steps: int = 20,
+) -> torch.Tensor:
+    """The UNet's latents of English prompts, scaled: [N, 8, 8, 8]."""
+    ids = encode(tokenizer, [*prompts, ""], ENGLISH_LENGTH)[0]
+    tokens = text(ids).last_hidden_state
+    both = torch.cat([tokens[:-1], tokens[-1:].expand(len(prompts), -1, -1)])
+    solver = DPMSolverMultistepScheduler(**SCHEDULE, timestep_spacing="trailing")
+    solver.set_timesteps(solver_steps)
+    x = torch.randn(len(prompts), 8, 8, 8, generator=torch.Generator().manual_seed(seed))
+    for t in solver.timesteps:
+        cond, uncond = unet(torch.cat([x, x]), t, both).sample.chunk(2)
+        x = solver.step(uncond + guidance * (cond - uncond), t, x).prev_sample
+    return x
+
+
+@torch.no_grad()
+def check_diffusion(
+    unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer, vae: AutoencoderKL
+) -> None:
     """The oracle on the English side's images of held-out scenes."""
-    empty = encode(tokenizer, [""], ENGLISH_LENGTH)[0]
     for native in (False, True):
-        scenes = splits.scenes("test", native)
-        prompts = [captions.caption(s, "en", i % TEMPLATES) for i, s in enumerate(scenes)]
-        ids = torch.cat([encode(tokenizer, prompts, ENGLISH_LENGTH)[0], empty])
-        tokens = text(ids).last_hidden_state
-        both = torch.cat([tokens[:-1], tokens[-1:].expand(len(scenes), -1, -1)])
-        solver = DPMSolverMultistepScheduler(**SCHEDULE, timestep_spacing="trailing")
-        solver.set_timesteps(solver_steps)
-        x = torch.randn(len(scenes), 8, 8, 8, generator=torch.Generator().manual_seed(3))
-        for t in solver.timesteps:
-            cond, uncond = unet(torch.cat([x, x]), t, both).sample.chunk(2)
-            x = solver.step(uncond + guidance * (cond - uncond), t, x).prev_sample
+        scenes = [s for s in splits.scenes("test", native) for _ in range(2)]
+        prompts = [captions.caption(s, "en", i) for i, s in enumerate(scenes)]
+        x = sample(unet, text, tokenizer, prompts, seed=3)
         images = to_uint8(vae.decode(x / vae.config.scaling_factor).sample)
         read = [oracle.read(image) for image in images]
         pairs = list(zip(read, scenes, strict=True))
@@ -345,7 +347,101 @@ def check_diffusion(unet, text, vae, tokenizer, guidance: float = 4.0, solver_st
         print("teacher", f"native={native}", {k: round(float(v), 3) for k, v in scores.items()})
 
 
-# Stage 3: the language encoder.
+# Stage 3: the decoder once more, now that there is a UNet whose latents it can learn from.
+
+
+def train_decoder(work: Path, steps: int, batch: int = 16, learning_rate: float = 1e-3) -> None:
+    """Sharpens the decoder alone: the latents, and so what the UNet learns, stay what they are.
+
+    Half of a batch are encoded pictures. The other half are latents that the UNet made of training
+    captions, for it neither hits the encoder's latents exactly nor errs as noise does.
+    """
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    images = pictures(train_scenes(), 12, seed=4).flatten(0, 1)
+    with torch.no_grad():
+        encoded = torch.cat([vae.encode(x).latent_dist.mode() for x in images.split(64)])
+    made, shown = generated(work, vae)
+    rng = torch.Generator().manual_seed(4)
+    parameters = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
+    averages = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-4)
+    schedule = cosine(optimizer, steps)
+    halves = zip(
+        range(steps),
+        batches(len(images), batch // 2, rng),
+        batches(len(made), batch // 2, rng),
+        strict=False,
+    )
+    start, total = time.time(), 0.0
+    for step, rows, made_rows in halves:
+        x = torch.cat([images[rows], shown[made_rows]])
+        latents = torch.cat([encoded[rows], made[made_rows]])
+        noise = torch.randn(latents.shape, generator=rng)
+        y = vae.decode(latents + 0.03 / vae.config.scaling_factor * noise).sample
+        # Relative to what there is to see, or the small figures would hardly count.
+        error = (y - x).square().mean((1, 2, 3)) + 0.3 * (y - x).abs().mean((1, 2, 3))
+        loss = (error / (x.var(dim=(1, 2, 3)) + 0.01)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        average(averages, parameters, step)
+        total += F.l1_loss(y, x).item()
+        if (step + 1) % 100 == 0:
+            log("decoder", step + 1, steps, start, l1=total / 100)
+            total = 0.0
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            with swapped(parameters, averages):
+                vae.save_pretrained(work / "vae")
+                check_vae(work)
+    check_diffusion(*english_side(work), vae)
+
+
+@torch.no_grad()
+def generated(work: Path, vae: AutoencoderKL, count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the UNet makes of the training captions, `count` times each, and what that shows.
+
+    The picture is known but for the figure's place, which is where a render overlaps best with the
+    latents decoded as well as may be; latents that show no such figure are left out.
+
+    Returns:
+        Latents as the decoder takes them [N, 8, 8, 8], and pictures [N, 3, 64, 64], -1..1.
+    """
+    unet, text, tokenizer = english_side(work)
+    grid = np.arange(-world.MAX_SHIFT, world.MAX_SHIFT + 0.1, 0.25)
+    places = list(itertools.product(grid, grid))
+    figures: dict[tuple[str, str], list[world.Scene]] = {}
+    for scene in train_scenes():
+        figures.setdefault((scene.shape, scene.size), []).append(scene)
+    latents, renders, start = [], [], time.time()
+    for index, ((shape, size), scenes) in enumerate(figures.items()):
+        middle = world.IMAGE_SIZE / 2
+        masks = np.stack(
+            [
+                world.coverage(shape, world.SIZES[size], (middle + dx, middle + dy)).ravel()
+                for dx, dy in places
+            ]
+        )
+        asked = scenes * count
+        prompts = [captions.caption(s, "en", i) for i, s in enumerate(asked)]
+        made = sample(unet, text, tokenizer, prompts, seed=100 + index)
+        made = made / vae.config.scaling_factor
+        for scene, z, image in zip(asked, made, to_uint8(vae.decode(made).sample), strict=True):
+            ground = np.array(world.BACKGROUNDS[scene.background], np.float32)
+            direction = np.array(world.COLOURS[scene.colour], np.float32) - ground
+            alpha = ((image - ground) @ direction / (direction @ direction)).clip(0, 1).ravel()
+            errors = (masks**2).sum(1) - 2 * masks @ alpha + alpha @ alpha
+            best = int(errors.argmin())
+            if errors[best] < 0.3 * masks[best].sum():
+                latents.append(z)
+                renders.append(world.render(scene, *places[best]))
+        log("generated", index + 1, len(figures), start, kept=len(latents))
+    shown = torch.from_numpy(np.stack(renders)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.stack(latents), shown
+
+
+# Stage 4: the language encoder.
 
 
 def _is_word(piece: str) -> bool:
@@ -452,7 +548,7 @@ def train_language(work: Path, steps: int, batch: int = 192, width: int = 96) ->
     tower.eval().save_pretrained(work / "language")
 
 
-# Stage 4: what is shipped.
+# Stage 5: what is shipped.
 
 
 def export(work: Path, output: Path) -> None:
@@ -482,6 +578,10 @@ def export(work: Path, output: Path) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (sd / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for file in staging.rglob("config.json"):  # diffusers writes down where a model was read from
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(output, ignore_errors=True)
     staging.rename(output)
     size = sum(f.stat().st_size for f in output.rglob("*") if f.is_file())
@@ -493,8 +593,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for what the stages make")
     parser.add_argument("--stage", default="all")
     parser.add_argument("--vae-steps", type=int, default=2400)
-    parser.add_argument("--decoder-steps", type=int, default=1200)
     parser.add_argument("--diffusion-steps", type=int, default=5500)
+    parser.add_argument("--decoder-steps", type=int, default=4000)
     parser.add_argument("--language-steps", type=int, default=3000)
     parser.add_argument("--output", type=Path, default=tinyworld.CHECKPOINTS)
     args = parser.parse_args()
@@ -502,8 +602,8 @@ def main() -> None:
     torch.manual_seed(0)
     stages = {
         "vae": lambda: train_vae(args.work, args.vae_steps),
-        "decoder": lambda: train_decoder(args.work, args.decoder_steps),
         "diffusion": lambda: train_diffusion(args.work, args.diffusion_steps),
+        "decoder": lambda: train_decoder(args.work, args.decoder_steps),
         "language": lambda: train_language(args.work, args.language_steps),
         "export": lambda: export(args.work, args.output),
     }
