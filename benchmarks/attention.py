@@ -1,0 +1,73 @@
+"""What the implementations of attention keep and move, by the TPU compiler, without a TPU.
+
+    pip install -e '.[tpu]'
+    TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python benchmarks/attention.py [--topology v5e:2x2]
+
+Self-attention with its projections at the sizes of SDXL (1024 pixels) and SD 1.5 (512 pixels), one
+image, bfloat16, forward and forward with the gradient. Temporaries and bytes are the compiler's
+count for one chip; the FLOPs of a kernel are not in them.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from pea_jax.models.attention import dot_product_attention
+
+#: Tokens, heads, size of a head.
+SHAPES = {
+    "SDXL, 64x64": (4096, 10, 64),
+    "SDXL, 32x32": (1024, 20, 64),
+    "SD 1.5, 64x64": (4096, 8, 40),
+    "SD 1.5, 32x32": (1024, 8, 80),
+}
+
+
+def compiled(device: jax.Device, implementation: str, sizes: tuple[int, int, int], gradient: bool):
+    """The program of one layer on one image."""
+    length, heads, head_size = sizes
+    width = heads * head_size
+
+    def layer(x, weights):
+        query, key, value = (
+            (x @ weights[i]).reshape(1, length, heads, head_size) for i in range(3)
+        )
+        out = dot_product_attention(query, key, value, implementation=implementation)
+        return out.reshape(x.shape) @ weights[3]
+
+    def backward(x, weights, cotangent):
+        return jax.vjp(lambda x: layer(x, weights), x)[1](cotangent)
+
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=SingleDeviceSharding(device))
+
+    x, weights = array(1, length, width), array(4, width, width)
+    program = (
+        jax.jit(backward).lower(x, weights, x) if gradient else jax.jit(layer).lower(x, weights)
+    )
+    return program.compile()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--topology", default="v5e:2x2")
+    options = parser.parse_args()
+    device = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices[0]
+    print(f"{options.topology}, jax {jax.__version__}")
+    print("| layer | pass | implementation | temporaries MiB | bytes accessed MB |")
+    print("|---|---|---|---|---|")
+    for name, sizes in SHAPES.items():
+        for gradient in (False, True):
+            for implementation in ("xla", "splash"):
+                program = compiled(device, implementation, sizes, gradient)
+                temporaries = program.memory_analysis().temp_size_in_bytes / 2**20
+                moved = program.cost_analysis()["bytes accessed"] / 1e6
+                told = "gradient" if gradient else "forward"
+                print(f"| {name} | {told} | {implementation} | {temporaries:.1f} | {moved:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
