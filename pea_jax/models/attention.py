@@ -25,23 +25,27 @@ def dot_product_attention(
     value: Float[Array, "B L N K"],
     *,
     mask: Bool[Array, "#B #N #Q #L"] | None = None,
+    bias: Float[Array, "#B #N #Q #L"] | None = None,
+    scale: float | None = None,
     causal: bool = False,
     implementation: str = "auto",
     mesh: Mesh | None = None,
 ) -> Float[Array, "B Q N K"]:
     """Scaled dot-product attention over the second axis.
 
-        softmax(query key^T / sqrt(K) + log(mask)) value
+        softmax(scale query key^T + bias + log(mask)) value
 
     Logits accumulate in float32 from operands of the compute dtype, which is exact for bfloat16
-    products, and the scale and softmax act on those float32 logits: what `upcast_attention` asks
-    for in a checkpoint's config holds for every call.
+    products, and the scale, bias and softmax act on those float32 logits: what `upcast_attention`
+    asks for in a checkpoint's config holds for every call.
 
     Args:
         query: [B, Q, N, K].
         key: [B, L, N, K].
         value: [B, L, N, K].
         mask: True where a query may look at a key; broadcastable to [B, N, Q, L], always of rank 4.
+        bias: what is added to the logits (T5's positions); broadcastable as `mask` is.
+        scale: of the logits before that; None is 1 / sqrt(K).
         causal: query i sees keys 0..i only.
         implementation: "xla" runs anywhere; "cudnn" is of GPUs and "splash" of TPUs; "auto" goes by
             `choose` for the platform that the program is compiled for.
@@ -58,31 +62,37 @@ def dot_product_attention(
         raise ValueError(
             f"attention implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}"
         )
-    plain = mask is None and not causal
-    xla = functools.partial(_dot_product_attention, mask=mask, causal=causal)
-    cudnn = functools.partial(_dot_product_attention, implementation="cudnn")
-    kernel = functools.partial(splash.splash_attention, mesh=mesh)
-    if implementation == "xla":
-        return xla(query, key, value)
-    if implementation != "auto" and not plain:
-        raise ValueError(f"{implementation} attention: expected no mask, got one, or a causal one")
-    if implementation == "cudnn":
-        _check_cudnn(query)
-        return cudnn(query, key, value)
-    if implementation == "splash":
-        return kernel(query, key, value)
-
-    # A program for TPUs may be compiled on a machine without one: the mesh has their devices.
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    chosen = choose(
-        platform,
-        dtype=query.dtype,
-        head_size=query.shape[-1],
-        query_length=query.shape[1],
-        key_length=key.shape[1],
-        plain=plain and splash.divides(query.shape[0], mesh),
+    plain = mask is None and bias is None and scale is None and not causal
+    xla = functools.partial(
+        jax.nn.dot_product_attention,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        is_causal=causal,
+        implementation="xla",
     )
-    return {"xla": xla, "cudnn": cudnn, "splash": kernel}[chosen](query, key, value)
+    cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    kernel = functools.partial(splash.splash_attention, mesh=mesh)
+    if implementation == "auto":
+        # A program for TPUs may be compiled on a machine without one: the mesh has their devices.
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        implementation = choose(
+            platform,
+            dtype=query.dtype,
+            head_size=query.shape[-1],
+            query_length=query.shape[1],
+            key_length=key.shape[1],
+            plain=plain,
+        )
+        if implementation == "splash" and not splash.divides(query.shape[0], mesh):
+            implementation = "xla"
+    elif implementation != "xla" and not plain:
+        raise ValueError(
+            f"{implementation} attention: expected no mask, bias, scale or causality, got one"
+        )
+    elif implementation == "cudnn":
+        _check_cudnn(query)
+    return {"xla": xla, "cudnn": cudnn, "splash": kernel}[implementation](query, key, value)
 
 
 def choose(
@@ -98,8 +108,8 @@ def choose(
 
     cuDNN on GPUs wherever it can: 16 bits, heads of a multiple of 8 up to `CUDNN_HEAD_SIZE`. Splash
     on TPUs for long self-attention: its logits, [B, N, Q, L] in float32, are most of what a UNet
-    keeps and moves at high resolutions. Cross-attention with 77 keys, short sequences, masks and
-    the VAE's one head of 512 are xla's everywhere.
+    keeps and moves at high resolutions. Short sequences, masks, biases and the VAE's one head of
+    512 are xla's everywhere, and so are cross-attention's 77 keys on TPUs.
 
     Args:
         platform: "cpu", "gpu" or "tpu".
@@ -107,7 +117,7 @@ def choose(
         head_size: K.
         query_length: Q.
         key_length: L.
-        plain: whether there is neither a mask nor causality.
+        plain: whether there is no mask, bias, scale or causality.
     """
     if not plain:
         return "xla"
@@ -117,20 +127,6 @@ def choose(
     if platform == "tpu" and blocks and key_length >= LONG and head_size <= 256:
         return "splash"
     return "xla"
-
-
-def _dot_product_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    *,
-    mask: Array | None = None,
-    causal: bool = False,
-    implementation: str = "xla",
-) -> Array:
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, is_causal=causal, implementation=implementation
-    )
 
 
 def _cudnn_problems(dtype: DTypeLike, head_size: int, widest: int) -> list[str]:

@@ -130,6 +130,9 @@ class CLIPText(nnx.Module):
         rngs: the keys of the parameters.
         dtype: of the computation.
         param_dtype: of the parameters.
+
+    Raises:
+        ValueError: it is to be projected and the config does not say to what width.
     """
 
     def __init__(
@@ -141,6 +144,8 @@ class CLIPText(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ):
+        if projected and (problems := not_counts(vars(config), ["projection_dim"])):
+            raise ValueError(f"CLIP text config: {problems[0]}")
         leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         self.projected = projected

@@ -2,23 +2,30 @@
 
 Sources: Raffel et al. 2020 (arXiv 1910.10683), section 2.1; Shazeer 2020 (2002.05202) for the gated
 MLP of mT5 (Xue et al. 2021, 2010.11934). The keys are those of the published checkpoints:
-shared.weight, encoder.block.*, encoder.final_layer_norm.weight. The decoder is not part of it.
+shared.weight, encoder.block.*, encoder.final_layer_norm.weight. The decoder is not part of it, and
+`BESIDE` says what else the published files hold.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from pea_jax.models.attention import dot_product_attention
 from pea_jax.models.sizes import not_counts
 from pea_jax.models.text import TextOutput
+
+#: Patterns of the keys that published files hold beside the encoder: the decoder, its head, and the
+#: embedding once more by the name that the encoder has for it. A file that has the embedding by
+#: that name alone loads too (`weights.names.ALIASES`).
+BESIDE = (r"encoder\.embed_tokens\.weight", r"decoder\..*", r"lm_head\.weight")
 
 #: "gated-gelu" is the tanh approximation, whatever its name says.
 _ACTIVATIONS: dict[str, Callable] = {
@@ -67,6 +74,16 @@ class T5Config:
     layer_norm_epsilon: float = 1e-6
     feed_forward_proj: str = "relu"
 
+    def __post_init__(self):
+        """Raise ValueError where the buckets leave no room for one or for several distances."""
+        half = self.relative_attention_num_buckets // 2
+        if half < 2 or self.relative_attention_max_distance <= half // 2:
+            raise ValueError(
+                "T5 config: expected relative_attention_num_buckets of at least 4 and a "
+                "relative_attention_max_distance above a quarter of them, got "
+                f"{self.relative_attention_num_buckets} and {self.relative_attention_max_distance}"
+            )
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "T5Config":
         """The config of a checkpoint's config.json.
@@ -112,7 +129,12 @@ _MT5 = {
 
 
 class T5Encoder(nnx.Module):
-    """Token ids -> hidden states, each token seeing every other that is not masked."""
+    """Token ids -> hidden states, each token seeing every other that is not masked.
+
+    The sum that runs through the blocks leaves the range of float16, for T5 was trained in
+    bfloat16, which has that of float32. With a `dtype` of float16 that sum and the norms that read
+    it are in float32, and so are the MLPs' `wo` and its parameters, as transformers keeps them.
+    """
 
     def __init__(
         self,
@@ -124,7 +146,8 @@ class T5Encoder(nnx.Module):
     ):
         leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config
-        self.shared = nnx.Embed(config.vocab_size, config.d_model, **leaf)
+        self.dtype = dtype
+        self.shared = nnx.Embed(config.vocab_size, config.d_model, **leaf | {"dtype": _wide(dtype)})
         self.encoder = _Stack(config, **leaf)
 
     def __call__(
@@ -141,7 +164,7 @@ class T5Encoder(nnx.Module):
             tokens [B, L, D] after the final norm; pooled is None; hidden_states before that norm.
         """
         hidden_states = self.encoder(self.shared(ids), mask)
-        tokens = self.encoder.final_layer_norm(hidden_states[-1])
+        tokens = self.encoder.final_layer_norm(hidden_states[-1]).astype(self.dtype)
         return TextOutput(tokens=tokens, pooled=None, hidden_states=hidden_states)
 
 
@@ -219,13 +242,14 @@ class _Attention(nnx.Module):
         self.o = nnx.Linear(inner, config.d_model, use_bias=False, **leaf)
         if first:
             self.relative_attention_bias = nnx.Embed(
-                config.relative_attention_num_buckets, config.num_heads, **leaf
+                config.relative_attention_num_buckets,
+                config.num_heads,
+                **leaf | {"dtype": jnp.float32},  # that of the logits
             )
 
     def bias(self, length: int) -> Float[Array, "1 N L L"]:
         """What is added to the logits of query i and key j, by their distance j - i."""
-        positions = jnp.arange(length)
-        buckets = _buckets(positions[None] - positions[:, None], self.config)
+        buckets = jnp.asarray(_buckets(length, self.config))
         return self.relative_attention_bias(buckets).transpose(2, 0, 1)[None]
 
     def __call__(
@@ -238,25 +262,36 @@ class _Attention(nnx.Module):
             projected.reshape(*x.shape[:2], self.config.num_heads, self.config.d_kv)
             for projected in (self.q(x), self.k(x), self.v(x))
         )
-        attended = jax.nn.dot_product_attention(
-            query, key, value, bias=bias, mask=visible, scale=1.0, implementation="xla"
-        )
+        attended = dot_product_attention(query, key, value, mask=visible, bias=bias, scale=1.0)
         return self.o(attended.reshape(*x.shape[:2], -1))
 
 
-def _buckets(distances: Int[Array, "Q L"], config: T5Config) -> Int[Array, "Q L"]:
-    """Half of the buckets look back, half ahead; of each, half hold one distance, and the rest grow
-    by the logarithm up to the greatest distance.
-    """
+def _buckets(length: int, config: T5Config) -> Int[np.ndarray, "L L"]:
+    """The bucket of the distance from query i to key j, [i, j]; keys ahead have the upper half."""
     half = config.relative_attention_num_buckets // 2
-    exact = half // 2
-    size = jnp.abs(distances)
-    ratio = jnp.log(jnp.maximum(size, 1) / exact) / math.log(
-        config.relative_attention_max_distance / exact
-    )
-    coarse = exact + (ratio * (half - exact)).astype(jnp.int32)
-    bucket = jnp.where(size < exact, size, jnp.minimum(coarse, half - 1))
-    return bucket + jnp.where(distances > 0, half, 0)
+    of_size = np.array([_bucket(size, half, config) for size in range(length)])
+    distances = np.arange(length)[None] - np.arange(length)[:, None]
+    return of_size[np.abs(distances)] + np.where(distances > 0, half, 0)
+
+
+def _bucket(size: int, half: int, config: T5Config) -> int:
+    """The bucket of a distance in one direction, of `half` buckets.
+
+    With n = half - exact, and distances counted from `exact` to the greatest one:
+
+        size                                           below exact = half // 2
+        exact + floor(n log(size / exact) / log(greatest / exact)), at most half - 1, from there on
+
+    The floor is taken in integers, size^n exact^k >= greatest^k exact^n for every step k that is
+    passed: a logarithm that is off by its last bit, as an accelerator's may be, would move whole
+    distances (16, 32 and 64 of the published models) one bucket down.
+    """
+    exact, greatest = half // 2, config.relative_attention_max_distance
+    if size < exact:
+        return size
+    steps = half - exact
+    passed = (size**steps * exact**k >= greatest**k * exact**steps for k in range(1, steps))
+    return exact + sum(passed)
 
 
 class _Plain(nnx.Module):
@@ -265,7 +300,7 @@ class _Plain(nnx.Module):
     def __init__(self, config: T5Config, **leaf):
         self.activation = _ACTIVATIONS[config.feed_forward_proj]
         self.wi = nnx.Linear(config.d_model, config.d_ff, use_bias=False, **leaf)
-        self.wo = nnx.Linear(config.d_ff, config.d_model, use_bias=False, **leaf)
+        self.wo = _wo(config, **leaf)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         return self.wo(self.activation(self.wi(x)))
@@ -278,12 +313,31 @@ class _Gated(nnx.Module):
         self.activation = _ACTIVATIONS[config.feed_forward_proj]
         self.wi_0 = nnx.Linear(config.d_model, config.d_ff, use_bias=False, **leaf)
         self.wi_1 = nnx.Linear(config.d_model, config.d_ff, use_bias=False, **leaf)
-        self.wo = nnx.Linear(config.d_ff, config.d_model, use_bias=False, **leaf)
+        self.wo = _wo(config, **leaf)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         return self.wo(self.activation(self.wi_0(x)) * self.wi_1(x))
 
 
-def _norm(config: T5Config, **leaf) -> nnx.RMSNorm:
-    """x / sqrt(mean(x^2) + eps) * weight, the mean in float32."""
-    return nnx.RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, **leaf)
+def _wo(config: T5Config, *, dtype: DTypeLike, param_dtype: DTypeLike, **leaf) -> nnx.Linear:
+    """The MLP's last projection."""
+    return nnx.Linear(
+        config.d_ff,
+        config.d_model,
+        use_bias=False,
+        dtype=_wide(dtype),
+        param_dtype=_wide(param_dtype),
+        **leaf,
+    )
+
+
+def _norm(config: T5Config, *, dtype: DTypeLike, **leaf) -> nnx.RMSNorm:
+    """x / sqrt(mean(x^2) + eps) * weight, in float32 before the result is rounded to `dtype`."""
+    return nnx.RMSNorm(
+        config.d_model, epsilon=config.layer_norm_epsilon, dtype=_wide(dtype), **leaf
+    )
+
+
+def _wide(dtype: DTypeLike) -> DTypeLike:
+    """`dtype`, or float32 for float16: see `T5Encoder`."""
+    return jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype

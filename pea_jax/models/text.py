@@ -32,12 +32,17 @@ class ConcatenatedTowers(nnx.Module):
     """Several text towers, each reading the same prompts by its own tokens.
 
     Token i of the output is token i of every tower, one beside the other on the feature axis:
-    [B, max(L1, L2), D1 + D2]. The towers count different tokens, so the shorter ones are followed
-    by zeros, which is what the paper's "mul_clip + chinese_clip" needs for its lengths to agree.
+    [B, max(L1, L2, ...), D1 + D2 + ...], as in the paper's "mul_clip + chinese_clip" (method.md,
+    "Language encoders"). Where the towers' lengths differ, the tokens of the shorter ones are
+    followed by zeros, no tower's tokens of padding; the authors' code has no such rule and wants
+    equal lengths.
 
     Args:
         towers: ids and mask [B, Li] -> TextOutput.
         lengths: how many columns of ids and mask are each tower's, in order.
+
+    Raises:
+        ValueError: another number of lengths than of towers.
     """
 
     def __init__(self, towers: Sequence[nnx.Module], lengths: Sequence[int]):

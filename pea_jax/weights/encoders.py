@@ -16,7 +16,9 @@ from typing import Any
 
 import transformers
 
-from pea_jax.models.bert import AltCLIPText, AltCLIPTextConfig, Bert, BertConfig
+from pea_jax.models import t5
+from pea_jax.models.altclip import AltCLIPText, AltCLIPTextConfig
+from pea_jax.models.bert import Bert, BertConfig
 from pea_jax.models.clip import CLIPText, CLIPTextConfig
 from pea_jax.models.t5 import T5Config, T5Encoder
 from pea_jax.weights import names
@@ -123,8 +125,7 @@ _ALT = Layout(
 )
 _T5 = Layout(
     T5Encoder,
-    # The embedding is saved once for each half as well as shared.
-    ignore=(r"decoder\..*", r"lm_head\.weight", r"encoder\.embed_tokens\.weight"),
+    ignore=t5.BESIDE,
     tokenizer=transformers.T5Tokenizer,
     length=77,
 )

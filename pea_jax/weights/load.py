@@ -83,7 +83,9 @@ def load_module(
         None returned, leaves it uncommitted on the default device.
       aliases: other names of the same tensors, see `names.ALIASES`.
       ignore: patterns of keys (whole keys, as the file has them) that the file may hold and the
-        module may lack. `names.IGNORED` is always excused. A missing parameter never is.
+        module may lack. `names.IGNORED` is always excused. A missing parameter never is; and a key
+        that is another name of a parameter is passed over only where the file has that parameter
+        by a key that is not excused.
       stacks: tensors that hold several parameters, see `names.unstacked`.
 
     Raises:
@@ -190,13 +192,17 @@ def _match(
 ) -> list[tuple[_Parameter, _Tensor]]:
     """One tensor for each parameter, or every reason why not."""
     excused = [re.compile(pattern) for pattern in ignore]
+
+    def is_excused(tensor: _Tensor) -> bool:
+        return any(pattern.fullmatch(tensor.key) for pattern in excused)
+
     candidates: dict[str, list[_Tensor]] = defaultdict(list)
     problems = []
     for tensor in tensors:
         key = names.canonical(tensor.name, aliases)
         if key in parameters:
             candidates[key].append(tensor)
-        elif not any(pattern.fullmatch(tensor.key) for pattern in excused):
+        elif not is_excused(tensor):
             problems.append(
                 f"extra: {tensor.key} {list(tensor.shape)} in {tensor.file}, unknown to the module"
             )
@@ -204,6 +210,8 @@ def _match(
     for key, parameter in parameters.items():
         name, expected = names.key_of(parameter.path), parameter.file_shape
         found = candidates[key]
+        if len(found) > 1:  # of tied tensors the caller excuses the copies
+            found = [tensor for tensor in found if not is_excused(tensor)] or found
         if not found:
             problems.append(f"missing: {name}, expected {list(expected)}")
         elif len(found) > 1:

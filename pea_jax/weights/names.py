@@ -33,6 +33,8 @@ ALIASES: Aliases = (
     # BERT checkpoints that came from TensorFlow.
     (r"\.LayerNorm\.gamma$", ".LayerNorm.weight"),
     (r"\.LayerNorm\.beta$", ".LayerNorm.bias"),
+    # T5's embedding, of which a file may hold the encoder's copy, `shared`, or both.
+    (r"^encoder\.embed_tokens\.weight$", "shared.weight"),
     # The VAE's attention before diffusers 0.15.
     (r"\.attentions\.(\d+)\.query\.", r".attentions.\1.to_q."),
     (r"\.attentions\.(\d+)\.key\.", r".attentions.\1.to_k."),

@@ -55,6 +55,20 @@ def test_causal_and_masked(rng):
     np.testing.assert_allclose(got, expected(query, key, value, allowed), atol=1e-6)
 
 
+def test_bias_and_scale(rng):
+    """T5's attention: logits that are not scaled, and a bias of each head on them."""
+    query, key, value = inputs(rng)
+    bias = jnp.asarray(rng.standard_normal((1, 3, 5, 7)), jnp.float32)
+    mask = jnp.arange(7) < 5
+    got = dot_product_attention(
+        query, key, value, bias=bias, scale=1.0, mask=mask[None, None, None]
+    )
+    logits = np.einsum("bqnk,blnk->bnql", *(np.asarray(x, np.float64) for x in (query, key)))
+    weights = np.exp(logits + np.asarray(bias)) * np.asarray(mask)
+    want = np.einsum("bnql,blnk->bqnk", weights / weights.sum(axis=-1, keepdims=True), value)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
 def test_softmax_is_in_float32(rng):
     """Logits in the hundreds keep their fractions, of which bfloat16 has none left."""
     query, key, value = inputs(rng, dtype=jnp.bfloat16, spread=14.0)
@@ -166,5 +180,5 @@ def test_what_was_asked_for_by_name_is_not_replaced(rng):
     arrays = inputs(rng)
     with pytest.raises(ValueError, match=r"cudnn attention: expected bfloat16 .* expected a GPU"):
         dot_product_attention(*arrays, implementation="cudnn")
-    with pytest.raises(ValueError, match="splash attention: expected no mask"):
+    with pytest.raises(ValueError, match="splash attention: expected no mask, bias"):
         dot_product_attention(*arrays, causal=True, implementation="splash")

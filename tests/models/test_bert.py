@@ -9,49 +9,14 @@ from flax import nnx
 from pea_jax.models.bert import Bert, BertConfig
 from pea_jax.weights.names import key_of
 from tests.models.random_module import random_module
+from tests.models.text_configs import (
+    BERT_CHINESE,
+    CHINESE_CLIP_H,
+    ROBERTA_BASE,
+    XLM_R_BASE,
+    XLM_R_LARGE,
+)
 
-# config.json of FacebookAI/xlm-roberta-large
-XLM_R_LARGE = {
-    "architectures": ["XLMRobertaForMaskedLM"],
-    "attention_probs_dropout_prob": 0.1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "hidden_size": 1024,
-    "initializer_range": 0.02,
-    "intermediate_size": 4096,
-    "layer_norm_eps": 1e-05,
-    "max_position_embeddings": 514,
-    "model_type": "xlm-roberta",
-    "num_attention_heads": 16,
-    "num_hidden_layers": 24,
-    "output_past": True,
-    "pad_token_id": 1,
-    "position_embedding_type": "absolute",
-    "type_vocab_size": 1,
-    "use_cache": True,
-    "vocab_size": 250002,
-}
-XLM_R_BASE = {
-    **XLM_R_LARGE,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-}
-# FacebookAI/roberta-base
-ROBERTA_BASE = {**XLM_R_BASE, "model_type": "roberta", "vocab_size": 50265}
-# google-bert/bert-base-chinese
-BERT_CHINESE = {
-    **XLM_R_BASE,
-    "model_type": "bert",
-    "layer_norm_eps": 1e-12,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "type_vocab_size": 2,
-    "vocab_size": 21128,
-}
 TINY = {
     **XLM_R_LARGE,
     "hidden_size": 8,
@@ -82,8 +47,9 @@ def encode():
         (XLM_R_BASE, 277_453_056),
         (ROBERTA_BASE, 124_055_040),
         (BERT_CHINESE, 101_677_056),
+        (CHINESE_CLIP_H, 324_472_832),
     ],
-    ids=["xlm-r-large", "xlm-r-base", "roberta-base", "bert-base-chinese"],
+    ids=["xlm-r-large", "xlm-r-base", "roberta-base", "bert-base-chinese", "chinese-clip-h"],
 )
 def test_published_parameter_counts(config, parameters):
     """A count that is off means a layer, bias or width that differs from the published model."""

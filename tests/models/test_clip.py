@@ -9,41 +9,8 @@ from flax import nnx
 from pea_jax.models.clip import CLIPText, CLIPTextConfig
 from pea_jax.weights.names import key_of
 from tests.models.random_module import random_module
+from tests.models.text_configs import SD_1_5, SD_2_1, SDXL_2
 
-# text_encoder/config.json of stable-diffusion-v1-5/stable-diffusion-v1-5
-SD_1_5 = {
-    "_name_or_path": "openai/clip-vit-large-patch14",
-    "architectures": ["CLIPTextModel"],
-    "attention_dropout": 0.0,
-    "bos_token_id": 0,
-    "dropout": 0.0,
-    "eos_token_id": 2,
-    "hidden_act": "quick_gelu",
-    "hidden_size": 768,
-    "initializer_factor": 1.0,
-    "initializer_range": 0.02,
-    "intermediate_size": 3072,
-    "layer_norm_eps": 1e-05,
-    "max_position_embeddings": 77,
-    "model_type": "clip_text_model",
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-    "pad_token_id": 1,
-    "projection_dim": 768,
-    "torch_dtype": "float32",
-    "transformers_version": "4.22.0.dev0",
-    "vocab_size": 49408,
-}
-# text_encoder/config.json of stabilityai/stable-diffusion-2-1, where it differs
-SD_2_1 = {
-    **SD_1_5,
-    "hidden_act": "gelu",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 23,
-    "projection_dim": 512,
-}
 TINY = {
     **SD_1_5,
     "hidden_size": 8,
@@ -55,8 +22,8 @@ TINY = {
 }
 
 
-def build(config: dict) -> CLIPText:
-    return CLIPText(CLIPTextConfig.from_dict(config), rngs=nnx.Rngs(0))
+def build(config: dict, projected: bool = False) -> CLIPText:
+    return CLIPText(CLIPTextConfig.from_dict(config), projected=projected, rngs=nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +38,18 @@ def encode():
 
 
 @pytest.mark.parametrize(
-    ("config", "parameters"), [(SD_1_5, 123_060_480), (SD_2_1, 340_387_840)], ids=["L/14", "H/14"]
+    ("config", "projected", "parameters"),
+    [
+        (SD_1_5, False, 123_060_480),
+        (SD_2_1, False, 340_387_840),
+        (SDXL_2, False, 693_021_440),
+        (SDXL_2, True, 694_659_840),
+    ],
+    ids=["L/14", "H/14", "bigG/14", "bigG/14 projected"],
 )
-def test_published_parameter_counts(config, parameters):
+def test_published_parameter_counts(config, projected, parameters):
     """A count that is off means a layer, bias or width that differs from the published model."""
-    state = nnx.state(nnx.eval_shape(lambda: build(config)))
+    state = nnx.state(nnx.eval_shape(lambda: build(config, projected)))
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == parameters
 
 
@@ -92,6 +66,20 @@ def test_keys_are_those_of_the_published_files():
         "text_model.encoder.layers.0.mlp.fc2.weight",
         "text_model.final_layer_norm.bias",
     }
+
+
+def test_the_key_of_the_projection():
+    """CLIPTextModelWithProjection has one matrix more, beside the prefix and not under it."""
+    own, more = (
+        {key_of(path) for path, _ in nnx.to_flat_state(nnx.state(nnx.eval_shape(make)))}
+        for make in (lambda: build(TINY), lambda: build(TINY, projected=True))
+    )
+    assert more - own == {"text_projection.weight"}
+
+
+def test_a_projection_needs_a_width():
+    with pytest.raises(ValueError, match="projection_dim: expected a positive integer, got None"):
+        build({**TINY, "projection_dim": None}, projected=True)
 
 
 def test_config_of_a_whole_clip():
@@ -122,6 +110,7 @@ def test_unsupported_values_name_themselves(change, named):
 
 def test_too_long_a_prompt_is_refused():
     """The position embeddings end; jax would give NaN beyond them."""
+    assert CLIPTextConfig.from_dict(TINY).longest == 6
     with pytest.raises(ValueError, match="at most 6 tokens, got 7"):
         nnx.eval_shape(lambda: build(TINY)(jnp.zeros((1, 7), jnp.int32)))
 
@@ -135,6 +124,16 @@ def test_pooled_is_the_end_of_text(encode, eos, positions):
     """The first of them. By a config that says 2 the highest id is meant, as in transformers."""
     got = encode(IDS, eos=eos)
     np.testing.assert_array_equal(got.pooled, got.tokens[np.arange(3), np.array(positions)])
+
+
+def test_padding_with_the_first_id_leaves_pooled_alone(encode):
+    """SDXL's second tokenizer pads with "!", which is id 0: no end of text, by either rule."""
+    ids = np.array([[3, 5, 19, 0, 0, 0], [3, 0, 6, 7, 0, 19]])
+    got = encode(ids)
+    np.testing.assert_array_equal(got.pooled, got.tokens[np.arange(2), np.array([2, 5])])
+    ids[ids == 19] = 9
+    got = encode(ids, eos=9)
+    np.testing.assert_array_equal(got.pooled, got.tokens[np.arange(2), np.array([2, 5])])
 
 
 def test_a_token_sees_none_after_it(encode):

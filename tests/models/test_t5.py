@@ -8,24 +8,19 @@ from flax import nnx
 
 from pea_jax.models import t5
 from pea_jax.models.t5 import T5Config, T5Encoder
+from pea_jax.weights.names import key_of
 from tests.models.random_module import random_module
+from tests.models.text_configs import MT5_XL
 
 TINY = T5Config(vocab_size=16, d_model=8, d_kv=3, d_ff=12, num_layers=2, num_heads=2)
 
 
+def build(config: T5Config = TINY, dtype=jnp.float32) -> T5Encoder:
+    return T5Encoder(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype)
+
+
 def test_mt5_xl_has_as_many_parameters_as_published():
-    config = T5Config.from_dict(
-        {
-            "model_type": "mt5",
-            "vocab_size": 250112,
-            "d_model": 2048,
-            "d_kv": 64,
-            "d_ff": 5120,
-            "num_layers": 24,
-            "num_heads": 32,
-            "feed_forward_proj": "gated-gelu",
-        }
-    )
+    config = T5Config.from_dict(MT5_XL)
     state = nnx.state(nnx.eval_shape(lambda: T5Encoder(config, rngs=nnx.Rngs(0))))
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 1_669_958_656
     assert (config.hidden_size, config.longest) == (2048, None)
@@ -40,6 +35,8 @@ def test_mt5_xl_has_as_many_parameters_as_published():
             {"num_layers": 0, "d_kv": "4"},
             "d_kv: expected a positive integer, got '4'; num_layers: expected a positive",
         ),
+        ({"relative_attention_num_buckets": 3}, "buckets of at least 4 .* got 3 and 128"),
+        ({"relative_attention_max_distance": 8}, "distance above a quarter of them, got 32 and 8"),
     ],
 )
 def test_what_is_not_supported_names_itself(changes, problem):
@@ -52,9 +49,49 @@ def test_buckets():
     ahead begin at 4.
     """
     config = T5Config(relative_attention_num_buckets=8, relative_attention_max_distance=8)
-    distances = jnp.array([[0, -1, -2, -3, -4, -7, -100, 1, 2, 3, 4, 100]])
-    expected = [[0, 1, 2, 2, 3, 3, 3, 5, 6, 6, 7, 7]]
-    np.testing.assert_array_equal(t5._buckets(distances, config), expected)
+    buckets = t5._buckets(101, config)
+    first = [0, 5, 6, 6, 7, *[7] * 96]  # of query 0 the keys ahead
+    np.testing.assert_array_equal(buckets[0], first)
+    np.testing.assert_array_equal(buckets[:, 0], [0, 1, 2, 2, 3, *[3] * 96])
+    np.testing.assert_array_equal(buckets[4, :7], [3, 2, 2, 1, 0, 5, 6])
+
+
+def test_keys_are_those_of_the_published_files():
+    """Only the first block has the bias of the positions."""
+    flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(build)))
+    block = "encoder.block.{}.layer."
+    parts = ["0.layer_norm", "1.layer_norm", *(f"0.SelfAttention.{part}" for part in "qkvo")]
+    parts += ["1.DenseReluDense.wi", "1.DenseReluDense.wo"]
+    expected = {f"{block.format(i)}{part}.weight" for i in range(2) for part in parts}
+    expected |= {"shared.weight", "encoder.final_layer_norm.weight"}
+    expected |= {f"{block.format(0)}0.SelfAttention.relative_attention_bias.weight"}
+    assert {key_of(path) for path, _ in flat} == expected
+
+
+def test_float16_holds_what_it_has_no_range_for():
+    """The sum of the blocks is beyond 65504 here, as in T5's published weights."""
+    model = random_module(build)
+    for block in model.encoder.block:
+        kernel = block.layer[1].DenseReluDense.wo.kernel
+        kernel[...] = kernel[...] * 60_000
+    half = nnx.merge(
+        nnx.graphdef(nnx.eval_shape(lambda: build(dtype=jnp.float16))), nnx.state(model)
+    )
+    ids = jnp.array([[3, 4, 5, 1]])
+    got, want = half(ids), model(ids)
+    assert np.abs(want.hidden_states[-1]).max() > 2 * np.finfo(np.float16).max
+    assert got.tokens.dtype == jnp.float16
+    np.testing.assert_allclose(got.tokens, want.tokens, atol=0.01 * np.abs(want.tokens).max())
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [(jnp.float16, jnp.float32), (jnp.bfloat16, None)])
+def test_what_16_bits_keep_in_float32(dtype, wide):
+    """wo of every block of float16, as transformers loads it; nothing of bfloat16."""
+    flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: build(dtype=dtype))))
+    kept = {key_of(path) for path, variable in flat if variable.dtype != dtype}
+    assert all(variable.dtype in (dtype, wide) for _, variable in flat)
+    wo = {f"encoder.block.{i}.layer.1.DenseReluDense.wo.weight" for i in range(2)}
+    assert kept == (set() if wide is None else wo)
 
 
 def test_masked_tokens_are_not_seen():

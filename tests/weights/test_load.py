@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from pea_jax import parallel
+from pea_jax.models import t5
 from pea_jax.weights import load, names
 from pea_jax.weights.load import WeightsError, load_module
 from pea_jax.weights.save import save_module
@@ -185,6 +186,36 @@ def test_ignore_excuses_no_missing_and_skips_no_known_parameter(saved):
     save_file(tensors, file)
     with pytest.raises(WeightsError, match=r"missing: norm\.bias"):
         load_module(_Layers, file, ignore=[".*"])
+
+
+class _Tied(nnx.Module):
+    """An embedding that files of T5 hold by two names."""
+
+    def __init__(self):
+        self.shared = nnx.Embed(3, 5, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("present", [["shared"], ["encoder.embed_tokens"]])
+def test_a_tied_tensor_loads_by_either_name(tmp_path, rng, present):
+    """By the name that is there, whether or not the caller excuses the copy."""
+    value = rng.standard_normal((3, 5)).astype(np.float32)
+    file = tmp_path / "model.safetensors"
+    save_file({f"{name}.weight": value for name in present}, file)
+    for ignore in ((), t5.BESIDE):
+        got = load_module(_Tied, file, ignore=ignore)
+        np.testing.assert_array_equal(got.shared.embedding[...], value)
+
+
+def test_of_both_names_of_a_tied_tensor_the_excused_one_is_passed_over(tmp_path, rng):
+    """Without leave it is a duplicate; leave for both of them is no choice."""
+    value = rng.standard_normal((3, 5)).astype(np.float32)
+    file = tmp_path / "model.safetensors"
+    save_file({"encoder.embed_tokens.weight": value + 1, "shared.weight": value}, file)
+    got = load_module(_Tied, file, ignore=t5.BESIDE)
+    np.testing.assert_array_equal(got.shared.embedding[...], value)
+    for ignore in ((), [".*"]):
+        with pytest.raises(WeightsError, match=r"duplicate: shared\.weight.*encoder\.embed_tokens"):
+            load_module(_Tied, file, ignore=ignore)
 
 
 def test_the_prefix_of_a_tower_is_optional(saved):
