@@ -3,8 +3,9 @@
     OUTPUT/adapter.safetensors, config.json   the adapter, in the authors' key layout
     OUTPUT/diffusers/                         a whole model that PyTorch diffusers loads
 
-The folder appears whole or not at all. Weights of the base and the language encoder are copied, not
-linked: `save_pretrained` into the export, or an edit of it, must not reach the models it came from.
+The folder appears whole or not at all. Weights of the base are copied, not linked, and those of the
+language encoder are written again under transformers' names: `save_pretrained` into the export, or
+an edit of it, must not reach the models it came from.
 """
 
 import contextlib
@@ -20,7 +21,6 @@ from string import Template
 from typing import Any
 
 import jax
-import transformers
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -29,7 +29,8 @@ from pea_jax.diffusion.schedule import Schedule
 from pea_jax.models.adapter import Adapter
 from pea_jax.weights.adapters import WEIGHTS_FILE, check_fit, save_adapter
 from pea_jax.weights.base import BaseConfig, read_base_config
-from pea_jax.weights.language import LanguageConfig, read_language_config
+from pea_jax.weights.encoder_folder import write_encoder
+from pea_jax.weights.language import LanguageConfig, read_language_config, read_tokenizers
 from pea_jax.weights.locate import SHIPPED, fetch_weights, read_json, resolve
 from pea_jax.weights.save import refuse_used
 
@@ -93,15 +94,6 @@ _SDXL = _Family(
 
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 
-#: Classes of transformers that read a language encoder, by its model_type.
-_ENCODERS = {
-    "bert": "BertModel",
-    "roberta": "RobertaModel",
-    "xlm-roberta": "XLMRobertaModel",
-    "clip_text_model": "CLIPTextModel",
-    "clip": "CLIPTextModel",
-}
-
 #: Solvers of ours as schedulers of diffusers: class, default spacing, and what it must be told.
 _SCHEDULERS = {
     "ddim": ("DDIMScheduler", "leading", ("set_alpha_to_one",), {"clip_sample": False}),
@@ -142,6 +134,11 @@ def export(
         cross_attention_dim=base.unet.cross_attention_dim,
         pooled_width=base.unet.pooled_width,
     )
+    if len(language.parts) > 2:
+        raise ValueError(
+            f"{config.model.language_encoder}: expected at most 2 encoders, which the folder has "
+            f"places for, got {len(language.parts)}"
+        )
     with _appearing(output) as folder:
         save_adapter(folder, adapter, metadata=_metadata(config, step))
         write_diffusers(folder / "diffusers", config, base, language, adapter, folder)
@@ -181,17 +178,10 @@ def write_diffusers(
     scheduler = scheduler_config(config.sample.solver, schedule)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
 
-    encoder = folder / "language_encoder"
-    weights = fetch_weights(config.model.language_encoder, {"": "model"}, half=half)
-    _copy([language.folder / "config.json"], encoder)
-    _copy_weights(weights[""], encoder, "model")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(language.folder, local_files_only=True)
-    tokenizer.model_max_length = config.model.language_max_length
-    tokenizer.save_pretrained(folder / "language_tokenizer")
-
+    encoders, cleans = _write_encoders(folder, language, config.model.language_max_length)
     family = _family(adapter)
     architecture = {"_class_name": _ADAPTER_ENTRY[1], **dataclasses.asdict(adapter.config)}
-    _write_json(folder / "adapter" / "config.json", architecture)
+    _write_json(folder / "adapter" / "config.json", {**architecture, "clean_text": cleans})
     shutil.copyfile(
         exported / WEIGHTS_FILE, folder / "adapter" / f"{_DIFFUSERS_WEIGHTS}.safetensors"
     )
@@ -203,16 +193,29 @@ def write_diffusers(
         **{name: index[name] for name in (*base.stems, *base.tokenizers)},
         **family.index,
         "scheduler": ["diffusers", scheduler["_class_name"]],
-        "language_encoder": [
-            "transformers",
-            _ENCODERS[read_json(language.folder / "config.json")["model_type"]],
-        ],
-        "language_tokenizer": ["transformers", type(tokenizer).__name__],
+        **encoders,
         "adapter": _ADAPTER_ENTRY,
     }
     if family is _SDXL:
         index["force_zeros_for_empty_prompt"] = base.zero_empty_prompt
     _write_json(folder / "model_index.json", index)
+
+
+def _write_encoders(
+    folder: Path, language: LanguageConfig, max_length: int
+) -> tuple[dict[str, Any], bool]:
+    """Writes every language encoder with its tokenizer.
+
+    Returns:
+      Their entries in model_index.json, and whether texts are cleaned before they are tokenized.
+    """
+    entries = {}
+    tokenizers = read_tokenizers(language, max_length)
+    for suffix, part, tokenizer in zip(("", "_2"), language.parts, tokenizers, strict=False):
+        encoder, own = f"language_encoder{suffix}", f"language_tokenizer{suffix}"
+        entries[encoder] = ["transformers", write_encoder(part, folder / encoder)]
+        entries[own] = ["transformers", tokenizer.save(folder / own)]
+    return entries, any(tokenizer.clean is not None for tokenizer in tokenizers)
 
 
 def _family(adapter: Adapter) -> _Family:
@@ -307,9 +310,13 @@ def _copy(files: Sequence[Path], folder: Path) -> None:
 
 
 def _copy_weights(files: Sequence[Path], folder: Path, stem: str) -> None:
-    """One file under its full-precision name; shards under their own, with an index."""
+    """One file under its full-precision name; shards under their own, with an index.
+
+    A torch pickle, where the base model has nothing else, keeps its own name.
+    """
     if len(files) == 1:
-        shutil.copyfile(files[0], folder / f"{stem}.safetensors")
+        pickled = files[0].suffix != ".safetensors"
+        shutil.copyfile(files[0], folder / (files[0].name if pickled else f"{stem}.safetensors"))
         return
     _copy(files, folder)
     names = {file.name for file in files}

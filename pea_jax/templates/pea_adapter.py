@@ -3,6 +3,8 @@
 PEA-Diffusion, https://arxiv.org/abs/2311.17086. diffusers loads this file as a custom component.
 """
 
+import html
+import importlib
 import itertools
 import json
 import shutil
@@ -12,9 +14,15 @@ from pathlib import Path
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import logging
+from diffusers.utils import is_ftfy_available, logging
 
 logger = logging.get_logger(__name__)
+
+
+def _clean(text: str) -> str:
+    if is_ftfy_available():
+        text = importlib.import_module("ftfy").fix_text(text)
+    return " ".join(html.unescape(html.unescape(text)).split())
 
 
 class PEAAdapter(ModelMixin, ConfigMixin):
@@ -31,6 +39,8 @@ class PEAAdapter(ModelMixin, ConfigMixin):
         projector_layers: number of linear layers, the one behind the pooled vector left out.
         pooled_width: width of the pooled vector; None for Stable Diffusion 1.x and 2.x.
         bias: whether the projector's linear layers have biases.
+        clean_text: whether prompts are cleaned as open_clip does it: broken encodings mended (where
+            ftfy is installed), HTML entities resolved, white space made single spaces.
     """
 
     @register_to_config
@@ -42,6 +52,7 @@ class PEAAdapter(ModelMixin, ConfigMixin):
         projector_layers: int = 3,
         pooled_width: int | None = None,
         bias: bool = False,
+        clean_text: bool = False,
     ):
         super().__init__()
         last = output_width if pooled_width is None else pooled_width
@@ -82,6 +93,8 @@ class PEAAdapter(ModelMixin, ConfigMixin):
         The tokens of a second encoder lie beside those of the first on the feature axis, the
         shorter of the two padded with zeros.
         """
+        if self.config.clean_text:
+            prompts = [_clean(prompt) for prompt in prompts]
         states = []
         for suffix in ("", "_2"):
             encoder = getattr(pipeline, f"language_encoder{suffix}")

@@ -121,8 +121,8 @@ def load_language_encoder(
         that are missing or don't fit.
     """
     config = read_language_config(name, revision=revision)
-    tokenizers = [_tokenizer(part, max_length, len(config.parts) > 1) for part in config.parts]
-    towers = [_tower(part, dtype, mesh, revision) for part in config.parts]
+    tokenizers = read_tokenizers(config, max_length)
+    towers = [load_tower(part, dtype=dtype, mesh=mesh, revision=revision) for part in config.parts]
     if len(towers) == 1:
         return LanguageEncoder(towers[0], tokenizers[0], config.width, config.folders)
     lengths = tuple(tokenizer.max_length for tokenizer in tokenizers)
@@ -132,6 +132,12 @@ def load_language_encoder(
         config.width,
         config.folders,
     )
+
+
+def read_tokenizers(config: LanguageConfig, max_length: int | None = None) -> list[Tokenizer]:
+    """The tokenizer of every part, each of the length that `load_language_encoder` tells of."""
+    joined = len(config.parts) > 1
+    return [_tokenizer(part, max_length, joined) for part in config.parts]
 
 
 def _tokenizer(part: Published, max_length: int | None, joined: bool) -> Tokenizer:
@@ -151,7 +157,14 @@ def _tokenizer(part: Published, max_length: int | None, joined: bool) -> Tokeniz
     return tokenizer
 
 
-def _tower(part: Published, dtype: DTypeLike, mesh: Mesh | None, revision: str | None) -> Tower:
+def load_tower(
+    part: Published,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+) -> Tower:
+    """Loads the tower of one part, as `load_language_encoder` does."""
     layout = part.layout
     return load_module(
         lambda: layout.tower(part.tower, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype),

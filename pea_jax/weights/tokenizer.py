@@ -57,6 +57,7 @@ class Tokenizer:
 
     Attributes:
       max_length: tokens of every row, the special ones included.
+      clean: applied to every text first; None for nothing.
     """
 
     def __init__(
@@ -76,9 +77,9 @@ class Tokenizer:
                 f"{hf_tokenizer.padding_side} and {hf_tokenizer.truncation_side}"
             )
         self.max_length = max_length
+        self.clean = clean
         self._tokenizer = hf_tokenizer
         self._capacity = max_length - special
-        self._clean = clean
         self._log = _CutLog()
         # A fast tokenizer keeps the length of the last call as its state.
         self._lock = threading.Lock()
@@ -148,6 +149,25 @@ class Tokenizer:
         ids = np.asarray(rows["input_ids"], np.int32)
         return ids, np.asarray(rows["attention_mask"], np.int32)
 
+    def save(self, folder: Path) -> str:
+        """Writes the files of which transformers makes this tokenizer, cut at `max_length`.
+
+        Returns:
+          Its class there.
+
+        Raises:
+          WeightsError: it is none of transformers'.
+        """
+        kind = type(self._tokenizer).__name__
+        if not hasattr(transformers, kind):
+            raise WeightsError(f"a {kind} can't be written for transformers, which has none")
+        with self._lock:
+            own = self._tokenizer.model_max_length
+            self._tokenizer.model_max_length = self.max_length
+            self._tokenizer.save_pretrained(folder)
+            self._tokenizer.model_max_length = own
+        return kind
+
     def cut(self, text: str) -> str:
         """What of `text` is beyond `max_length`; "" if nothing is."""
         text = self._cleaned(text)
@@ -164,7 +184,7 @@ class Tokenizer:
             return self._tokenizer.decode(ids[self._capacity :])
 
     def _cleaned(self, text: str) -> str:
-        return text if self._clean is None else self._clean(text)
+        return text if self.clean is None else self.clean(text)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}

@@ -14,7 +14,12 @@ import pytest
 import sentencepiece
 import transformers
 
-from pea_jax.weights.language import load_language_encoder, read_language_config
+from pea_jax.weights.encoder_folder import write_encoder
+from pea_jax.weights.language import (
+    load_language_encoder,
+    read_language_config,
+    read_tokenizers,
+)
 from pea_jax.weights.load import WeightsError
 from tests.parity.reference import jitted, randomise, relative_error
 from tests.weights.conftest import native_tokenizer, write_json
@@ -373,6 +378,30 @@ def test_ids_and_tokens(case):
     assert encoder.width == want.shape[-1] == read_language_config(case.folder).width
     assert relative_error(run(ids, mask).tokens, want) < TOLERANCE
     assert relative_error(run(ids[2:3], mask[2:3]).tokens, want[2:3]) < TOLERANCE
+
+
+def test_a_folder_for_transformers_is_the_same_encoder(case, tmp_path):
+    """What an export holds: layouts that no class of transformers reads, made readable."""
+    (part,) = read_language_config(case.folder).parts
+    name = write_encoder(part, tmp_path / "encoder")
+    model = getattr(transformers, name).from_pretrained(tmp_path / "encoder").eval()
+    ids, mask = (torch.from_numpy(array) for array in case.tokenize(TEXTS))
+    with torch.no_grad():
+        want = case.tokens(ids, mask)
+        got = model(ids, attention_mask=mask)[0]
+    assert relative_error(got, want) < TOLERANCE
+
+    (tokenizer,) = read_tokenizers(read_language_config(case.folder), LENGTH)
+    if case.folder.name == "ru_clip":
+        with pytest.raises(WeightsError, match="can't be written for transformers"):
+            tokenizer.save(tmp_path / "tokenizer")
+        return
+    kind = tokenizer.save(tmp_path / "tokenizer")
+    saved = getattr(transformers, kind).from_pretrained(tmp_path / "tokenizer")
+    assert saved.model_max_length == LENGTH
+    texts = [tokenizer.clean(text) if tokenizer.clean else text for text in TEXTS]
+    rows = saved(texts, padding="max_length", truncation=True, return_tensors="np")
+    np.testing.assert_array_equal(rows.input_ids, ids)
 
 
 def test_two_encoders_are_concatenated(tmp_path):
