@@ -305,7 +305,7 @@ def small_unet(config: Config) -> Config:
 
 
 def characters(is_small: bool) -> list[str]:
-    """Of the languages of the paper: Latin, Cyrillic, kana, Hangul and Han; of the last few if small."""
+    """Of the paper's languages: Latin, Cyrillic, kana, Hangul and Han; of the last few if small."""
     ranges = [(0x21, 0x7F), (0xC0, 0x100), (0x400, 0x460), (0x3001, 0x3030), (0x3041, 0x3100)]
     ranges += [(0x4E00, 0x4F00)] if is_small else [(0xAC00, 0xD7A4), (0x4E00, 0x9FA6)]
     return [chr(c) for start, stop in ranges for c in range(start, stop)]
@@ -341,7 +341,7 @@ def xlm_tokenizer(is_small: bool) -> transformers.XLMRobertaTokenizer:
 
 
 def bert_words(is_small: bool) -> list[str]:
-    """The vocab.txt of a Chinese BERT: [PAD] 0, [UNK] 100 to [MASK] 103, then a word a character."""
+    """The vocab.txt of a Chinese BERT: [PAD] 0, [UNK] 100 to [MASK] 103, a word a character."""
     words = ["[PAD]", *(f"[unused{i}]" for i in range(1, 100))]
     words += ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     latin = [chr(c) for c in range(0x21, 0x7F) if not chr(c).isupper()]
@@ -485,6 +485,8 @@ def alt_clip(output: Path, is_small: bool) -> list[Weights]:
     write_json(output / "config.json", config)
     build = transformers.AltCLIPModel
     shapes = without_image_layers(shapes_of(lambda: build(transformers.AltCLIPConfig(**config))))
+    # transformers has had another name for the layers in the module since 5.0, not in the file.
+    shapes = {key.replace(".encoder.layers.", ".encoder.layer."): s for key, s in shapes.items()}
     positions = config["text_config"]["max_position_embeddings"]
     shapes["text_model.roberta.embeddings.position_ids"] = (1, positions)
     return [Weights(Path("pytorch_model.bin"), shapes, "alt_clip", r"text_model\..*")]
