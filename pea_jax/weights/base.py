@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from pea_jax import parallel
 from pea_jax.models.clip import CLIPText, CLIPTextConfig
 from pea_jax.models.english import EnglishText
+from pea_jax.models.rngs import OneKey
 from pea_jax.models.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
 from pea_jax.weights.load import WeightsError, load_module
@@ -184,7 +185,7 @@ def load_base(
 
     def load(part: str, build: Callable[..., nnx.Module], ignore: tuple[str, ...] = ()) -> Any:
         return load_module(
-            lambda: build(rngs=nnx.Rngs(0), dtype=dtypes[part], param_dtype=dtypes[part]),
+            lambda: build(rngs=OneKey(), dtype=dtypes[part], param_dtype=dtypes[part]),
             files[part],
             sharding=sharding,
             ignore=ignore,

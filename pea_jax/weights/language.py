@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from pea_jax import parallel
+from pea_jax.models.rngs import OneKey
 from pea_jax.models.text import ConcatenatedTowers
 from pea_jax.weights.encoders import Published, Tower, TowerConfig, read_published
 from pea_jax.weights.errors import WeightsError
@@ -167,7 +167,7 @@ def load_tower(
     """Loads the tower of one part, as `load_language_encoder` does."""
     layout = part.layout
     return load_module(
-        lambda: layout.tower(part.tower, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype),
+        lambda: layout.tower(part.tower, rngs=OneKey(), dtype=dtype, param_dtype=dtype),
         part.fetch(half=prefers_half(dtype), revision=revision),
         sharding=None if mesh is None else parallel.parameter_sharding(mesh),
         aliases=layout.aliases,

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from pea_jax.models.conditioning import Conditioning
+from pea_jax.models.rngs import OneKey
 from pea_jax.models.unet import UNet, UNetConfig
-from tests.models.configs import SD_1_5, SD_2_1
+from tests.models.configs import SD_1_5, SD_2_1, SDXL, SDXL_INPAINTING, SDXL_TURBO, SSD_1B
 from tests.models.random_module import random_module
 
 TINY = {
@@ -26,12 +27,34 @@ TINY = {
 
 
 def build(config: dict, **options) -> UNet:
-    return UNet(UNetConfig.from_dict(config), rngs=nnx.Rngs(0), **options)
+    return UNet(UNetConfig.from_dict(config), rngs=OneKey(), **options)
+
+
+TINY_XL = {
+    **SDXL,
+    "addition_time_embed_dim": 4,
+    "attention_head_dim": [1, 2, 4],
+    "block_out_channels": [8, 8, 16],
+    "cross_attention_dim": 12,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "projection_class_embeddings_input_dim": 10 + 6 * 4,
+    "transformer_layers_per_block": [1, 1, 2],
+}
+
+PUBLISHED = {
+    "1.5": SD_1_5,
+    "2.1": SD_2_1,
+    "SDXL": SDXL,
+    "SDXL-Turbo": SDXL_TURBO,
+    "SDXL inpainting": SDXL_INPAINTING,
+    "SSD-1B": SSD_1B,
+}
 
 
 @functools.cache
 def full_size(name: str) -> UNet:
-    return nnx.eval_shape(lambda: build({"1.5": SD_1_5, "2.1": SD_2_1}[name]))
+    return nnx.eval_shape(lambda: build(PUBLISHED[name]))
 
 
 def computed(dtype, *arguments):
@@ -42,7 +65,14 @@ def computed(dtype, *arguments):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("1.5", 859_520_964), ("2.1", 865_910_724)],
+    [
+        ("1.5", 859_520_964),
+        ("2.1", 865_910_724),
+        ("SDXL", 2_567_463_684),
+        ("SDXL-Turbo", 2_567_463_684),
+        ("SDXL inpainting", 2_567_463_684 + 5 * 9 * 320),  # five channels more into conv_in
+        ("SSD-1B", 1_331_334_404),
+    ],
 )
 def test_published_parameter_counts(name, parameters):
     """A count that is off means a layer, bias or width that the published model does not have."""
@@ -73,6 +103,29 @@ def test_full_size_features():
         "up_3": (64, 64, 320),
     }
     assert all(feature.shape[0] == 2 for feature in features.values())
+
+
+@pytest.mark.parametrize("name", ["SDXL", "SSD-1B"])
+def test_sdxl_has_seven_features(name):
+    """3 + 1 + 3 blocks; SSD-1B's middle, which has no attention, counts as any."""
+    shape = jax.ShapeDtypeStruct
+    _, features = nnx.eval_shape(
+        lambda model, *inputs: model(*inputs),
+        full_size(name),
+        shape((1, 128, 128, 4), jnp.float32),
+        shape((1,), jnp.int32),
+        Conditioning(shape((1, 77, 2048), jnp.float32), shape((1, 1280), jnp.float32)),
+        shape((1, 6), jnp.float32),
+    )
+    assert {block: feature.shape[1:] for block, feature in features.items()} == {
+        "down_0": (64, 64, 320),
+        "down_1": (32, 32, 640),
+        "down_2": (32, 32, 1280),
+        "mid": (32, 32, 1280),
+        "up_0": (64, 64, 1280),
+        "up_1": (128, 128, 640),
+        "up_2": (128, 128, 320),
+    }
 
 
 @pytest.mark.parametrize(
@@ -153,3 +206,77 @@ def test_bfloat16_computes_close_to_float32():
         assert other.dtype == jnp.bfloat16
         error = np.linalg.norm(other.astype(jnp.float32) - value) / np.linalg.norm(value)
         assert error < 0.02
+
+
+def xl_inputs(batch: int = 2, side: int = 8):
+    keys = jax.random.split(jax.random.key(2), 3)
+    conditioning = Conditioning(
+        jax.random.normal(keys[0], (batch, 5, 12)), jax.random.normal(keys[1], (batch, 10))
+    )
+    latents = jax.random.normal(keys[2], (batch, side, side, 4))
+    return latents, jnp.array([3, 700][:batch]), conditioning, jnp.full((batch, 6), 512.0)
+
+
+def test_sdxl_wants_its_pooled_vector_and_its_time_ids():
+    """Either left out would be another network, and given to another family it would be lost."""
+    model = nnx.eval_shape(lambda: build(TINY_XL))
+    latents, timesteps, conditioning, added = xl_inputs()
+    with pytest.raises(ValueError, match=r"pooled: expected width 10, got None.*added: expected"):
+        model(latents, timesteps, Conditioning(conditioning.tokens))
+    with pytest.raises(ValueError, match=r"added: expected width 6, got \(2, 5\)"):
+        model(latents, timesteps, conditioning, added[:, :5])
+    with pytest.raises(ValueError, match="pooled: expected None"):
+        nnx.eval_shape(lambda: build(TINY))(latents, timesteps, conditioning)
+
+
+def loss_of(remat: str):
+    """(conditioning, state, latents, timesteps, added) -> a loss, the UNet's state, split."""
+    graph, state = nnx.split(random_module(lambda: build(TINY_XL, remat=remat)))
+
+    def loss(conditioning, state, latents, timesteps, added):
+        prediction, features = nnx.merge(graph, state)(latents, timesteps, conditioning, added)
+        return sum(jnp.mean(jnp.square(value)) for value in (prediction, *features.values()))
+
+    return loss, state
+
+
+@functools.cache
+def gradient(remat: str):
+    loss, state = loss_of(remat)
+    latents, timesteps, conditioning, added = xl_inputs()
+    # Code that nobody optimised compiles in a third of the time.
+    run = jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})
+    return run(conditioning, state, latents, timesteps, added)
+
+
+@pytest.mark.parametrize("remat", ["blocks", "full"])
+def test_what_is_computed_again_changes_no_value(remat):
+    for got, want in zip(
+        jax.tree.leaves(gradient(remat)), jax.tree.leaves(gradient("none")), strict=True
+    ):
+        scale = float(jnp.abs(want).max())
+        assert scale > 1e-6
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * scale)
+
+
+def kept(remat: str) -> int:
+    """Bytes that the forward pass keeps for the gradient, the weights among them."""
+    loss, state = loss_of(remat)
+    latents, timesteps, conditioning, added = xl_inputs(side=64)
+
+    def backward(conditioning, state):
+        return jax.vjp(lambda c: loss(c, state, latents, timesteps, added), conditioning)[1]
+
+    leaves = jax.tree.leaves(jax.eval_shape(backward, conditioning, state))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def test_what_is_computed_again_is_not_kept():
+    """The point of it: less memory, and the more is computed again, the less."""
+    none, blocks, full = (kept(remat) for remat in ("none", "blocks", "full"))
+    assert full < blocks < 0.5 * none
+
+
+def test_an_unknown_remat_names_itself():
+    with pytest.raises(ValueError, match=r"expected .*'none', 'blocks', 'full'.*got 'all'"):
+        nnx.eval_shape(lambda: build(TINY_XL, remat="all"))

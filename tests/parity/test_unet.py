@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import nnx
 
 from pea_jax.models.conditioning import Conditioning
+from pea_jax.models.rngs import OneKey
 from pea_jax.models.unet import UNet, UNetConfig
 from pea_jax.weights.load import load_module
 from tests.models.configs import SD_1_5
@@ -30,6 +30,19 @@ SMALL = {
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
     "norm_num_groups": 4,
     "layers_per_block": 1,
+}
+
+SDXL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 6,
+    "attention_head_dim": [1, 2, 4],
+    "cross_attention_dim": 24,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "layers_per_block": 2,
+    "projection_class_embeddings_input_dim": 10 + 6 * 6,
+    "transformer_layers_per_block": [1, 2, 3],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
 }
 
 #: Height, width and what differs from SMALL. Between them every value that the config allows.
@@ -71,16 +84,40 @@ CASES = {
             "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         },
     ),
+    # SDXL: no attention at the finest level, several layers at the others; told more than the time.
+    "sdxl": (8, 8, SDXL),
+    "sdxl-inpainting-odd": (7, 10, {**SDXL, "in_channels": 9}),
+    # SSD-1B: a middle of one resnet, and other numbers of layers in each transformer.
+    "ssd-1b": (
+        8,
+        8,
+        {
+            **SDXL,
+            "mid_block_type": "UNetMidBlock2D",
+            "transformer_layers_per_block": [1, [2, 2], [1, 2]],
+            "reverse_transformer_layers_per_block": [[1, 2, 3], [2, 1, 1], 1],
+        },
+    ),
 }
 
 
 def make_inputs(config, height, width, *, batch=2, length=7):
-    """Latents, timesteps and tokens."""
+    """Latents, timesteps and tokens; of SDXL's family the pooled vector and the time ids, too."""
     generator = np.random.default_rng(0)
     latents = generator.standard_normal((batch, height, width, config.get("in_channels", 4)))
     tokens = generator.standard_normal((batch, length, config["cross_attention_dim"]))
     timesteps = np.linspace(3, 971, batch).astype(np.int32)
-    return latents.astype(np.float32), timesteps, tokens.astype(np.float32)
+    inputs = [latents.astype(np.float32), timesteps, tokens.astype(np.float32)]
+    if "addition_embed_type" not in config:
+        return inputs
+    total, width = (
+        config[name]
+        for name in ("projection_class_embeddings_input_dim", "addition_time_embed_dim")
+    )
+    pooled = generator.standard_normal((batch, total - 6 * width)).astype(np.float32)
+    # Six different numbers of the size that they have: an order that is wrong must show.
+    time_ids = np.array([[1024, 768, 64, 0, 512, 640]], np.float32) + np.arange(batch)[:, None]
+    return [*inputs, pooled, time_ids.astype(np.float32)]
 
 
 def reference(config, inputs, folder: Path, faint: bool = False):
@@ -105,9 +142,11 @@ def reference(config, inputs, folder: Path, faint: bool = False):
     blocks |= {f"up_{index}": block for index, block in enumerate(model.up_blocks)}
     for name, block in blocks.items():
         block.register_forward_hook(keep(name))
-    latents, timesteps, tokens = inputs
+    latents, *others = inputs
+    timesteps, tokens, *told = (torch.from_numpy(array) for array in others)
+    added = dict(zip(("text_embeds", "time_ids"), told, strict=True)) if told else None
     with torch.no_grad():
-        out = model(to_torch(latents), torch.from_numpy(timesteps), torch.from_numpy(tokens))
+        out = model(to_torch(latents), timesteps, tokens, added_cond_kwargs=added)
     assert list(features) == list(blocks)
     return save(model, folder), from_torch(out.sample), features
 
@@ -116,9 +155,10 @@ def errors_of(config, inputs, folder: Path, faint: bool = False) -> dict[str, fl
     """The relative error of the prediction and of every feature, by our loader and our UNet."""
     file, prediction, features = reference(config, inputs, folder, faint)
     ours = UNetConfig.from_dict(read_config(file))
-    run = jitted(load_module(lambda: UNet(ours, rngs=nnx.Rngs(0)), file))
-    latents, timesteps, tokens = inputs
-    our_prediction, our_features = run(latents, timesteps, Conditioning(tokens))
+    run = jitted(load_module(lambda: UNet(ours, rngs=OneKey()), file))
+    latents, timesteps, tokens, *told = inputs
+    conditioning = Conditioning(tokens, *told[:1])
+    our_prediction, our_features = run(latents, timesteps, conditioning, *told[1:])
     assert list(our_features) == list(features)
     errors = {name: relative_error(our_features[name], want) for name, want in features.items()}
     return {**errors, "prediction": relative_error(our_prediction, prediction)}
@@ -131,6 +171,14 @@ def test_prediction_and_features(case, tmp_path):
     config = {**SMALL, **change}
     errors = errors_of(config, make_inputs(config, height, width), tmp_path)
     assert max(errors.values()) < 1e-5, errors
+    assert len(errors) == 1 + 7
+
+
+def test_a_batch_of_one(tmp_path):
+    height, width, change = CASES["sdxl"]
+    config = {**SMALL, **change}
+    errors = errors_of(config, make_inputs(config, height, width, batch=1), tmp_path)
+    assert max(errors.values()) < 5e-5, errors
 
 
 def test_epsilons(tmp_path):
