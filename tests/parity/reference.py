@@ -32,7 +32,7 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def save(module: torch.nn.Module, folder: Path) -> Path:
     """`module`, saved as diffusers and transformers do; the file of its weights."""
-    module.save_pretrained(folder)
+    module.save_pretrained(folder, max_shard_size="20GB")
     (file,) = folder.glob("*.safetensors")
     return file
 
