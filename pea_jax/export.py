@@ -46,6 +46,9 @@ _LANGUAGES = {
 
 #: What the folder's model_index.json and its code call the adapter.
 _ADAPTER_ENTRY = ["pea_adapter", "PEAAdapter"]
+#: One name for every family: diffusers keeps the code of all folders in one module, and finds the
+#: class as the only one in it.
+_PIPELINE_ENTRY = ["pipeline", "PEAPipeline"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +57,12 @@ class _Family:
 
     Attributes:
       template: of the pipeline's code.
-      pipeline: its class.
       parent: the class of diffusers that it is made from.
       encoded: what its `encode_prompt` gives.
       index: entries of model_index.json.
     """
 
     template: str
-    pipeline: str
     parent: str
     encoded: tuple[str, ...]
     index: Mapping[str, Any]
@@ -69,7 +70,6 @@ class _Family:
 
 _SD = _Family(
     "pipeline.py",
-    "PEAStableDiffusionPipeline",
     "StableDiffusionPipeline",
     ("prompt_embeds", "negative_prompt_embeds"),
     {
@@ -81,7 +81,6 @@ _SD = _Family(
 )
 _SDXL = _Family(
     "pipeline_xl.py",
-    "PEAStableDiffusionXLPipeline",
     "StableDiffusionXLPipeline",
     (
         "prompt_embeds",
@@ -189,7 +188,7 @@ def write_diffusers(
     shutil.copyfile(TEMPLATES / family.template, folder / "pipeline.py")
     index = read_json(base.folder / "model_index.json")
     index = {
-        "_class_name": ["pipeline", family.pipeline],
+        "_class_name": _PIPELINE_ENTRY,
         **{name: index[name] for name in (*base.stems, *base.tokenizers)},
         **family.index,
         "scheduler": ["diffusers", scheduler["_class_name"]],

@@ -4,6 +4,7 @@ The environment is set before anything imports jax, which reads it once.
 """
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -12,6 +13,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 # No test may reach for the network, however the code under test asks for a file.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# diffusers copies the code of every folder that it loads into one file: one each for the workers.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="pea_jax_tests_")
 
 import jax
 import jaxtyping

@@ -62,7 +62,7 @@ def test_adapter_file_has_the_official_keys_and_reads_back(config, trained, tmp_
 def test_diffusers_folder_is_whole_and_its_own(config, models, tmp_path):
     folder = export.export(config, tmp_path, output=tmp_path / "out") / "diffusers"
     index = read(folder / "model_index.json")
-    assert index["_class_name"] == ["pipeline", "PEAStableDiffusionPipeline"]
+    assert index["_class_name"] == ["pipeline", "PEAPipeline"]
     assert index["adapter"] == ["pea_adapter", "PEAAdapter"]
     assert index["language_encoder"] == ["transformers", "XLMRobertaModel"]
     assert index["scheduler"] == ["diffusers", "DPMSolverMultistepScheduler"]

@@ -7,9 +7,8 @@ import html
 import importlib
 import itertools
 import json
-import shutil
-import sys
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -42,6 +41,8 @@ class PEAAdapter(ModelMixin, ConfigMixin):
         clean_text: whether prompts are cleaned as open_clip does it: broken encodings mended (where
             ftfy is installed), HTML entities resolved, white space made single spaces.
     """
+
+    code: ClassVar[str] = Path(__file__).read_text("utf-8")
 
     @register_to_config
     def __init__(
@@ -145,6 +146,5 @@ class PEAAdapter(ModelMixin, ConfigMixin):
         index["adapter"] = ["pea_adapter", type(self).__name__]
         index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         for value, name in ((pipeline, "pipeline.py"), (self, "adapter/pea_adapter.py")):
-            code = sys.modules[type(value).__module__].__file__
             (Path(folder) / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(code, Path(folder) / name)
+            (Path(folder) / name).write_text(value.code, "utf-8")

@@ -13,6 +13,7 @@ pipelines of the same base (ControlNet, inpainting, image to image) take the pro
 `encode_prompt` gives.
 """
 
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from transformers import (
 )
 
 
-class PEAStableDiffusionPipeline(StableDiffusionPipeline):
+class PEAPipeline(StableDiffusionPipeline):
     """`StableDiffusionPipeline` whose prompts go through a language encoder and an adapter.
 
     Args:
@@ -47,6 +48,8 @@ class PEAStableDiffusionPipeline(StableDiffusionPipeline):
     model_cpu_offload_seq = (
         "language_encoder->language_encoder_2->adapter->text_encoder->image_encoder->unet->vae"
     )
+    #: This file, which `save_pretrained` writes beside the model: whatever else is loaded later.
+    code: ClassVar[str] = Path(__file__).read_text("utf-8")
     _optional_components: ClassVar[list[str]] = [
         *StableDiffusionPipeline._optional_components,
         "language_encoder_2",

@@ -13,6 +13,7 @@ pipelines of the same base (ControlNet, inpainting, image to image) take the pro
 `encode_prompt` gives.
 """
 
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -30,7 +31,7 @@ from transformers import (
 )
 
 
-class PEAStableDiffusionXLPipeline(StableDiffusionXLPipeline):
+class PEAPipeline(StableDiffusionXLPipeline):
     """`StableDiffusionXLPipeline` whose prompts go through a language encoder and an adapter.
 
     Args:
@@ -50,6 +51,8 @@ class PEAStableDiffusionXLPipeline(StableDiffusionXLPipeline):
         "language_encoder->language_encoder_2->adapter->text_encoder->text_encoder_2"
         "->image_encoder->unet->vae"
     )
+    #: This file, which `save_pretrained` writes beside the model: whatever else is loaded later.
+    code: ClassVar[str] = Path(__file__).read_text("utf-8")
     _optional_components: ClassVar[list[str]] = [
         *StableDiffusionXLPipeline._optional_components,
         "language_encoder_2",

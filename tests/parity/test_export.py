@@ -133,7 +133,7 @@ def test_folder_loads_by_every_name_and_only_with_trust(folder, theirs, ours):
     expected = draw(theirs, ours, num_inference_steps=2)
     for arguments in ({"custom_pipeline": str(folder)}, {}):
         again = load(folder, **arguments)
-        assert type(again).__name__ == "PEAStableDiffusionPipeline"
+        assert type(again).__name__ == "PEAPipeline"
         assert np.array_equal(draw(again, ours, num_inference_steps=2), expected)
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         diffusers.DiffusionPipeline.from_pretrained(folder)

@@ -1,0 +1,125 @@
+"""What loading a sharded checkpoint takes of a host: SDXL's UNet, 5.1 GB, on a mesh of 8 devices.
+
+    python tools/make_random_checkpoint.py sdxl --output DIR     # needs PyTorch and diffusers
+    python benchmarks/load_checkpoint.py DIR [--processes 2]
+
+The devices are virtual CPUs, so their arrays are in the host's memory too: what counts is the peak
+beyond them. `own` is what the process's devices hold (bfloat16, split over "fsdp"), `peak` the
+most of anonymous memory above what was there before, `mapped` the pages of the files that were
+touched: what was read.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+DEVICES = 8
+
+
+def memory(field: str) -> int:
+    """Bytes of a kind of this process's resident memory, as Linux counts it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"/proc/self/status: expected {field}, which Linux has")
+
+
+class Peak:
+    """The most that RssAnon and RssFile grow while it is entered."""
+
+    def __enter__(self) -> "Peak":
+        self._before = {field: memory(field) for field in ("RssAnon", "RssFile")}
+        self.grown = dict.fromkeys(self._before, 0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            for field, before in self._before.items():
+                self.grown[field] = max(self.grown[field], memory(field) - before)
+            if self._stop.wait(0.005):
+                return
+
+
+def work(options: argparse.Namespace) -> None:
+    """One process: loads its share, and prints a row."""
+    import jax
+    import jax.numpy as jnp
+
+    from pea_jax import parallel
+    from pea_jax.models.rngs import OneKey
+    from pea_jax.models.unet import UNet
+    from pea_jax.weights.base import read_base_config
+    from pea_jax.weights.load import load_module
+    from pea_jax.weights.locate import fetch_weights
+
+    parallel.initialize()
+    mesh = parallel.make_mesh(data=1, fsdp=DEVICES)
+    config = read_base_config(options.base)
+    files = fetch_weights(options.base, {"unet": config.stems["unet"]})["unet"]
+    size = sum(file.stat().st_size for file in files)
+    with Peak() as peak:
+        start = time.perf_counter()
+        unet = load_module(
+            lambda: UNet(config.unet, rngs=OneKey(), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16),
+            files,
+            sharding=parallel.parameter_sharding(mesh),
+        )
+        leaves = jax.block_until_ready(jax.tree.leaves(unet))
+        seconds = time.perf_counter() - start
+    own = sum(
+        shard.data.nbytes
+        for leaf in leaves
+        if isinstance(leaf, jax.Array)
+        for shard in leaf.addressable_shards
+    )
+    figures = (size, own, peak.grown["RssAnon"], peak.grown["RssAnon"] - own, peak.grown["RssFile"])
+    cells = [f"{value / 1e9:.2f}" for value in figures]
+    process = f"{parallel.process_index() + 1} of {parallel.process_count()}"
+    print(f"| {process} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", help="a folder in diffusers' format, or an id on the Hub")
+    parser.add_argument("--processes", type=int, default=1, choices=(1, 2, 4, 8))
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options)
+        return
+    print("| process | file GB | own GB | peak GB | beyond own GB | mapped GB | seconds |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    local = DEVICES // options.processes
+    shared = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={local}",
+    }
+    workers = []
+    for index in range(options.processes):
+        joined = {
+            "JAX_COORDINATOR_ADDRESS": "localhost:12355",
+            "JAX_NUM_PROCESSES": str(options.processes),
+            "JAX_PROCESS_ID": str(index),
+        }
+        environment = shared | (joined if options.processes > 1 else {})
+        command = [sys.executable, __file__, options.base, "--worker"]
+        workers.append(subprocess.Popen(command, env=environment))
+    statuses = [worker.wait() for worker in workers]
+    if any(statuses):
+        sys.exit(f"expected every process to end well, got {statuses}")
+
+
+if __name__ == "__main__":
+    main()
