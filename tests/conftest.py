@@ -3,7 +3,9 @@
 The environment is set before anything imports jax, which reads it once.
 """
 
+import atexit
 import os
+import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -15,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # diffusers copies the code of every folder that it loads into one file: one each for the workers.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="pea_jax_tests_")
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 import jax
 import jaxtyping
