@@ -83,7 +83,7 @@ demo: $(RUN)
 	$(BIN)/pea-jax train --config configs/tiny_zh.py --workdir $(DEMO)
 	$(BIN)/pea-jax evaluate --workdir $(DEMO)
 	rm -rf $(DEMO)/samples $(DEMO)/export
-	$(BIN)/pea-jax sample --workdir $(DEMO) \
+	$(BIN)/pea-jax sample --workdir $(DEMO) --output $(DEMO)/samples \
 	    --prompt 蓝色背景上有一个红色的大圆形 --prompt 白色背景上有一个红色的大灯笼
 	$(BIN)/pea-jax export --workdir $(DEMO)
 

@@ -32,9 +32,9 @@ def get_config() -> ConfigDict:
     config.optim.learning_rate = 2e-3
     config.optim.end_learning_rate = 1e-4
     config.optim.warmup_steps = 50
-    config.optim.decay_steps = 1400
+    config.optim.decay_steps = 1000
 
-    config.train.steps = 1400
+    config.train.steps = 1000
     config.train.log_every = 20
     config.train.save_every = 250
     config.train.sample_every = 250
