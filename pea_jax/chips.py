@@ -1,0 +1,49 @@
+"""What accelerators can do, as their makers publish it: for rooflines, utilisation and memory.
+
+Of one jax device, which is one chip (on a TPU v2 or v3 half of one; these are not listed).
+"""
+
+import dataclasses
+import re
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device.
+
+    Attributes:
+      name: what users call it.
+      flops: bfloat16 multiplications and additions a second, dense, at its best.
+      memory: bytes of its high-bandwidth memory.
+      bandwidth: bytes a second between that memory and the cores.
+      interconnect: bytes a second to the other chips of its slice or node, all links together, one
+        way.
+    """
+
+    name: str
+    flops: float
+    memory: int
+    bandwidth: float
+    interconnect: float
+
+
+_GIB = 2**30
+
+#: By what `jax.Device.device_kind` begins with; the first that fits counts. Sources: Google's
+#: system architecture pages of each TPU version, NVIDIA's data sheets (without sparsity).
+CHIPS = {
+    r"TPU v4$": Chip("v4", 275e12, 32 * _GIB, 1228e9, 300e9),
+    r"TPU v5 ?(lite|e)": Chip("v5e", 197e12, 16 * _GIB, 819e9, 200e9),
+    r"TPU v5(p|$)": Chip("v5p", 459e12, 95 * _GIB, 2765e9, 600e9),
+    r"TPU v6 ?(lite|e)": Chip("v6e", 918e12, 32 * _GIB, 1640e9, 448e9),
+    r"NVIDIA A100.*40GB": Chip("A100-40GB", 312e12, 40 * _GIB, 1555e9, 300e9),
+    r"NVIDIA A100.*80GB": Chip("A100-80GB", 312e12, 80 * _GIB, 2039e9, 300e9),
+    r"NVIDIA H100.*(HBM3|SXM)": Chip("H100", 989e12, 80 * _GIB, 3350e9, 450e9),
+    r"NVIDIA H200": Chip("H200", 989e12, 141 * 10**9, 4800e9, 450e9),
+    r"NVIDIA L4$": Chip("L4", 121e12, 24 * _GIB, 300e9, 32e9),
+}
+
+
+def find(device_kind: str) -> Chip | None:
+    """The chip of a `jax.Device.device_kind`; None for one that is not known, such as a CPU."""
+    return next((chip for kind, chip in CHIPS.items() if re.match(kind, device_kind)), None)
