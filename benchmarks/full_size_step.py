@@ -53,9 +53,8 @@ def main() -> None:
         seconds = time.perf_counter() - start
         metrics = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(
-        f"loss {metrics['loss']:.4f}, {len([n for n in metrics if n.startswith('feature/')])} features"
-    )
+    features = sum(name.startswith("feature/") for name in metrics)
+    print(f"loss {metrics['loss']:.4f}, {features} features")
     print("| rows | pixels | type | remat | wall s | CPU s | peak memory GB |")
     print("|---|---|---|---|---|---|---|")
     cells = [options.batch, options.image_size, options.dtype, options.remat, f"{seconds:.0f}"]

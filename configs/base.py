@@ -53,6 +53,8 @@ def get_config() -> ConfigDict:
     # learn from the picture; the others are parallel pairs, which learn from the teacher.
     config.data.batch_size = 320
     config.data.native_batch_size = 80
+    # Whether both are of each device instead: then a run needs as many devices in every sitting.
+    config.data.per_device = False
     # Processes of each host that decode and tokenize; 0 does it in the training process.
     config.data.workers = 8
     # Unreadable pictures that are skipped before the run stops.
@@ -93,6 +95,9 @@ def get_config() -> ConfigDict:
     config.train = ConfigDict()
     # The last step of the run.
     config.train.steps = 42_000
+    # Slices that each device's rows of a step are computed in, one after another: less memory for
+    # activations, the same result.
+    config.train.accumulation_steps = 1
     # Steps between two lines of metrics.
     config.train.log_every = 50
     # Steps between two checkpoints; the last step has one always.
@@ -113,6 +118,10 @@ def get_config() -> ConfigDict:
     # that the other leaves.
     config.mesh.data = -1
     config.mesh.fsdp = 1
+    # Of several processes: seconds in which all have to come, and after which one that is silent
+    # counts as lost and ends the others.
+    config.mesh.join_timeout = 300
+    config.mesh.heartbeat_timeout = 60
 
     config.sample = ConfigDict()
     # ddim, euler, euler_ancestral or dpmpp_2m.

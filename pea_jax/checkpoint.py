@@ -131,8 +131,10 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # A process of several that fails must not wait for others, which may be gone.
+        if kind is None or jax.process_count() == 1:
+            self._manager.close()
 
     @property
     def latest_step(self) -> int | None:

@@ -144,12 +144,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(verb, argv[1:])
         except KeyboardInterrupt as interrupt:
             _complain(said, str(interrupt) or "interrupted")
-            return 130
+            return _leave(130)
         except (ValueError, OSError, FloatingPointError, flags.Error) as error:
             if debug:
                 traceback.print_exc()
             _complain(said, _one_line(error, everything=debug))
-            return 2 if isinstance(error, configs.UsageError | flags.Error) else 1
+            return _leave(2 if isinstance(error, configs.UsageError | flags.Error) else 1)
+        except Exception as error:
+            if not _joined():
+                raise
+            # Most often another process is gone, and a collective with it.
+            if debug or not isinstance(error, RuntimeError):
+                traceback.print_exc()
+            _complain(said, f"lost the other processes, or failed beside them: {_one_line(error)}")
+            return _leave(1)
+
+
+def _joined() -> bool:
+    """Whether this is one process of several, as far as that is known yet."""
+    parallel = sys.modules.get("pea_jax.parallel")
+    return parallel is not None and parallel.is_distributed()
+
+
+def _leave(status: int) -> int:
+    """The exit status; a process of several ends here and now, and does not wait for the others.
+
+    They may be waiting for it: they learn that it is gone when its heartbeats stay away.
+    """
+    if _joined():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def parse(verb: str, arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -187,7 +213,7 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
         task = importlib.import_module(f"pea_jax.{verb}")
         if "prompts" in own:
             own["prompts"] = _prompts(task, own.pop("prompts"), own.pop("prompt"))
-        _start_jax(config)
+        _start_jax(config, distributed=values["distributed"].value, preemptible=verb == "train")
         getattr(task, verb)(config, workdir, **own)
     return 0
 
@@ -222,6 +248,12 @@ def _define(verb: str) -> flags.FlagValues:
     if not VERBS[verb].positional:
         flags.DEFINE_string("config", None, "a file such as configs/tiny_zh.py", flag_values=values)
         flags.DEFINE_string("workdir", None, "the folder of the run", flag_values=values)
+        flags.DEFINE_bool(
+            "distributed",
+            None,
+            "join the processes on the other hosts: on TPU pods, Slurm, Open MPI and Kubernetes",
+            flag_values=values,
+        )
     for define in VERBS[verb].flags:
         define(values)
     flags.DEFINE_bool("debug", False, "show where an error came from", flag_values=values)
@@ -232,13 +264,18 @@ def _define(verb: str) -> flags.FlagValues:
 
 
 def _own_flags(verb: str) -> list[str]:
-    common = {"config", "workdir", "debug", "verbose", "v"}
+    common = {"config", "workdir", "distributed", "debug", "verbose", "v"}
     return [name for name in _define(verb) if name not in common]
 
 
-def _start_jax(config: ConfigDict) -> None:
+def _start_jax(config: ConfigDict, *, distributed: bool | None, preemptible: bool) -> None:
     """Join the other hosts, where there are some; find the programs that earlier runs compiled."""
-    importlib.import_module("pea_jax.parallel").initialize()
+    importlib.import_module("pea_jax.parallel").initialize(
+        distributed=distributed,
+        preemptible=preemptible,
+        join_timeout=config.mesh.join_timeout,
+        heartbeat_timeout=config.mesh.heartbeat_timeout,
+    )
     if config.train.compilation_cache:
         folder = Path(config.train.compilation_cache).expanduser()
         importlib.import_module("jax").config.update("jax_compilation_cache_dir", str(folder))

@@ -7,12 +7,15 @@ One mesh of two axes serves every size of machine: `data` splits batches and rep
 
 import math
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost as ocp_multihost
 
 AXES = ("data", "fsdp")
 
@@ -42,23 +45,132 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def initialize() -> None:
+#: Set by hand for each process of a run.
+_BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+#: What launchers set where they start several processes: Slurm, Open MPI, Cloud TPU on GKE.
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
+
+
+#: Seconds: longer than any process works between two places where it waits for the others.
+_A_DAY = 24 * 60 * 60
+
+
+def initialize(
+    *,
+    distributed: bool | None = None,
+    preemptible: bool = False,
+    join_timeout: int = 300,
+    heartbeat_timeout: int = 60,
+) -> None:
     """Join the other processes of the run, before any device is touched; alone it does nothing.
 
-    A run over several hosts sets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for
-    each of its processes. One that cannot join raises: it must not train a model of its own.
+    One that is not joined by all others in time is ended with a line and status 1, and one that
+    has lost them is ended by jax within the heartbeat's timeout: it must neither train a model of
+    its own nor wait for ever.
+
+    Args:
+      distributed: True joins, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID if
+        they are set, or else as jax finds out on TPU pods, Slurm, Open MPI and Kubernetes. False is
+        alone, whatever the environment says. None joins where the three are set.
+      preemptible: whether SIGTERM is a notice that `preempted` tells all processes of, rather than
+        the end of this one.
+      join_timeout: seconds in which all have to come.
+      heartbeat_timeout: seconds after which a silent process counts as dead.
 
     Raises:
-      ValueError: only some of the three are set.
+      ValueError: only some of the three are set; or the environment is that of one process of
+        several, and `distributed` is None.
+      OSError: there is nothing to join.
     """
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    given = {name: os.environ[name] for name in names if os.environ.get(name)}
-    if not given:
+    given = {name: os.environ[name] for name in _BY_HAND if os.environ.get(name)}
+    if distributed is None:
+        _refuse_several(given)
+    if distributed is False or (distributed is None and not given):
         return
-    if len(given) < len(names):
-        raise ValueError(f"expected all of {', '.join(names)} in the environment, got {given}")
-    address, count, index = given.values()
-    jax.distributed.initialize(address, num_processes=int(count), process_id=int(index))
+    if given and len(given) < len(_BY_HAND):
+        raise ValueError(f"expected all of {', '.join(_BY_HAND)} in the environment, got {given}")
+    where: dict[str, Any] = {}
+    who = ""
+    if given:
+        address, count, index = given.values()
+        where = {
+            "coordinator_address": address,
+            "num_processes": _number(_BY_HAND[1], count),
+            "process_id": _number(_BY_HAND[2], index),
+            "cluster_detection_method": "deactivate",
+        }
+        who = f"process {index} of {count} at {address}: "
+    jax.config.update("jax_enable_preemption_service", preemptible)
+    # jax ends the process on its own timeout, with many lines: ours comes before it.
+    alarm = threading.Timer(join_timeout, _not_all_came, [who, join_timeout])
+    alarm.daemon = True
+    alarm.start()
+    try:
+        jax.distributed.initialize(
+            **where,
+            initialization_timeout=join_timeout + 60,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+            shutdown_timeout_seconds=heartbeat_timeout,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise OSError(
+            f"cannot join the other processes: expected a TPU pod, Slurm, Open MPI, Kubernetes, or "
+            f"{', '.join(_BY_HAND)} in the environment ({error})"
+        ) from error
+    finally:
+        alarm.cancel()
+
+
+def _not_all_came(who: str, seconds: int) -> None:
+    line = f"pea-jax: {who}not all processes of the run came within {seconds} s\n"
+    os.write(2, line.encode())
+    os._exit(1)
+
+
+def _refuse_several(given: Mapping[str, str]) -> None:
+    """Refuses to train alone what was started on several hosts: each would train its own model."""
+    several = {name: os.environ[name] for name in _COUNTS if os.environ.get(name)}
+    several = {
+        name: value
+        for name, value in several.items()
+        if (value.count(",") if name == "TPU_WORKER_HOSTNAMES" else value != "1")
+    }
+    if several and not given:
+        names = ", ".join(f"{name}={value}" for name, value in several.items())
+        raise ValueError(
+            f"this is one process of several ({names}): give --distributed to join them, or "
+            "--nodistributed to run it alone"
+        )
+
+
+def _number(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{name}: expected a number, got {value!r}") from None
+
+
+def is_distributed() -> bool:
+    """Whether `initialize` joined other processes (or one process to itself)."""
+    return jax.distributed.is_initialized()
+
+
+def preempted(call: int) -> bool:
+    """Whether all processes stop after this step, since one of them was told that it will end.
+
+    To be called by every process at every step, with numbers that count up from 1; True on all of
+    them at the same number, which is soon after the notice (SIGTERM) came.
+    """
+    return is_distributed() and multihost_utils.reached_preemption_sync_point(call)
+
+
+def wait_for_all(name: str) -> None:
+    """Every process waits here for the others; `name` tells one such place from another.
+
+    The devices go on meanwhile. A process that doesn't come is noticed by its heartbeats.
+    """
+    ocp_multihost.get_barrier_sync_fn()(key=name, timeout_ms=_A_DAY * 1000)
 
 
 def process_index() -> int:
@@ -107,22 +219,66 @@ def parameter_sharding(
     return rule
 
 
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Arrays, global or such as every process has alike, whole on every device."""
+
+    def place(leaf: jax.Array | np.ndarray) -> jax.Array:
+        if process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
+            return jax.device_put(leaf, replicated(mesh))
+        copies = [jax.device_put(leaf, device) for device in own_devices(mesh)]
+        return jax.make_array_from_single_device_arrays(
+            np.shape(leaf), replicated(mesh), copies, dtype=copies[0].dtype
+        )
+
+    return jax.tree.map(place, tree)
+
+
+def own_devices(mesh: Mesh) -> list[jax.Device]:
+    """This process's devices, in the order of the mesh."""
+    return [device for device in mesh.devices.flat if device.process_index == process_index()]
+
+
+def own_rows(count: int, mesh: Mesh) -> list[int]:
+    """Numbers of this process's rows in a global batch of `count`, in the order of its devices."""
+    each = count // mesh.size
+    return [
+        place * each + row
+        for place, device in enumerate(mesh.devices.flat)
+        if device.process_index == process_index()
+        for row in range(each)
+    ]
+
+
 def to_global(tree: Any, mesh: Mesh) -> Any:
     """Numpy arrays [b, ...], each process's own rows, as global arrays split over all devices.
 
-    The global batch is the processes' rows, one process after another in the order of the mesh.
+    The global batch is the rows of all processes. Where they lie in it follows the mesh: a process
+    hands its rows out to its devices in their order, and on a TPU slice, whose meshes follow the
+    torus, those of one host are not always neighbours.
 
     Raises:
       ValueError: an array's rows do not divide by this process's devices, by path.
     """
     sharding = batch_sharding(mesh)
-    local = len(mesh.local_devices)
+    own = own_devices(mesh)
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     uneven = {
         jax.tree_util.keystr(path): np.shape(leaf)
         for path, leaf in leaves
-        if np.ndim(leaf) == 0 or np.shape(leaf)[0] % local
+        if np.ndim(leaf) == 0 or np.shape(leaf)[0] % len(own)
     }
     if uneven:
-        raise ValueError(f"expected rows that divide by {local} local devices, got {uneven}")
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)
+        raise ValueError(f"expected rows that divide by {len(own)} local devices, got {uneven}")
+
+    def place(leaf: np.ndarray) -> jax.Array:
+        shape = (len(leaf) // len(own) * mesh.size, *leaf.shape[1:])
+        parts = jax.device_put(np.split(leaf, len(own)), own)
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+    return jax.tree.map(place, tree)
+
+
+def to_local(array: jax.Array, mesh: Mesh) -> np.ndarray:
+    """This process's rows of a global array that is split as `to_global` does: its inverse."""
+    parts = {shard.device: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[device]) for device in own_devices(mesh)])

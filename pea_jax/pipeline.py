@@ -9,7 +9,7 @@ Without a language encoder and an adapter it is the base model with its own Engl
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,40 @@ class Pipeline:
           ValueError: at once, for no prompts, a size that the VAE can't give, or arguments that
             don't fit each other.
         """
+        running = self._run(prompts, settings, seed, latents, whole=True)
+        return (np.asarray(images)[: len(prompts) - start] for start, images in running)
+
+    def shares(
+        self,
+        prompts: Sequence[str],
+        settings: Settings,
+        *,
+        seed: int | Sequence[int] = 0,
+        latents: Float[Array | np.ndarray, "N h w c"] | None = None,
+    ) -> Iterator[dict[int, UInt8[np.ndarray, "H W 3"]]]:
+        """Like `batches`, but yields this process's images alone, by the prompt's number.
+
+        Of several processes each gets those that its devices made, and none is sent to another.
+        """
+
+        def own(start: int, images: Array) -> dict[int, UInt8[np.ndarray, "H W 3"]]:
+            numbers = (start + row for row in parallel.own_rows(len(images), self.mesh))
+            pairs = zip(numbers, parallel.to_local(images, self.mesh), strict=True)
+            return {number: image for number, image in pairs if number < len(prompts)}
+
+        running = self._run(prompts, settings, seed, latents, whole=False)
+        return itertools.starmap(own, running)
+
+    def _run(
+        self,
+        prompts: Sequence[str],
+        settings: Settings,
+        seed: int | Sequence[int],
+        latents: Float[Array | np.ndarray, "N h w c"] | None,
+        *,
+        whole: bool,
+    ) -> Iterator[tuple[int, UInt8[Array, "B H W 3"]]]:
+        """The first prompt's number and the images of each batch: global arrays, whole or split."""
         count = len(prompts)
         if isinstance(prompts, str) or count == 0:
             raise ValueError(f"expected a list of one or more prompts, got {prompts!r}")
@@ -230,7 +264,9 @@ class Pipeline:
 
         def dispatch(start: int) -> Array:
             # The last batch is filled up with its last prompt again, and cut when it is fetched.
-            take = np.minimum(np.arange(start, start + rows), count - 1)
+            # Every process makes its own rows of it.
+            own = np.array(parallel.own_rows(rows, self.mesh))
+            take = np.minimum(start + own, count - 1)
             batch = {"positive": self.tokenizer([prompts[i] for i in take]), "seeds": seeds[take]}
             if settings.guided:
                 batch["negative"] = self.tokenizer([negatives[i] for i in take])
@@ -238,14 +274,14 @@ class Pipeline:
                 batch["kept"] = np.array([negatives[i] != "" for i in take], np.float32)
             if latents is not None:
                 batch["noise"] = np.asarray(latents, np.float32)[take]
-            batch = jax.device_put(batch, parallel.batch_sharding(self.mesh))
+            batch = parallel.to_global(batch, self.mesh)
             if latents is None:
                 batch["noise"] = initial_noise(batch["seeds"], shape)
             strengths = settings.guidance_scale, settings.guidance_rescale
             images = _program(*self._split, batch, plan, np.asarray(strengths, np.float32))
-            return jax.device_put(images, parallel.replicated(self.mesh))
+            return parallel.replicate(images, self.mesh) if whole else images
 
-        return _one_ahead(dispatch, count, rows)
+        return _one_ahead(dispatch, range(0, count, rows))
 
     def latent_shape(
         self, height: int | None = None, width: int | None = None
@@ -300,7 +336,7 @@ class Pipeline:
         split = {name: nnx.split(module) for name, module in parts.items()}
         if self.adapter is not None:
             graph, state = nnx.split(self.adapter)
-            split["adapter"] = graph, jax.device_put(state, parallel.replicated(self.mesh))
+            split["adapter"] = graph, parallel.replicate(state, self.mesh)
         graphs = {name: graph for name, (graph, _) in split.items()}
         states = {name: state for name, (_, state) in split.items()}
         return _Networks(**{"adapter": None, **graphs}), states
@@ -405,11 +441,12 @@ def _one_each(name: str, value: str | Sequence[str], count: int) -> list[str]:
     return values
 
 
-def _one_ahead(dispatch, count: int, rows: int) -> Iterator[UInt8[np.ndarray, "n H W 3"]]:
-    """Fetches batch i after batch i + 1 was dispatched, so that devices never wait for the host."""
-    starts = range(0, count, rows)
+def _one_ahead(
+    dispatch: Callable[[int], Array], starts: Sequence[int]
+) -> Iterator[tuple[int, Array]]:
+    """Yields batch i after batch i + 1 was dispatched, so that devices never wait for the host."""
     running = map(dispatch, starts)
     waiting = next(running)
     for start, following in zip(starts, itertools.chain(running, [None]), strict=True):
-        yield np.asarray(waiting)[: count - start]
+        yield start, waiting
         waiting = following

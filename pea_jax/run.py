@@ -62,6 +62,7 @@ def build(config: ConfigDict) -> Run:
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp)
     check(config, parallel.data_shards(mesh))
+    rows = batch_rows(config, parallel.data_shards(mesh))
     distill = DistillSettings(**config.distill)
     optimizer = config.optim.to_dict()
     ema_decay = optimizer.pop("ema_decay")
@@ -86,8 +87,8 @@ def build(config: ConfigDict) -> Run:
     )
     loader = make_loader(
         source,
-        native_batch=config.data.native_batch_size,
-        parallel_batch=config.data.batch_size - config.data.native_batch_size,
+        native_batch=rows["native"],
+        parallel_batch=rows["parallel"],
         seed=config.seed,
         shard_index=parallel.process_index(),
         shard_count=parallel.process_count(),
@@ -113,17 +114,24 @@ def build(config: ConfigDict) -> Run:
         text_encoder=base.text_encoder,
         language_encoder=language.tower,
         adapter=adapter,
-        empty=jax.device_put(empty, parallel.replicated(mesh)),
+        empty=parallel.replicate(empty, mesh),
     )
     state = init_train_state(params, tx, ema=ema_decay > 0)
     schedule = Schedule.from_dict(base.schedule)
-    step = make_train_step(networks, schedule, distill, tx, ema_decay=ema_decay)
+    step = make_train_step(
+        networks,
+        schedule,
+        distill,
+        tx,
+        ema_decay=ema_decay,
+        accumulation_steps=config.train.accumulation_steps,
+    )
     return Run(
         mesh=mesh,
-        state=jax.device_put(state, parallel.replicated(mesh)),
+        state=parallel.replicate(state, mesh),
         frozen=frozen,
         step=jit_train_step(step, mesh),
-        key=jax.device_put(key, parallel.replicated(mesh)),
+        key=parallel.replicate(key, mesh),
         loader=loader,
         learning_rate=learning_rate,
         pipeline=Pipeline(base, language, adapter, mesh),
@@ -141,7 +149,7 @@ def check(config: ConfigDict, data_shards: int) -> None:
     settings, data = config.train, config.data
     problems = [
         f"train.{name}: expected at least 1, got {settings[name]}"
-        for name in ("steps", "log_every", "save_every", "keep")
+        for name in ("steps", "accumulation_steps", "log_every", "save_every", "keep")
         if settings[name] < 1
     ]
     if settings.sample_every < 0:
@@ -162,8 +170,15 @@ def check(config: ConfigDict, data_shards: int) -> None:
         problems.append("data.languages: expected one or more, got none")
     if problems:
         raise ValueError("; ".join(problems))
-    native = data.native_batch_size
-    check_rows({"native": native, "parallel": data.batch_size - native}, data_shards)
+    check_rows(batch_rows(config, data_shards), data_shards, settings.accumulation_steps)
+
+
+def batch_rows(config: ConfigDict, data_shards: int) -> dict[str, int]:
+    """Rows of a step, native and parallel, over all devices."""
+    data = config.data
+    times = data_shards if data.per_device else 1
+    native = data.native_batch_size * times
+    return {"native": native, "parallel": data.batch_size * times - native}
 
 
 def model_dtype(name: str) -> str:

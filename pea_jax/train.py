@@ -21,7 +21,7 @@ from pea_jax.distill.losses import require_finite
 from pea_jax.distill.state import TrainState
 from pea_jax.evals import grid
 from pea_jax.metrics import MetricWriter, Throughput, TrainingBar
-from pea_jax.run import Run, build
+from pea_jax.run import Run, batch_rows, build
 from pea_jax.sample import sample_settings
 
 
@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         if start >= settings.steps:
             report.say(f"{workdir} has step {start} of {settings.steps}: nothing is left to train")
             return
-        stop = stack.enter_context(StopRequest())
+        stop = stack.enter_context(StopRequest(start))
         pending = None
         for step in range(start + 1, settings.steps + 1):
             batch = parallel.to_global(next(loader), run.mesh)
@@ -65,7 +65,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             if pending is not None:
                 report.step(*pending)
             pending = step, metrics
-            last = step == settings.steps or stop.signal is not None
+            last = stop.due(step) or step == settings.steps
             saves = last or step % settings.save_every == 0
             samples = settings.sample_every and step % settings.sample_every == 0
             if saves or samples:
@@ -122,7 +122,8 @@ class Report(contextlib.ExitStack):
 
     def __init__(self, run: Run, config: ConfigDict, workdir: Path, start: int, *, enabled: bool):
         super().__init__()
-        settings, rows = config.train, config.data.batch_size
+        settings = config.train
+        rows = sum(batch_rows(config, parallel.data_shards(run.mesh)).values())
         self._learning_rate, self._settings = run.learning_rate, settings
         self._losses: list[float] = []
         self._throughput = Throughput(rows)
@@ -170,30 +171,49 @@ class Report(contextlib.ExitStack):
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM ask for an orderly end; the second of them ends the process at once.
+    """Ctrl-C and SIGTERM ask for an orderly end, on one process of several for all of them.
+
+    Alone, the second of them ends the process at once.
+
+    Args:
+        start: the step that the run goes on from.
 
     Attributes:
         signal: the one that came, None before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: int) -> None:
+        self._start = start
         self.signal: int | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        # Of several processes SIGTERM is jax's, which tells all of them of it (`due`).
+        numbers = [signal.SIGINT]
+        if not parallel.is_distributed():
+            numbers.append(signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def due(self, step: int) -> bool:
+        """Whether the run ends with this step; to be called once a step, by every process."""
+        if not parallel.is_distributed():
+            return self.signal is not None
+        if self.signal is None and parallel.preempted(step - self._start):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
+
     def _note(self, number: int, frame: object) -> None:
         del frame
-        if self.signal is not None:
+        if parallel.is_distributed():
+            signal.raise_signal(signal.SIGTERM)
+        elif self.signal is not None:
             # Nothing is lost: a checkpoint is in its place when it is whole, and not before.
             os._exit(128 + number)
-        self.signal = number
+        else:
+            self.signal = number
         # Not through print, which a signal may have interrupted.
         os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")

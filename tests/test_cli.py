@@ -43,7 +43,7 @@ def task(monkeypatch):
             "import_module",
             lambda name: module if name == f"pea_jax.{verb}" else real(name),
         )
-        monkeypatch.setattr(cli, "_start_jax", lambda config: None)
+        monkeypatch.setattr(cli, "_start_jax", lambda config, **joining: None)
         return fake
 
     return place
@@ -125,7 +125,7 @@ def test_a_task_takes_the_flags_that_its_verb_offers(verb):
     parameters = list(inspect.signature(task).parameters)
     assert parameters[: len(first)] == first
     values, _ = cli.parse(verb, [])
-    common = {"config", "workdir", "debug", "verbose", "v"}
+    common = {"config", "workdir", "distributed", "debug", "verbose", "v"}
     own = set(values) - common - {"prompt"}  # --prompt and --prompts are one argument
     assert set(parameters[len(first) :]) == {name.replace("-", "_") for name in own}
 
@@ -335,11 +335,11 @@ def test_compiled_programs_are_kept_where_the_config_says(monkeypatch, tmp_path)
     before = jax.config.jax_compilation_cache_dir
     made = config.load(CONFIGS / "tiny_zh.py")
     try:
-        cli._start_jax(made)
+        cli._start_jax(made, distributed=None, preemptible=False)
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "pea_jax")
         jax.config.update("jax_compilation_cache_dir", None)
         made.train.compilation_cache = ""
-        cli._start_jax(made)
+        cli._start_jax(made, distributed=None, preemptible=False)
         assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -218,7 +218,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(go, tmp_path, ca
 def test_the_second_signal_ends_the_process_at_once():
     program = (
         "import os, signal, time; from pea_jax.train import StopRequest\n"
-        "with StopRequest() as stop:\n"
+        "with StopRequest(0) as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    assert stop.signal == signal.SIGINT\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ def draw(
     latent_shape: tuple[int, int, int],
     schedule: Schedule,
     settings: DistillSettings,
+    places: Mapping[str, Int[Array, "_"]] | None = None,
 ) -> Draws:
     """Draws for the student's batch.
 
@@ -49,9 +51,11 @@ def draw(
         latent_shape: (H, W, C).
         schedule: tells how many timesteps there are.
         settings: tell prompt drop and noise offset.
+        places: of each part's rows, where they are not 0, 1, 2, ...
     """
+    places = places or {name: jnp.arange(rows) for name, rows in layout.rows.items()}
     part = layout.join([jnp.full(rows, PARTS.index(name)) for name, rows in layout.rows.items()])
-    place = layout.join([jnp.arange(rows) for rows in layout.rows.values()])
+    place = layout.join([places[name] for name in layout.rows])
 
     def draw_row(part: Int[Array, ""], place: Int[Array, ""]) -> Draws:
         row_key = jax.random.fold_in(jax.random.fold_in(key, part), place)

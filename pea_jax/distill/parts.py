@@ -36,18 +36,21 @@ Fields = Mapping[str, Shaped[Array | np.ndarray, "_ ..."]]
 Tree = TypeVar("Tree")
 
 
-def check_rows(rows: Mapping[str, int], data_shards: int) -> None:
+def check_rows(rows: Mapping[str, int], data_shards: int, slices: int = 1) -> None:
     """Raises ValueError unless every part can be split evenly over the data shards.
 
     Args:
         rows: of each part of the global batch; a part of no rows is absent or 0.
         data_shards: devices that the batch is split over.
+        slices: of each device's rows, one after another (`cut`).
     """
-    uneven = [f"{name} has {count} rows" for name, count in rows.items() if count % data_shards]
+    pieces = data_shards * slices
+    uneven = [f"{name} has {count} rows" for name, count in rows.items() if count % pieces]
     if uneven:
+        times = f" and, on each, over {slices} slices" if slices > 1 else ""
         raise ValueError(
-            f"batch: every part must split evenly over the {data_shards} data shards of the mesh, "
-            f"but {' and '.join(uneven)}; use multiples of {data_shards}"
+            f"batch: every part must split evenly over the {data_shards} data shards of the mesh"
+            f"{times}, but {' and '.join(uneven)}; use multiples of {pieces}"
         )
 
 
@@ -57,6 +60,7 @@ def count_rows(
     *,
     hybrid: bool,
     data_shards: int,
+    slices: int = 1,
 ) -> dict[str, int]:
     """The rows of each part, once the batch is known to be whole.
 
@@ -65,6 +69,7 @@ def count_rows(
         empty: the token ids and masks of the empty prompt, see `EMPTY_FIELDS`.
         hybrid: whether native rows may come.
         data_shards: devices that the batch is split over.
+        slices: of each device's rows.
 
     Raises:
         ValueError: names everything that is wrong with the batch, in one raise.
@@ -101,8 +106,21 @@ def count_rows(
         )
     if problems:
         raise ValueError("batch: " + "; ".join(problems))
-    check_rows(rows, data_shards)
+    check_rows(rows, data_shards, slices)
     return {name: rows[name] for name in PARTS if name in rows}
+
+
+def cut(part: Tree, slices: int, data_shards: int) -> Tree:
+    """A part's arrays [b, ...] as [slices, b / slices, ...]: every device's rows in equal slices.
+
+    So no row moves between devices.
+    """
+
+    def cut_array(array: Shaped[Array | np.ndarray, "b ..."]) -> Shaped[Array, "S _ ..."]:
+        rows = jnp.asarray(array).reshape(data_shards, slices, -1, *array.shape[1:])
+        return rows.swapaxes(0, 1).reshape(slices, -1, *array.shape[1:])
+
+    return jax.tree.map(cut_array, part)
 
 
 @dataclasses.dataclass(frozen=True)

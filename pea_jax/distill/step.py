@@ -30,7 +30,7 @@ from pea_jax.distill.losses import (
     squared_error,
     total,
 )
-from pea_jax.distill.parts import NATIVE, PARALLEL, Fields, Layout, count_rows
+from pea_jax.distill.parts import NATIVE, PARALLEL, PARTS, Fields, Layout, count_rows, cut
 from pea_jax.distill.state import Networks, Params, TrainState
 from pea_jax.models.conditioning import Conditioning
 
@@ -41,9 +41,20 @@ TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_loss_and_gradient(
-    networks: Networks, schedule: Schedule, settings: DistillSettings
+    networks: Networks,
+    schedule: Schedule,
+    settings: DistillSettings,
+    *,
+    accumulation_steps: int = 1,
 ) -> LossAndGradient:
     """The pure function behind the step.
+
+    Args:
+        networks: of `split_networks`.
+        schedule: the base model's.
+        settings: the choices of the method.
+        accumulation_steps: slices that each device's rows are computed in, one after another. The
+            sums are the same; the activations are of one slice.
 
     Returns:
         (params, frozen, batch, key, *, data_shards=1) -> (loss, metrics, gradient), with the
@@ -59,10 +70,40 @@ def make_loss_and_gradient(
         *,
         data_shards: int = 1,
     ) -> tuple[Float[Array, ""], Metrics, Params]:
-        rows = count_rows(batch, frozen["empty"], hybrid=settings.hybrid, data_shards=data_shards)
+        rows = count_rows(
+            batch,
+            frozen["empty"],
+            hybrid=settings.hybrid,
+            data_shards=data_shards,
+            slices=accumulation_steps,
+        )
         learning = {name: count for name, count in rows.items() if _learns(name, settings)}
         if not learning:
             raise ValueError(f"batch: no term of {settings} applies to its rows, {rows}")
+        batch_size = sum(rows.values())
+        numbered = {name: {**batch[name], "place": jnp.arange(rows[name])} for name in learning}
+        if accumulation_steps == 1:
+            return of_rows(params, frozen, numbered, key, data_shards, batch_size)
+        slices = cut(numbered, accumulation_steps, data_shards)
+
+        def add(so_far: Any, rows: Batch) -> tuple[Any, None]:
+            terms = of_rows(params, frozen, rows, key, data_shards, batch_size)
+            return jax.tree.map(jnp.add, so_far, terms), None
+
+        first = jax.tree.map(lambda leaf: leaf[0], slices)
+        form = jax.eval_shape(lambda: of_rows(params, frozen, first, key, data_shards, batch_size))
+        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, form), slices)[0]
+
+    def of_rows(
+        params: Params,
+        frozen: Frozen,
+        batch: Batch,
+        key: PRNGKeyArray,
+        data_shards: int,
+        batch_size: int,
+    ) -> tuple[Float[Array, ""], Metrics, Params]:
+        """What some of the step's rows, with their places in it, add to all three."""
+        learning = {name: len(batch[name]["place"]) for name in PARTS if name in batch}
         layout = Layout(learning, data_shards)
         unet = nnx.merge(networks.unet, frozen["unet"])
         given = _given(networks, schedule, settings, layout, unet, frozen, batch, key)
@@ -83,7 +124,7 @@ def make_loss_and_gradient(
                     terms["output"] = squared_error(predicted, given.teacher[0])
                 if settings.feature_weight:
                     terms["features"] = feature_errors(seen, given.teacher[1])
-            return total(settings, sum(rows.values()), **terms)
+            return total(settings, batch_size, **terms)
 
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return value, metrics, gradient
@@ -98,6 +139,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     *,
     ema_decay: float = 0.0,
+    accumulation_steps: int = 1,
 ) -> TrainStep:
     """The step as a pure function; `jit_train_step` compiles it.
 
@@ -108,6 +150,7 @@ def make_train_step(
         tx: the optimiser.
         ema_decay: of the moving average, if the state has one. The first steps average over fewer:
             the decay at step n, from 0, is min(ema_decay, (1 + n) / (10 + n)).
+        accumulation_steps: see `make_loss_and_gradient`.
 
     Returns:
         train_step(state, frozen, batch, key, *, data_shards=1) -> (state, metrics):
@@ -126,7 +169,9 @@ def make_train_step(
     """
     if not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
-    loss_and_gradient = make_loss_and_gradient(networks, schedule, settings)
+    loss_and_gradient = make_loss_and_gradient(
+        networks, schedule, settings, accumulation_steps=accumulation_steps
+    )
 
     def train_step(
         state: TrainState,
@@ -162,9 +207,8 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh) -> TrainStep:
     gathered whole where they are used. Left to itself, the partitioner rather splits some layers
     the way their weights are split, and sends activations from device to device.
 
-    The state is to be on the mesh from the first call on (`jax.device_put` to
-    `parallel.replicated`): one that jax may still move is another program to it, compiled again at
-    the second step.
+    The state is to be on the mesh from the first call on (`parallel.replicate`): one that jax may
+    still move is another program to it, compiled again at the second step.
     """
     whole = parallel.replicated(mesh)
 
@@ -246,7 +290,8 @@ def _given(
 
     vae = nnx.merge(networks.vae, frozen["vae"])
     mean, logvar = _posterior(vae, student["pixels"])
-    draws = draw(key, layout, mean.shape[1:], schedule, settings)
+    places = {part: batch[part]["place"] for part in layout.rows}
+    draws = draw(key, layout, mean.shape[1:], schedule, settings, places)
     latents = vae.config.scaling_factor * (mean + jnp.exp(0.5 * logvar) * draws.posterior)
     alpha_bar = jnp.asarray(schedule.alphas_cumprod)[draws.timesteps]
     noisy = add_noise(latents, draws.noise, alpha_bar)

@@ -34,7 +34,7 @@ def place(world, mesh, tx):
 
 
 @functools.cache
-def one_step(name, data, fsdp):
+def one_step(name, data, fsdp, accumulation_steps=1):
     """Metrics, gradient and HLO text of one step of a world on a mesh.
 
     With plain descent at rate 1 from params, the gradient is what the step took away.
@@ -44,7 +44,10 @@ def one_step(name, data, fsdp):
     mesh = parallel.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
     networks, state, frozen, batch = place(world, mesh, tx)
     before = _flat(state.params)
-    step = jit_train_step(make_train_step(networks, fakes.schedule(), SETTINGS, tx), mesh)
+    train_step = make_train_step(
+        networks, fakes.schedule(), SETTINGS, tx, accumulation_steps=accumulation_steps
+    )
+    step = jit_train_step(train_step, mesh)
     compiled = step.lower(state, frozen, batch, KEY).compile(fakes.QUICK)
     state, metrics = compiled(state, frozen, batch, KEY)
     after = _flat(state.params)
