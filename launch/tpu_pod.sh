@@ -67,7 +67,7 @@ fail() {
 quoted() {
   local word text=''
   for word in "$@"; do
-    if [[ $word =~ ^[A-Za-z0-9_./:=@%+,][A-Za-z0-9_./:=@%+,~-]*$ || $word =~ ^--?[A-Za-z0-9][A-Za-z0-9_./:=@%+,-]*$ ]]; then
+    if [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then
       text+=" $word"
     else
       text+=" '${word//\'/\'\\\'\'}'"

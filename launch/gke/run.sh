@@ -23,7 +23,7 @@ gke/run.sh COMMAND [SETTING]... [-- WHAT FOLLOWS]
   --workdir           WORKDIR                                  gs://BUCKET/RUN
   --config            CONFIG                                   configs/sdxl_zh.py
   --cache             CACHE             gs://BUCKET/compilation_cache
-  --service-account   SERVICE_ACCOUNT   pea-jax                of Kubernetes, with rights to the bucket
+  --pod-account       POD_ACCOUNT       pea-jax                of Kubernetes, with rights to the bucket
   --accelerator       ACCELERATOR       tpu-v5-lite-podslice   the node pool's; gpu: nvidia-h100-80gb
   --topology          TOPOLOGY          4x4                    tpu: of the slice
   --hosts             HOSTS             by the topology        gpu: 1
@@ -94,7 +94,7 @@ fill() {
   local text name value
   text=$(<"$HERE/$1.yaml")
   [[ -n $SPOT ]] || text=$(sed '/# spot$/d' <<<"$text")
-  for name in NAME MAX_RESTARTS HOSTS SERVICE_ACCOUNT ACCELERATOR TOPOLOGY IMAGE CHIPS_PER_HOST \
+  for name in NAME MAX_RESTARTS HOSTS POD_ACCOUNT ACCELERATOR TOPOLOGY IMAGE CHIPS_PER_HOST \
     DEVICES ARGUMENTS; do
     value=${!name}
     text=${text//"\${$name}"/"$value"}
@@ -182,7 +182,7 @@ main() {
     *) fail 2 "no such command (--help lists them)" ;;
   esac
   NAME=${NAME:-} IMAGE=${IMAGE:-} WORKDIR=${WORKDIR:-} CONFIG=${CONFIG:-} CACHE=${CACHE:-}
-  SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-pea-jax} ACCELERATOR=${ACCELERATOR:-} TOPOLOGY=${TOPOLOGY:-}
+  POD_ACCOUNT=${POD_ACCOUNT:-pea-jax} ACCELERATOR=${ACCELERATOR:-} TOPOLOGY=${TOPOLOGY:-}
   HOSTS=${HOSTS:-} CHIPS_PER_HOST=${CHIPS_PER_HOST:-} MAX_RESTARTS=${MAX_RESTARTS:-5}
   NAMESPACE=${NAMESPACE:-default} SPOT=${SPOT:-} DRY_RUN=${DRY_RUN:-} FOLLOW=''
   local flag variable
@@ -198,7 +198,7 @@ main() {
         [[ $1 == "$flag" ]] || fail 2 "$flag takes no value"
         printf -v "$variable" 1
         shift ;;
-      --name | --image | --workdir | --config | --cache | --service-account | --accelerator | \
+      --name | --image | --workdir | --config | --cache | --pod-account | --accelerator | \
         --topology | --hosts | --chips-per-host | --max-restarts | --namespace)
         if [[ $1 == *=* ]]; then
           printf -v "$variable" '%s' "${1#*=}"

@@ -16,7 +16,7 @@ SETTINGS = {
     *("NAME", "PROJECT", "ZONE", "ACCELERATOR_TYPE", "RUNTIME_VERSION", "SPOT", "SERVICE_ACCOUNT"),
     *("CREATE_OPTIONS", "WORKDIR", "CONFIG", "CACHE", "PIP_SPEC", "PROMPTS", "OUTPUT", "WORKER"),
     *("POLL", "DRY_RUN", "IMAGE", "ACCELERATOR", "TOPOLOGY", "HOSTS", "CHIPS_PER_HOST"),
-    *("MAX_RESTARTS", "NAMESPACE", "VENV", "BUCKET"),
+    *("MAX_RESTARTS", "POD_ACCOUNT", "NAMESPACE", "VENV", "BUCKET"),
 }
 
 #: None of these is ever the real one, not even where a script calls what it should not.
