@@ -6,6 +6,12 @@
 # there: what gcloud is given to run stays one short command that can be read, and typed.
 set -euo pipefail
 
+# That of macOS is of 2007.
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  printf '%s: expected bash 4.4 or later, got %s (brew install bash)\n' "$0" "$BASH_VERSION" >&2
+  exit 2
+fi
+
 readonly SELF=${0##*/}
 # Where everything of ours lies on a worker, relative to its home.
 readonly REMOTE=pea-jax

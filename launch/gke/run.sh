@@ -3,6 +3,12 @@
 # kubectl is set to. launch/README.md tells how one is made; `run.sh --help` the settings.
 set -euo pipefail
 
+# That of macOS is of 2007.
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  printf '%s: expected bash 4.4 or later, got %s (brew install bash)\n' "$0" "$BASH_VERSION" >&2
+  exit 2
+fi
+
 readonly SELF=gke/run.sh
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly HERE
@@ -122,7 +128,7 @@ whole() {
 
 train() {
   need NAME IMAGE WORKDIR CONFIG
-  local kind=$1 bucket=${WORKDIR#gs://} manifest
+  local kind=$1 bucket=${WORKDIR#gs://} device manifest
   shift
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$ ]] ||
     fail 2 "expected a --name of lower-case letters, digits and hyphens, got '$NAME'"
@@ -139,8 +145,8 @@ train() {
     whole HOSTS
     whole CHIPS_PER_HOST
   fi
-  # shellcheck disable=SC2034 # filled in by its name
-  DEVICES=$(seq -s , 0 $((CHIPS_PER_HOST - 1)))
+  DEVICES=0
+  for ((device = 1; device < CHIPS_PER_HOST; device++)); do DEVICES+=,$device; done
   # shellcheck disable=SC2034 # filled in by its name
   ARGUMENTS=$(listed train --distributed --config "$CONFIG" --workdir "$WORKDIR" \
     --config.train.compilation_cache="$CACHE" "$@")
