@@ -33,7 +33,7 @@ endif
 help:
 	@echo 'make demo     distil a Chinese adapter into the embedded tiny Stable Diffusion (10 minutes)'
 	@echo 'make test     the test suite; ARGS="tests/diffusion -x" goes to pytest'
-	@echo 'make lint     ruff and the import contract;  make format applies what ruff can'
+	@echo 'make lint     ruff, the import contract, shellcheck;  make format applies what ruff can'
 	@echo 'make clean    removes the environment and caches, keeps runs/'
 
 # Stamp files: the environment is made anew when another Python is asked for, and the package is
@@ -94,10 +94,20 @@ test: $(PARITY_STAMP)
 test-slow: $(PARITY_STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+# shellcheck is the operating system's (apt install shellcheck, brew install shellcheck): what PyPI has
+# of that name downloads a program when it is installed.
+SHELL_SCRIPTS := launch/*.sh launch/gke/*.sh launch/*.sbatch .ci/run
+
 lint: $(TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
+	@for script in $(SHELL_SCRIPTS); do bash -n $$script || exit; done
+	@if command -v shellcheck >/dev/null; then \
+	    echo shellcheck $(SHELL_SCRIPTS); shellcheck $(SHELL_SCRIPTS); \
+	else \
+	    echo 'shellcheck is not installed: the shell scripts were only parsed.'; \
+	fi
 
 format: $(TEST)
 	$(BIN)/ruff check --fix .

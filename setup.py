@@ -52,6 +52,7 @@ EXTRAS = {
         "beartype>=0.20",  # checks the jaxtyping annotations
         "ruff==0.17.6",  # pinned: a formatter's output changes between releases
         "import-linter>=2.3",  # the layers of pyproject.toml
+        "pyyaml>=6",  # reads the manifests of launch/
     ],
     # The reference of tests/parity and the target of the export. A plain PyTorch from PyPI brings
     # gigabytes of CUDA on Linux: the Makefile installs the CPU build.

@@ -114,9 +114,12 @@ class _Fetch:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Runs first in each worker process: Ctrl-C is the parent's affair, its death is not."""
+    """Runs first in each worker process: Ctrl-C and SIGTERM, which may come to every process of a
+    job, are the parent's affair, its death is not.
+    """
     del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
     def follow_parent() -> None:
         multiprocessing.parent_process().join()

@@ -1,6 +1,9 @@
 import io
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -234,6 +237,19 @@ def test_worker_processes_change_nothing(load, tmp_path):
     assert_same(take(one, 3), expected[5:])
     assert one.bad == threads.bad
     assert len(one.bad) == 1
+
+
+def test_a_notice_to_the_whole_job_leaves_workers_at_work(source, load):
+    expected = take(load(source), 30)
+    loader = load(source, workers=2)
+    first = take(loader, 1)
+    # Slurm sends SIGTERM to every process of a task; the parent saves, and may need a batch for it.
+    workers = multiprocessing.active_children()
+    assert workers
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert_same(first + take(loader, 29), expected)
+    loader.close()
 
 
 def test_workers_die_with_a_killed_parent(source, tmp_path):

@@ -1,0 +1,78 @@
+"""Run `pea-jax train`, and tell a run that was stopped from one that is done.
+
+    python launch/supervise.py pea-jax train --distributed --config FILE --workdir DIR ...
+    python launch/supervise.py --finished DIR
+
+`pea-jax train` ends with 0 when it has trained its last step, and also when SIGTERM, the notice of
+a preemption, made it save and stop: that is no error. A scheduler that starts a job again only
+when it failed would take the second for the first. So this ends with 75 (EX_TEMPFAIL) where the
+workdir's last checkpoint is not that of the last step, and else as the command did. SIGTERM and
+SIGINT are handed on; in a container this is process 1, to which they go.
+
+`--finished` alone asks that question: 0 for yes, 75 for no.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+STOPPED = 75
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit status for the arguments of the command line."""
+    if len(arguments) == 2 and arguments[0] == "--finished":
+        return 0 if is_finished(arguments[1]) else STOPPED
+    workdir = _workdir(arguments)
+    if not arguments or arguments[0].startswith("-") or workdir is None:
+        sys.stderr.write(
+            "supervise.py: expected --finished DIR, or a command with its --workdir DIR\n"
+        )
+        return 2
+    status = _run(arguments)
+    if status == 0 and not is_finished(workdir):
+        sys.stderr.write(f"supervise.py: {workdir} is short of its last step: status {STOPPED}\n")
+        return STOPPED
+    return status
+
+
+def is_finished(workdir: str) -> bool:
+    """Whether the run in `workdir`, a folder or gs://, has the checkpoint of its last step.
+
+    The layout is that of docs/operations.md: config.json, and checkpoints/STEP/.
+    """
+    # Comes with orbax; it knows gs:// as the checkpoints do.
+    from etils import epath
+
+    folder = epath.Path(workdir)
+    config = folder / "config.json"
+    if not config.exists():
+        return False
+    last = json.loads(config.read_text())["train"]["steps"]
+    checkpoints = folder / "checkpoints"
+    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.exists() else []
+    return max((int(name) for name in names if name.isdigit()), default=0) >= last
+
+
+def _run(command: Sequence[str]) -> int:
+    # Inherited descriptors stay open: where a launcher holds a lock, the run itself holds it too.
+    child = subprocess.Popen(list(command), close_fds=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _: child.send_signal(got))
+    status = child.wait()
+    return 128 - status if status < 0 else status
+
+
+def _workdir(arguments: Sequence[str]) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--workdir="):
+            return argument.partition("=")[2]
+        if argument == "--workdir" and index + 1 < len(arguments):
+            return arguments[index + 1]
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
