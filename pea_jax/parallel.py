@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
@@ -126,3 +127,19 @@ def to_global(tree: Any, mesh: Mesh) -> Any:
     if uneven:
         raise ValueError(f"expected rows that divide by {local} local devices, got {uneven}")
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)
+
+
+def gather(value: int) -> list[int]:
+    """The `value` of every process, in their order; all of them call this together."""
+    if jax.process_count() == 1:
+        return [value]
+    return multihost_utils.process_allgather(np.int32(value)).tolist()
+
+
+def of_first(values: Sequence[int]) -> list[int]:
+    """The `values` of the first process, on all of them; all call this together."""
+    if jax.process_count() == 1:
+        return list(values)
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
+    mine = np.resize(np.array([*values, 0], np.int32), count)
+    return multihost_utils.broadcast_one_to_all(mine).tolist()
