@@ -6,8 +6,10 @@ storage that does not answer and from a checkpoint of another run, which are no 
 """
 
 import contextlib
+import functools
 import json
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -184,6 +186,7 @@ def read_tree(folder: AnyPath, item: str, like: Tree) -> Tree:
       DamagedError: it cannot be read.
       ValueError: it was saved of another form.
     """
+    _ignore_late_reads()
     packed = pack(like)
     place = epath.Path(folder.absolute() if not storage.is_bucket(folder) else folder) / item
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
@@ -228,6 +231,24 @@ def merge_states(iterator: Iterator[Any], states: Sequence[Mapping[str, Any]]) -
         return states[0]
 
 
+@functools.cache
+def _ignore_late_reads() -> None:
+    """The first read of a damaged item that fails ends Orbax's event loop; the others come later.
+
+    Each would be told with a traceback, of an error that nobody can catch.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        cut_off = error is not None and isinstance(error.__cause__, GeneratorExit)
+        if not closed and not cut_off:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def _finished(folder: AnyPath) -> bool:
     """Whether Orbax finished writing a step or an item; a kill in between leaves it unfinished."""
     if not storage.is_bucket(folder):
@@ -240,7 +261,13 @@ def _damage(place: AnyPath | None) -> Iterator[None]:
     """Tell damage from a storage that does not answer."""
     try:
         with storage.faults():
-            yield
+            try:
+                yield
+            except Exception as error:
+                # Orbax wraps what tensorstore says of an array in an Exception of no kind.
+                if type(error) is not Exception or not isinstance(error.__cause__, Exception):
+                    raise
+                raise error.__cause__ from None
     except DamagedError:
         raise
     except _SIGNS as error:
