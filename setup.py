@@ -33,6 +33,7 @@ DEPENDENCIES = [
     "ftfy>=6",  # open_clip mends texts with it before it tokenizes them
     # A run.
     "orbax-checkpoint>=0.12.8",  # asynchronous, sharded checkpoints
+    "etils[epath]>=1.15",  # paths in buckets, the ones that orbax and tensorflow-datasets take
     "ml_collections>=1.1",  # configurations
     "absl-py>=2",  # the command line
     "rich>=13",  # progress bar and tables
@@ -45,6 +46,8 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10.2"],
     # Models that are published as torch pickles alone (weights/pickles.py); the CPU build will do.
     "pickles": ["torch>=2.13"],
+    # Workdirs and outputs in buckets of Google Cloud Storage: gs://bucket/run.
+    "gcs": ["gcsfs>=2026.4"],
     # What `make test` and `make lint` need, but for PyTorch (see `parity`).
     "test": [
         "pytest>=8",
@@ -53,6 +56,9 @@ EXTRAS = {
         "ruff==0.17.6",  # pinned: a formatter's output changes between releases
         "import-linter>=2.3",  # the layers of pyproject.toml
         "pyyaml>=6",  # reads the manifests of launch/
+        # tests/test_gcs.py: a storage that answers as a bucket does, and what buckets take.
+        "gcp-storage-emulator>=2026.7",
+        "gcsfs>=2026.4",
     ],
     # The reference of tests/parity and the target of the export. A plain PyTorch from PyPI brings
     # gigabytes of CUDA on Linux: the Makefile installs the CPU build.

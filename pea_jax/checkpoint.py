@@ -7,11 +7,11 @@ A checkpoint holds what training changes and never the frozen weights. Orbax wri
 place and renames it when it is whole, so a killed run leaves the checkpoint before, untouched.
 """
 
+import contextlib
 import dataclasses
 import json
-import os
+import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import grain.checkpoint as grain_checkpoint
@@ -20,10 +20,12 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers
 
+from pea_jax import saved, storage
 from pea_jax.models.adapter import Adapter, AdapterConfig
+from pea_jax.saved import CHECKPOINTS, pack
+from pea_jax.storage import AnyPath, StorageError
 
 CONFIG_FILE = "config.json"
-CHECKPOINTS = "checkpoints"
 
 #: Fields, and groups of fields, that may differ between the sittings of one run: none of them
 #: changes what a step computes. Everything else makes it another run, with another workdir.
@@ -38,10 +40,11 @@ MAY_CHANGE = (
 )
 
 Tree = Any
+_LOG = logging.getLogger(__name__)
 _ABSENT = "(absent)"
 
 
-def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
+def check_config(workdir: AnyPath, config: Mapping[str, Any]) -> None:
     """Refuse a workdir that holds a run of another config.
 
     Args:
@@ -55,7 +58,7 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir}: expected a folder for the run, or nothing")
     if not (workdir / CONFIG_FILE).exists():
-        if _steps(workdir):
+        if saved.steps(workdir):
             raise ValueError(f"{workdir} holds checkpoints but no {CONFIG_FILE}")
         return
     before, now = _flatten(read_config(workdir)), _flatten(_as_json(config))
@@ -71,14 +74,14 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
+def write_config(workdir: AnyPath, config: Mapping[str, Any]) -> None:
     """Write the config of the run, making the workdir; to be called after `check_config`."""
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_as_json(config), indent=2, ensure_ascii=False)
-    replace_text(workdir / CONFIG_FILE, text + "\n")
+    storage.replace_text(workdir / CONFIG_FILE, text + "\n")
 
 
-def read_config(workdir: Path) -> dict[str, Any]:
+def read_config(workdir: AnyPath) -> dict[str, Any]:
     """The config of the run in `workdir`.
 
     Raises:
@@ -97,11 +100,8 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return config
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Write `text` to `file` in one stroke: a reader, or a kill, sees the old or the new whole."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(text, "utf-8")
-    draft.replace(file)
+class SaveError(StorageError):
+    """A checkpoint that could not be written; those before it are whole."""
 
 
 class Checkpointer:
@@ -113,14 +113,16 @@ class Checkpointer:
         keep_best: whether the one of the lowest `loss` given to `save` stays too.
     """
 
-    def __init__(self, workdir: Path, *, keep: int = 3, keep_best: bool = False):
+    def __init__(self, workdir: AnyPath, *, keep: int = 3, keep_best: bool = False):
         if keep < 1:
             raise ValueError(f"keep: expected at least 1 checkpoint, got {keep}")
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if keep_best:
             policies.append(checkpoint_managers.BestN(get_metric_fn=_negated_loss, n=1))
+        self._workdir, self._saved = workdir, None
+        folder = workdir / CHECKPOINTS
         self._manager = ocp.CheckpointManager(
-            (workdir / CHECKPOINTS).absolute(),
+            folder if storage.is_bucket(folder) else folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
@@ -132,9 +134,15 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        # A process of several that fails must not wait for others, which may be gone.
-        if kind is None or jax.process_count() == 1:
-            self._manager.close()
+        if kind is not None and jax.process_count() > 1:
+            return  # It must not wait for the other processes, which may be gone.
+        try:
+            with self._saving():
+                self._manager.close()
+        except SaveError as error:
+            if kind is None:
+                raise
+            _LOG.warning("%s", error)  # the error that the run ends with is told after it
 
     @property
     def latest_step(self) -> int | None:
@@ -168,54 +176,66 @@ class Checkpointer:
 
         Returns:
             False where this step was saved already.
+
+        Raises:
+            SaveError: this or the save before could not be written; the checkpoints before are
+                whole.
         """
         if self.latest_step == step:
             return False
         meta = {"step": step, "seed": seed, "adapter": dataclasses.asdict(adapter)}
         items = {
-            "adapter": ocp.args.PyTreeSave(_pack(state.params)),
-            "optimizer": ocp.args.PyTreeSave(_pack((state.opt_state, state.step))),
+            "adapter": ocp.args.PyTreeSave(pack(state.params)),
+            "optimizer": ocp.args.PyTreeSave(pack((state.opt_state, state.step))),
             "data": grain_checkpoint.CheckpointSave(data_iterator),
             "meta": ocp.args.JsonSave(meta),
         }
         if state.ema is not None:
-            items["ema"] = ocp.args.PyTreeSave(_pack(state.ema))
+            items["ema"] = ocp.args.PyTreeSave(pack(state.ema))
         metrics = None if loss is None else {"loss": float(loss)}
-        return self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        with self._saving(step):
+            return self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore(
         self, state: Tree, data_iterator: Iterator[Any], *, seed: int
     ) -> tuple[Tree, Iterator[Any]]:
-        """The latest checkpoint, in the form and on the devices of `state`.
+        """The latest checkpoint that is whole, in the form and on the devices of `state`.
+
+        A later one that is damaged is warned of and moved to WORKDIR/damaged, since its step will
+        be saved again. `latest_step` is that of the checkpoint taken.
 
         Args:
             state: as for `save`, of a run that has just begun; its arrays say shapes and shardings.
-            data_iterator: its position is set.
+            data_iterator: its position is set, whatever number of processes it was saved by.
             seed: of the run.
 
         Raises:
-            ValueError: the checkpoint is of another seed, or does not have the form of `state`.
+            ValueError: the checkpoint is of another seed, or does not have the form of `state`; or
+                none is whole. Nothing is moved then.
+            StorageError: the storage does not answer.
         """
-        step = self.latest_step
-        if step is None:
+        if self.latest_step is None:
             raise ValueError("no checkpoint to restore")
         trees = {"adapter": state.params, "optimizer": (state.opt_state, state.step)}
         if state.ema is not None:
             trees["ema"] = state.ema
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                meta=ocp.args.JsonRestore(),
-                data=grain_checkpoint.CheckpointRestore(data_iterator),
-                **{item: _restore_args(_pack(tree)) for item, tree in trees.items()},
-            ),
-        )
-        if restored["meta"]["seed"] != seed:
-            raise ValueError(
-                f"checkpoint {step} of {self._manager.directory}: expected seed {seed}, "
-                f"got {restored['meta']['seed']}"
-            )
-        values = {item: _unpack(tree, restored[item]) for item, tree in trees.items()}
+
+        def read(folder: AnyPath) -> tuple[dict[str, Tree], Any]:
+            saved.read_items(folder)
+            found = saved.read_meta(folder)["seed"]
+            if found != seed:
+                raise ValueError(
+                    f"checkpoint {int(folder.name)} of {self._manager.directory}: "
+                    f"expected seed {seed}, got {found}"
+                )
+            position = saved.merge_states(data_iterator, saved.read_data_states(folder))
+            return {item: saved.read_tree(folder, item, trees[item]) for item in trees}, position
+
+        _, (values, position), damaged = saved.latest_whole(self._workdir, self.steps, read)
+        data_iterator.set_state(position)
+        if damaged:
+            saved.set_aside(self._workdir, damaged)
+            self._manager.reload()
         state = dataclasses.replace(
             state,
             params=values["adapter"],
@@ -223,65 +243,74 @@ class Checkpointer:
             opt_state=values["optimizer"][0],
             step=values["optimizer"][1],
         )
-        return state, restored["data"]
+        return state, data_iterator
 
     def wait(self) -> None:
         """Wait until what was saved is on disk.
 
         Raises:
-            OSError: it could not be written.
+            SaveError: it could not be written; the checkpoints before are whole.
         """
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        with self._saving():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _saving(self, step: int | None = None) -> Iterator[None]:
+        """An error of the save under way, or of the one before it, as one line."""
+        if step is not None:
+            before, self._saved = self._saved, step
+        else:
+            before = self._saved
+        try:
+            yield
+        except Exception as error:
+            failed = " or ".join(str(s) for s in dict.fromkeys((before, step)) if s is not None)
+            reason = storage.explain(error) or " ".join(str(error).split()) or repr(error)
+            told = f"{self._workdir / CHECKPOINTS}: the checkpoint of step {failed}"
+            raise SaveError(f"{told} could not be written ({reason})") from error
 
 
-def load_adapter(workdir: Path, *, step: int | None = None) -> tuple[Adapter, int]:
+def load_adapter(workdir: AnyPath, *, step: int | None = None) -> tuple[Adapter, int]:
     """The trained adapter of a run, its moving average where the run keeps one.
 
     Args:
-        workdir: of the run, which may be going on.
-        step: of the checkpoint; None takes the latest.
+        workdir: of the run, which may be going on; nothing is changed there.
+        step: of the checkpoint; None takes the latest that is whole and warns of later ones.
 
     Returns:
         The adapter, float32, uncommitted on the default device, and its step.
 
     Raises:
         FileNotFoundError: the workdir has no checkpoint, or none of this step.
+        ValueError: the checkpoint of this step is damaged, or all are.
     """
-    steps = _steps(workdir)
+    steps = saved.steps(workdir)
     if not steps:
         raise FileNotFoundError(f"{workdir} holds no checkpoint: expected one in {CHECKPOINTS}/")
-    step = max(steps) if step is None else step
-    if step not in steps:
+    if step is not None and step not in steps:
         raise FileNotFoundError(
             f"{workdir} holds no checkpoint of step {step}: there are {', '.join(map(str, steps))}"
         )
-    folder = (workdir / CHECKPOINTS).absolute() / f"{step:08d}"
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        meta = reader.restore(folder / "meta")
-    config = AdapterConfig(**meta["adapter"])
-    graph, state = nnx.split(nnx.eval_shape(lambda: Adapter(config, rngs=nnx.Rngs(0))))
-    item = "ema" if (folder / "ema").exists() else "adapter"
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    form = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), _pack(state)
-    )
-    with ocp.PyTreeCheckpointer() as reader:
-        values = reader.restore(folder / item, args=_restore_args(form))
-    # Through the host: an array of a checkpoint is committed to its device, a fresh one is not.
-    values = {key: jax.numpy.asarray(jax.device_get(value)) for key, value in values.items()}
-    return nnx.merge(graph, _unpack(state, values)), step
+
+    def read(folder: AnyPath) -> Adapter:
+        item = "ema" if "ema" in saved.read_items(folder) else "adapter"
+        config = AdapterConfig(**saved.read_meta(folder)["adapter"])
+        graph, state = nnx.split(nnx.eval_shape(lambda: Adapter(config, rngs=nnx.Rngs(0))))
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        form = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), state
+        )
+        state = saved.read_tree(folder, item, form)
+        # Through the host: an array of a checkpoint is committed to its device, a fresh one is not.
+        return nnx.merge(graph, jax.tree.map(jax.numpy.asarray, jax.device_get(state)))
+
+    chosen, adapter, _ = saved.latest_whole(workdir, steps if step is None else [step], read)
+    return adapter, chosen
 
 
 def _negated_loss(metrics: Mapping[str, float]) -> float:
     return -metrics["loss"]
-
-
-def _steps(workdir: Path) -> list[int]:
-    """The steps of the whole checkpoints of a workdir, in rising order."""
-    folder = workdir / CHECKPOINTS
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,22 +329,3 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _may_change(field: str) -> bool:
     return any(field == name or field.startswith(f"{name}.") for name in MAY_CHANGE)
-
-
-def _pack(tree: Tree) -> dict[str, Any]:
-    """The leaves by their paths: what is stored does not depend on the classes on the way."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _unpack(like: Tree, packed: Mapping[str, Any]) -> Tree:
-    return jax.tree.unflatten(jax.tree.structure(like), [packed[key] for key in _pack(like)])
-
-
-def _restore_args(packed: Mapping[str, Any]) -> ocp.args.PyTreeRestore:
-    form = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(packed))
-    return ocp.args.PyTreeRestore(
-        form, restore_args=ocp.checkpoint_utils.construct_restore_args(form)
-    )

@@ -21,10 +21,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from pea_jax import config as configs
+from pea_jax import storage
+from pea_jax.storage import AnyPath
 
 Define = Callable[[flags.FlagValues], object]
 
 _PACKAGE = Path(__file__).parent
+
+#: Of libraries that log what is told in one line by an error, or by nobody.
+_LOGGERS = ("pea_jax", "absl", "jax", "orbax", "grain", "gcsfs", "fsspec", "google", "asyncio")
 
 #: How many of a message's lines are shown without --debug.
 _SHOWN_LINES = 9
@@ -141,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if any(word in ("-h", "--help") for word in argv):
                 print(_help(verb, argv[1:]))
                 return 0
-            return _run(verb, argv[1:])
+            with storage.faults():
+                return _run(verb, argv[1:])
         except KeyboardInterrupt as interrupt:
             _complain(said, str(interrupt) or "interrupted")
             return _leave(130)
@@ -200,14 +206,14 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
         raise configs.UsageError("expected " + " and ".join(f"--{name}" for name in missing))
     own = {name.replace("-", "_"): values[name].value for name in _own_flags(verb)}
     if own.get("output"):
-        own["output"] = Path(own["output"]).expanduser()
+        own["output"] = storage.as_path(own["output"])
     if positional := VERBS[verb].positional:
         source = _only(rest, positional)
         with _quiet(verb, loud=values["verbose"].value):
             task = importlib.import_module(f"pea_jax.{verb}")
             getattr(task, verb)(source, **own)
         return 0
-    workdir = Path(values["workdir"].value).expanduser() if values["workdir"].value else None
+    workdir = storage.as_path(values["workdir"].value) if values["workdir"].value else None
     with _quiet(verb, loud=values["verbose"].value):
         config = configs.override(_config(values["config"].value, workdir), rest)
         task = importlib.import_module(f"pea_jax.{verb}")
@@ -223,13 +229,13 @@ def _only(arguments: Sequence[str], name: str) -> Path:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         got = " ".join(arguments)
         raise configs.UsageError(f"expected one {name.upper()}, got {repr(got) if got else 'none'}")
-    return Path(arguments[0]).expanduser()
+    return storage.local(arguments[0], name.upper())
 
 
-def _config(file: str | None, workdir: Path | None) -> ConfigDict:
+def _config(file: str | None, workdir: AnyPath | None) -> ConfigDict:
     """The config of a file; or else that of the run in the workdir."""
     if file:
-        return configs.load(Path(file).expanduser())
+        return configs.load(storage.local(file, "--config"))
     if workdir is None:
         raise configs.UsageError("expected --config, or the --workdir of a run")
     checkpoint = importlib.import_module("pea_jax.checkpoint")
@@ -239,7 +245,7 @@ def _config(file: str | None, workdir: Path | None) -> ConfigDict:
 def _prompts(sample: ModuleType, file: str | None, prompts: list[str]) -> list[str]:
     if bool(file) == bool(prompts):
         raise configs.UsageError("expected either --prompts FILE or --prompt TEXT")
-    return prompts or sample.read_prompts(Path(file).expanduser())
+    return prompts or sample.read_prompts(storage.as_path(file))
 
 
 def _define(verb: str) -> flags.FlagValues:
@@ -277,7 +283,7 @@ def _start_jax(config: ConfigDict, *, distributed: bool | None, preemptible: boo
         heartbeat_timeout=config.mesh.heartbeat_timeout,
     )
     if config.train.compilation_cache:
-        folder = Path(config.train.compilation_cache).expanduser()
+        folder = storage.as_path(config.train.compilation_cache)
         importlib.import_module("jax").config.update("jax_compilation_cache_dir", str(folder))
 
 
@@ -304,7 +310,7 @@ def _quiet(verb: str, *, loud: bool) -> Iterator[None]:
             record.name.startswith("pea_jax") or Path(record.pathname).is_relative_to(_PACKAGE)
         )
     )
-    loggers = [logging.getLogger(name) for name in ("pea_jax", "absl", "jax", "orbax", "grain")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger, logger.propagate) for logger in loggers]
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module=r"pea_jax($|\.)")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pea_jax.models.adapter import AdapterConfig
+from pea_jax.storage import AnyPath, replace_bytes
 from pea_jax.weights.adapters import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -23,7 +24,7 @@ from pea_jax.weights.adapters import (
     write_adapter,
 )
 from pea_jax.weights.pickles import serialize_pickle
-from pea_jax.weights.save import refuse_used, write_atomically
+from pea_jax.weights.save import refuse_used
 
 TORCH_FILE = "pytorch_model.bin"
 
@@ -34,12 +35,12 @@ DTYPES = ("float32", "float16", "bfloat16")
 def convert(
     file: Path,
     *,
-    output: Path,
+    output: AnyPath,
     format: str | None = None,  # noqa: A002  (what the flag is called)
     dtype: str | None = None,
     language_encoder: str | None = None,
     base: str | None = None,
-) -> Path:
+) -> AnyPath:
     """Writes the adapter in `file` to the folder `output`.
 
     Args:
@@ -77,7 +78,7 @@ def convert(
     if format == "torch":
         content = serialize_pickle(tensors)
         output.mkdir(parents=True, exist_ok=True)
-        write_atomically(output / TORCH_FILE, content)
+        replace_bytes(output / TORCH_FILE, content)
     else:
         write_adapter(output, tensors, metadata={**metadata, **named})
     written = TORCH_FILE if format == "torch" else f"{WEIGHTS_FILE}, {CONFIG_FILE}"

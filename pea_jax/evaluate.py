@@ -15,7 +15,6 @@ that a word-for-word translation misses), and four models:
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from flax import nnx
@@ -25,11 +24,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from pea_jax import checkpoint, parallel
+from pea_jax import checkpoint, parallel, storage
 from pea_jax.evals import grid, scores
 from pea_jax.models.adapter import Adapter
 from pea_jax.pipeline import Pipeline, Settings
 from pea_jax.sample import load_pipeline, progress, sample_settings
+from pea_jax.storage import AnyPath
 from pea_jax.tinyworld import captions, splits, world
 from pea_jax.tinyworld.world import Scene
 
@@ -66,7 +66,7 @@ class PromptSet:
 
 
 def evaluate(
-    config: ConfigDict, workdir: Path, *, output: Path | None = None, step: int | None = None
+    config: ConfigDict, workdir: AnyPath, *, output: AnyPath | None = None, step: int | None = None
 ) -> dict:
     """Scores a run, writes eval.json and grid.png, and prints a table.
 
@@ -121,8 +121,9 @@ def evaluate(
     if parallel.process_index() == 0:
         output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        checkpoint.replace_text(output / EVAL_FILE, text)
-        draw(sets, images, _language(config)).save(output / GRID_FILE)
+        storage.replace_text(output / EVAL_FILE, text)
+        picture = draw(sets, images, _language(config))
+        storage.replace_bytes(output / GRID_FILE, grid.png(picture))
         show(results, Console())
         print(f"{output / EVAL_FILE}\n{output / GRID_FILE}")
     return results

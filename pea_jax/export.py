@@ -3,19 +3,18 @@
     OUTPUT/adapter.safetensors, config.json   the adapter, in the authors' key layout
     OUTPUT/diffusers/                         a whole model that PyTorch diffusers loads
 
-The folder appears whole or not at all. Weights of the base are copied, not linked, and those of the
+The folder appears whole or not at all (in a bucket, where it is copied to, unless a kill cuts that
+off). Weights of the base are copied, not linked, and those of the
 language encoder are written again under transformers' names: `save_pretrained` into the export, or
 an edit of it, must not reach the models it came from.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -24,9 +23,10 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from pea_jax import checkpoint
+from pea_jax import checkpoint, storage
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.models.adapter import Adapter
+from pea_jax.storage import AnyPath
 from pea_jax.weights.adapters import WEIGHTS_FILE, check_fit, save_adapter
 from pea_jax.weights.base import BaseConfig, read_base_config
 from pea_jax.weights.encoder_folder import write_encoder
@@ -108,8 +108,8 @@ _SCHEDULERS = {
 
 
 def export(
-    config: ConfigDict, workdir: Path, *, output: Path | None = None, step: int | None = None
-) -> Path:
+    config: ConfigDict, workdir: AnyPath, *, output: AnyPath | None = None, step: int | None = None
+) -> AnyPath:
     """Writes a run's adapter, and a folder for diffusers, to `output`.
 
     Args:
@@ -138,7 +138,7 @@ def export(
             f"{config.model.language_encoder}: expected at most 2 encoders, which the folder has "
             f"places for, got {len(language.parts)}"
         )
-    with _appearing(output) as folder:
+    with storage.appearing(output) as folder:
         save_adapter(folder, adapter, metadata=_metadata(config, step))
         write_diffusers(folder / "diffusers", config, base, language, adapter, folder)
         source = resolve(config.model.base, patterns=["README.md"])
@@ -247,7 +247,9 @@ def scheduler_config(solver: str, schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def model_card(config: ConfigDict, adapter: Adapter, base: Path, workdir: Path, step: int) -> str:
+def model_card(
+    config: ConfigDict, adapter: Adapter, base: Path, workdir: AnyPath, step: int
+) -> str:
     """The README.md of the diffusers folder.
 
     Args:
@@ -288,18 +290,6 @@ def _metadata(config: ConfigDict, step: int) -> dict[str, Any]:
         "languages": list(config.data.languages),
         "step": step,
     }
-
-
-@contextlib.contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """A folder to write to that takes the name `output` at the end, or vanishes with an error."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as draft:
-        # One level down: the draft itself is for its owner's eyes alone.
-        folder = Path(draft) / "export"
-        folder.mkdir()
-        yield folder
-        folder.replace(output)
 
 
 def _copy(files: Sequence[Path], folder: Path) -> None:
@@ -353,7 +343,7 @@ def _license(readme: Path) -> str | None:
     return found[1] if found else None
 
 
-def _results(file: Path) -> str:
+def _results(file: AnyPath) -> str:
     """The scores of eval.json as a table; what `evaluate` wrote there says what they mean."""
     if not file.is_file():
         return "Not evaluated yet."

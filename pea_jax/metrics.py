@@ -4,13 +4,13 @@ workdir/metrics.jsonl     one JSON object a line: {"step": 20, "loss": 0.31, ...
 workdir/tensorboard/      the same scalars, and images
 """
 
+import contextlib
 import datetime
 import io
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,16 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
-from tensorboardX import SummaryWriter
 
-from pea_jax.checkpoint import replace_text
+from pea_jax import storage
+from pea_jax.events import EventWriter
+from pea_jax.storage import AnyPath
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: AnyPath) -> list[dict[str, Any]]:
     """The lines of a workdir's metrics.jsonl; a last line cut short by a kill is left out."""
     file = workdir / METRICS_FILE
     lines = file.read_text("utf-8").splitlines(keepends=True) if file.exists() else []
@@ -43,49 +44,54 @@ class MetricWriter:
         enabled: False writes nothing (every process of a run but one).
     """
 
-    def __init__(self, workdir: Path, *, resumed: int = 0, enabled: bool = True):
-        self._lines: io.TextIOBase | None = None
+    def __init__(self, workdir: AnyPath, *, resumed: int = 0, enabled: bool = True):
+        self._lines: storage.Growing | None = None
         if not enabled:
             return
         workdir.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(workdir) if line["step"] <= resumed]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        replace_text(workdir / METRICS_FILE, text)
-        self._lines = (workdir / METRICS_FILE).open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir / EVENTS), purge_step=resumed + 1)
+        self._lines = storage.Growing(workdir / METRICS_FILE, text.encode())
+        self._events = EventWriter(workdir / EVENTS, purge_step=resumed + 1)
 
     def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._lines is not None:
-            self._lines.close()
-            self._events.close()
+        if self._lines is None:
+            return
+        # Where the run ends with an error, that of the same disk or bucket has nothing to add.
+        ignored = contextlib.suppress(OSError) if exception[0] else contextlib.nullcontext()
+        with ignored, self._events, self._lines:
+            pass
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line of metrics.jsonl, and a point of a TensorBoard curve for each value."""
+        """Write one line of metrics.jsonl, and a point of a TensorBoard curve for each value.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         if self._lines is None:
             return
         values = {name: float(value) for name, value in values.items()}
-        # Flushed line by line: what is in the file survives a kill of this process.
-        self._lines.write(json.dumps({"step": step} | values) + "\n")
-        self._lines.flush()
+        self._lines.write((json.dumps({"step": step} | values) + "\n").encode())
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._events.scalar(step, name, value)
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
         """Write one image to TensorBoard."""
         if self._lines is not None:
-            self._events.add_image(name, image, step, dataformats="HWC")
+            self._events.image(step, name, image)
 
     def text(self, step: int, name: str, text: str) -> None:
         """Write a text (Markdown) to TensorBoard."""
         if self._lines is not None:
-            self._events.add_text(name, text, step)
+            self._events.text(step, name, text)
 
     def flush(self) -> None:
-        """Hand what was written to the operating system."""
+        """Let readers see all that was written; in a bucket they see it some 30 s late else."""
         if self._lines is not None:
+            self._lines.flush()
             self._events.flush()
 
 

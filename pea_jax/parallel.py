@@ -282,3 +282,19 @@ def to_local(array: jax.Array, mesh: Mesh) -> np.ndarray:
     """This process's rows of a global array that is split as `to_global` does: its inverse."""
     parts = {shard.device: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(parts[device]) for device in own_devices(mesh)])
+
+
+def gather(value: int) -> list[int]:
+    """The `value` of every process, in their order; all of them call this together."""
+    if process_count() == 1:
+        return [value]
+    return multihost_utils.process_allgather(np.int32(value)).tolist()
+
+
+def of_first(values: Sequence[int]) -> list[int]:
+    """The `values` of the first process, on all of them; all call this together."""
+    if process_count() == 1:
+        return list(values)
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
+    mine = np.resize(np.array([*values, 0], np.int32), count)
+    return multihost_utils.broadcast_one_to_all(mine).tolist()

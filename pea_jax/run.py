@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pea_jax import optim, parallel
+from pea_jax import optim, parallel, storage
 from pea_jax.data.pipeline import Loader, make_loader
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.losses import DistillSettings
@@ -71,7 +70,7 @@ def build(config: ConfigDict) -> Run:
     adapter_config = _adapter_config(config, read_base_config(config.model.base))
 
     dtype = jnp.dtype(model_dtype(config.model.dtype))
-    source = open_split(config.data.dataset, Path(config.data.data_dir).expanduser())
+    source = open_split(config.data.dataset, storage.as_path(config.data.data_dir))
     base = load_base(
         config.model.base,
         dtype=dtype,
@@ -102,7 +101,7 @@ def build(config: ConfigDict) -> Run:
 
     init_key, key = jax.random.split(jax.random.key(config.seed))
     if config.adapter.init_from:
-        adapter = load_adapter(Path(config.adapter.init_from).expanduser())
+        adapter = load_adapter(storage.local(config.adapter.init_from, "adapter.init_from"))
     else:
         adapter = Adapter(adapter_config, rngs=nnx.Rngs(init_key))
     ids, mask = language.tokenizer([""])
@@ -211,7 +210,7 @@ def _adapter_config(config: ConfigDict, base: BaseConfig) -> AdapterConfig:
             projector_layers=config.adapter.projector_layers,
             pooled_width=unet.pooled_width,
         )
-    given, _ = read_adapter_config(Path(config.adapter.init_from).expanduser())
+    given, _ = read_adapter_config(storage.local(config.adapter.init_from, "adapter.init_from"))
     check_fit(
         given,
         language_width=width,

@@ -12,7 +12,6 @@ import collections
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from pea_jax import checkpoint, parallel
+from pea_jax import checkpoint, parallel, storage
 from pea_jax.evals import grid
 from pea_jax.models.adapter import Adapter
 from pea_jax.pipeline import Pipeline, Settings
 from pea_jax.run import model_dtype
+from pea_jax.storage import AnyPath
+from pea_jax.weights.save import refuse_used
 
 MANIFEST_FILE = "manifest.jsonl"
 GRID_FILE = "grid.png"
@@ -37,12 +38,12 @@ GRID_IMAGES = 64
 
 def sample(
     config: ConfigDict,
-    workdir: Path | None,
+    workdir: AnyPath | None,
     *,
     prompts: Sequence[str],
-    output: Path,
+    output: AnyPath,
     step: int | None = None,
-) -> Path:
+) -> AnyPath:
     """Samples one image a prompt.
 
     Args:
@@ -59,8 +60,7 @@ def sample(
     """
     if not prompts:
         raise ValueError("expected one or more prompts, got none")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} is there already: expected a new or an empty folder")
+    refuse_used(output)
     origin = {"base": config.model.base}
     if workdir is None:
         pipeline = load_pipeline(config, None)
@@ -92,24 +92,26 @@ def sample(
 
 
 def _write(
-    output: Path, lines: Sequence[dict[str, Any]], batches: Iterator[UInt8[np.ndarray, "n H W 3"]]
+    output: AnyPath,
+    lines: Sequence[dict[str, Any]],
+    batches: Iterator[UInt8[np.ndarray, "n H W 3"]],
 ) -> None:
     """Files of the images in `batches`, in the order of the manifest's `lines`."""
     output.mkdir(parents=True, exist_ok=True)
     first, rest = [], iter(lines)
-    with (output / MANIFEST_FILE).open("w", encoding="utf-8") as manifest:
+    with storage.Growing(output / MANIFEST_FILE) as manifest:
         for images in batches:
             for image, line in zip(images, rest, strict=False):
-                Image.fromarray(image).save(output / line["file"])
-                manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
-                manifest.flush()
+                storage.replace_bytes(output / line["file"], grid.png(Image.fromarray(image)))
+                manifest.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
             first += list(images[: GRID_IMAGES - len(first)])
     # A caption that the shipped font can't write would be boxes: the file's name says which it is.
     captions = [line["prompt"] if grid.writable(line["prompt"]) else line["file"] for line in lines]
-    grid.tile(np.stack(first), captions[: len(first)]).save(output / GRID_FILE)
+    picture = grid.tile(np.stack(first), captions[: len(first)])
+    storage.replace_bytes(output / GRID_FILE, grid.png(picture))
 
 
-def read_prompts(file: Path) -> list[str]:
+def read_prompts(file: AnyPath) -> list[str]:
     """The prompts of a file, one a line; lines that are blank are left out.
 
     Raises:

@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,9 +22,10 @@ from pea_jax.evals import grid
 from pea_jax.metrics import MetricWriter, Throughput, TrainingBar
 from pea_jax.run import Run, batch_rows, build
 from pea_jax.sample import sample_settings
+from pea_jax.storage import AnyPath
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(config: ConfigDict, workdir: AnyPath) -> None:
     """Train until `config.train.steps`, going on from the workdir's latest checkpoint.
 
     Args:
@@ -34,7 +34,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     Raises:
         ValueError: a config that cannot be, does not fit the models, or is not that of the run in
-            `workdir`; nothing is written then.
+            `workdir`; nothing is written then. Or none of its checkpoints is whole.
+        OSError: the workdir cannot be read or written. The latest whole checkpoint stays.
         FloatingPointError: a term of the loss is not finite. The latest checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, when the step under way was finished and saved.
     """
@@ -52,6 +53,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         start = checkpoints.latest_step or 0
         if start:
             state, loader = checkpoints.restore(state, loader, seed=config.seed)
+            start = checkpoints.latest_step  # an earlier one, where the latest is damaged
         report = stack.enter_context(Report(run, config, workdir, start, enabled=primary))
         if start >= settings.steps:
             report.say(f"{workdir} has step {start} of {settings.steps}: nothing is left to train")
@@ -120,7 +122,9 @@ class Report(contextlib.ExitStack):
         enabled: False tells nothing (every process of a run but one).
     """
 
-    def __init__(self, run: Run, config: ConfigDict, workdir: Path, start: int, *, enabled: bool):
+    def __init__(
+        self, run: Run, config: ConfigDict, workdir: AnyPath, start: int, *, enabled: bool
+    ):
         super().__init__()
         settings = config.train
         rows = sum(batch_rows(config, parallel.data_shards(run.mesh)).values())
@@ -163,6 +167,9 @@ class Report(contextlib.ExitStack):
                 values["images_per_second"] = rate
             self._writer.scalars(step, values)
             self._throughput.restart()
+        if not timed:
+            # A checkpoint may follow, and is not to be ahead of the record.
+            self._writer.flush()
 
     def mean_loss(self) -> float:
         """Of the steps since the last call."""

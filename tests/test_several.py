@@ -111,7 +111,9 @@ def test_two_hosts_of_two_devices_train_and_sample_as_one_device_does(begin, alo
     arguments = ["sample", "--workdir", str(alone), "--config.sample.batch_size=4"]
     arguments += [f"--prompt={prompt}" for prompt in PROMPTS]
     finish(start([*arguments, "--output", str(tmp_path / "one")], 1))
-    told = finish(start([*arguments, "--output", str(tmp_path / "two"), "--config.mesh.fsdp=2"], 2, 2))
+    told = finish(
+        start([*arguments, "--output", str(tmp_path / "two"), "--config.mesh.fsdp=2"], 2, 2)
+    )
     assert "5 images" in told
     files = sorted(file.name for file in (tmp_path / "one").iterdir())
     assert sorted(file.name for file in (tmp_path / "two").iterdir()) == files

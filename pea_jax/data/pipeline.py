@@ -275,6 +275,28 @@ class Loader(grain.DatasetIterator):
         self._step = int(state["step"])
         self._bad = dict(state["bad"])
 
+    @staticmethod
+    def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The states of all hosts, taken after the same step, one that every host may go on from.
+
+        Args:
+          states: one a host, of any number of hosts.
+
+        Raises:
+          ValueError: they differ in more than the images that each could not read.
+        """
+        common = [{k: v for k, v in state.items() if k != "bad"} for state in states]
+        differing = sorted(
+            name
+            for name in {name for one in common for name in one}
+            if any(one.get(name) != common[0].get(name) for one in common)
+        )
+        if differing:
+            told = "; ".join(f"{name} {[one.get(name) for one in common]}" for name in differing)
+            raise ValueError(f"the hosts' states of the data iterator disagree: {told}")
+        bad = {key: why for state in states for key, why in state["bad"].items()}
+        return {**common[0], "bad": bad}
+
     def start_prefetch(self) -> None:
         """Begins to read the next batch in the background."""
         self._assert_not_closed()

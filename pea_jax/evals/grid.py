@@ -1,6 +1,7 @@
 """Pictures of pictures: images tiled or in a table, with captions in the font that is shipped."""
 
 import functools
+import io
 import math
 from collections.abc import Sequence
 
@@ -31,6 +32,13 @@ def writable(text: str) -> bool:
 def _has_glyph(char: str) -> bool:
     face = font(16)
     return char == " " or bytes(face.getmask(char)) != bytes(face.getmask("\U0010ffff"))
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def tile(

@@ -26,11 +26,12 @@ from safetensors.numpy import save
 
 import pea_jax
 from pea_jax.models.adapter import Adapter, AdapterConfig
+from pea_jax.storage import AnyPath, replace_bytes
 from pea_jax.weights import names
 from pea_jax.weights.errors import WeightsError
 from pea_jax.weights.load import load_module, read_header, read_tensors
 from pea_jax.weights.locate import read_json
-from pea_jax.weights.save import tensors_of, write_atomically
+from pea_jax.weights.save import tensors_of
 
 WEIGHTS_FILE = "adapter.safetensors"
 CONFIG_FILE = "config.json"
@@ -83,7 +84,7 @@ def architecture_of(shapes: Mapping[str, Sequence[int]], *, name: str = "adapter
 
 
 def save_adapter(
-    folder: Path | str,
+    folder: AnyPath | str,
     adapter: Adapter,
     *,
     metadata: Mapping[str, Any],
@@ -117,7 +118,7 @@ def save_adapter(
 
 
 def write_adapter(
-    folder: Path | str,
+    folder: AnyPath | str,
     tensors: Mapping[str, np.ndarray],
     *,
     metadata: Mapping[str, Any],
@@ -149,7 +150,7 @@ def write_adapter(
         ),
         CONFIG_FILE: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
     }
-    folder = Path(folder)
+    folder = Path(folder) if isinstance(folder, str) else folder
     differing = [
         str(folder / name)
         for name, content in contents.items()
@@ -161,7 +162,7 @@ def write_adapter(
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        write_atomically(folder / name, content)
+        replace_bytes(folder / name, content)
 
 
 def read_adapter_config(folder_or_file: Path | str) -> tuple[AdapterConfig, dict[str, Any]]:

@@ -11,9 +11,10 @@ from pea_jax.models.altclip import AltCLIPTextConfig
 from pea_jax.models.bert import BertConfig
 from pea_jax.models.clip import CLIPTextConfig
 from pea_jax.models.t5 import T5Config
+from pea_jax.storage import replace_bytes
 from pea_jax.weights.encoders import Published, TowerConfig
 from pea_jax.weights.language import load_tower
-from pea_jax.weights.save import tensors_of, write_atomically
+from pea_jax.weights.save import tensors_of
 
 _BERTS = {"bert": "BertModel", "roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel"}
 
@@ -37,7 +38,7 @@ def write_encoder(part: Published, folder: Path) -> str:
             for key, tensor in tensors.items()
         }
     folder.mkdir(parents=True)
-    write_atomically(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    replace_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     text = json.dumps({"architectures": [name], **config}, indent=2)
     (folder / "config.json").write_text(text + "\n", "utf-8")
     return name

@@ -1,6 +1,5 @@
 """A Flax module into safetensors, under the names and in the layout that `load` reads."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import save
 
+from pea_jax.storage import AnyPath, replace_bytes
 from pea_jax.weights import names
 
 
@@ -29,7 +29,7 @@ def save_module(
       metadata: strings for the file's header, beside `format: pt`, which tells diffusers and
         transformers that the layout is PyTorch's.
     """
-    write_atomically(Path(file), serialize(module, dtype=dtype, metadata=metadata))
+    replace_bytes(Path(file), serialize(module, dtype=dtype, metadata=metadata))
 
 
 def serialize(
@@ -65,20 +65,7 @@ def tensors_of(module: nnx.Module, *, dtype: DTypeLike | None = None) -> dict[st
     return tensors
 
 
-def refuse_used(output: Path) -> None:
+def refuse_used(output: AnyPath) -> None:
     """Raise ValueError where `output` holds anything, or is a file."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is there already: expected a new or an empty folder")
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """`content` as `file`: a reader sees the old file or the new one, never a part of it."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)

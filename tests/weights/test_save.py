@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from pea_jax import parallel
+from pea_jax.storage import replace_bytes
 from pea_jax.weights.load import load_module
-from pea_jax.weights.save import save_module, write_atomically
+from pea_jax.weights.save import save_module
 from tests.models.random_module import random_module
 
 
@@ -76,6 +77,6 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no space"):
-        write_atomically(file, b"new")
+        replace_bytes(file, b"new")
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]

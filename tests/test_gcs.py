@@ -1,0 +1,222 @@
+"""Runs whose workdir is in a bucket, against an emulator of Google Cloud Storage in this process."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+emulator = pytest.importorskip("gcp_storage_emulator.server", reason="no gcp-storage-emulator")
+gcsfs = pytest.importorskip("gcsfs")
+
+from pea_jax import checkpoint, cli, evaluate, saved, storage
+from pea_jax.metrics import MetricWriter, read_metrics
+from pea_jax.sample import sample
+from pea_jax.train import train
+from pea_jax.export import export
+from tests import tiny
+from tests.test_checkpoint import ADAPTER, blank, make_state, numbers, save
+
+
+class Cloud:
+    """An emulator that can be stopped and come back, with what it holds."""
+
+    def __init__(self, port: int):
+        self.port = port
+        self._server = emulator.create_server("localhost", port, True, "bucket")
+        self.start()
+
+    def start(self) -> None:
+        storage_of_it = self._server._storage
+        self._server._api = emulator.APIThread("localhost", self.port, storage_of_it, daemon=True)
+        self._server.start()
+        # A client that hangs up is no news.
+        self._server._api._httpd.handle_error = lambda *_: None
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[Cloud]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        url = f"http://localhost:{port}"
+        patch.setenv("STORAGE_EMULATOR_HOST", url)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        cloud = Cloud(port)
+        yield cloud
+        cloud.stop()
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    """Neither client waits for a storage that is gone as long as it does in earnest."""
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    retries = {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"}
+    for name in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):
+        context = {**getattr(tensorstore_utils, name), "gcs_request_retries": retries}
+        monkeypatch.setattr(tensorstore_utils, name, context)
+
+    real = gcsfs.retry.asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        await real(min(seconds, 0.01))
+
+    monkeypatch.setattr(gcsfs.retry, "asyncio", type("asyncio", (), {"sleep": staticmethod(sleep)}))
+
+
+@pytest.fixture
+def bucket(cloud, request) -> storage.AnyPath:
+    """A folder of its own in the bucket."""
+    name = "".join(c if c.isalnum() else "-" for c in request.node.name)
+    return storage.as_path(f"gs://bucket/{name}")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    return tiny.write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    return tiny.write_data(tmp_path_factory.mktemp("data"))
+
+
+def contents(folder: storage.AnyPath) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in storage.files(folder)}
+
+
+def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, models, data_dir, tmp_path, capsys):
+    def config(**changes):
+        return tiny.config(models, data_dir, train__sample_prompts=("一",), **changes)
+
+    for place in (tmp_path, bucket):
+        workdir = place / "run"
+        train(config(train__steps=4, train__sample_every=2), workdir)
+        train(config(train__steps=6, train__keep=1), workdir)  # goes on, and deletes old ones
+        assert saved.steps(workdir) == [6]
+        sample(config(), workdir, prompts=["一", "二"], output=place / "images")
+        export(config(), workdir)
+    for part in ("images", "run/export"):
+        local, there = contents(tmp_path / part), contents(bucket / part)
+        for files in (local, there):  # the one thing that names the workdir
+            text = files.pop("manifest.jsonl", b"").decode()
+            assert [json.loads(line)["prompt"] for line in text.splitlines()] in (["一", "二"], [])
+        assert local.keys() == there.keys()
+        assert [name for name in local if local[name] != there[name]] == []
+    assert read_metrics(tmp_path / "run") == read_metrics(bucket / "run")
+    for again in (
+        lambda: export(config(), bucket / "run"),
+        lambda: sample(config(), bucket / "run", prompts=["一"], output=bucket / "images"),
+    ):
+        with pytest.raises(ValueError, match="is there already"):
+            again()
+    with pytest.raises(ValueError, match="another config.*seed"):
+        train(config(seed=9), bucket / "run")
+    assert any("tfevents" in name for name in contents(bucket / "run" / "tensorboard"))
+
+
+def test_what_was_not_finished_in_a_bucket_is_no_checkpoint(bucket):
+    save(bucket, [2, 5])
+    (bucket / "checkpoints" / "00000005" / "commit_success.txt").unlink()
+    assert checkpoint.load_adapter(bucket)[1] == 2
+    with checkpoint.Checkpointer(bucket) as checkpoints:
+        assert checkpoints.steps == (2,)
+        assert checkpoints.save(5, make_state(5), numbers(), adapter=ADAPTER, seed=7)
+    assert checkpoint.load_adapter(bucket)[1] == 5
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_passed_over_and_kept(bucket):
+    save(bucket, [2, 5])
+    file = bucket / "checkpoints" / "00000005" / "optimizer" / "manifest.ocdbt"
+    file.write_bytes(file.read_bytes()[:20])
+    with checkpoint.Checkpointer(bucket) as checkpoints:
+        with pytest.warns(saved.DamagedCheckpointWarning, match="gs://.*00000005 is damaged"):
+            state, _ = checkpoints.restore(blank(make_state(1)), numbers(), seed=7)
+        assert checkpoints.latest_step == 2
+        assert checkpoints.save(5, make_state(5), numbers(), adapter=ADAPTER, seed=7)
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(2))
+    assert (bucket / "damaged" / "00000005" / "optimizer" / "manifest.ocdbt").exists()
+    assert checkpoint.load_adapter(bucket)[1] == 5
+
+
+def test_metrics_in_a_bucket_are_there_when_flushed(bucket):
+    with MetricWriter(bucket) as writer:
+        writer.scalars(1, {"loss": 1})
+        writer.flush()
+        assert [line["step"] for line in read_metrics(bucket)] == [1]
+        writer.scalars(2, {"loss": 2})
+    with MetricWriter(bucket, resumed=1):
+        assert [line["step"] for line in read_metrics(bucket)] == [1]
+
+
+def test_a_bucket_that_goes_away_ends_the_run_and_it_goes_on_when_it_is_back(
+    cloud, bucket, models, data_dir, monkeypatch, capsys, impatient, tmp_path
+):
+    made = tiny.config(models, data_dir, train__steps=6)
+    monkeypatch.setattr(cli, "_config", lambda file, workdir: made)
+    command = ["train", "--config", "x.py", "--workdir", str(bucket)]
+    real, times = checkpoint.Checkpointer.save, []
+
+    def save(self, step, *arguments, **keywords):
+        times.append(step)
+        if step == 4:
+            self.wait()
+            cloud.stop()
+        return real(self, step, *arguments, **keywords)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", save)
+    assert cli.main(command) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    told = [line for line in error if line.startswith("pea-jax train: ")]
+    assert len(told) == 1, error
+    assert "the checkpoint of step 2 or 4 could not be written" in told[0], told
+    assert "Traceback" not in "".join(error)
+    # Nor can it begin while the bucket is away: no new run in place of the one that is there.
+    assert cli.main(command) == 1
+    assert "pea-jax train: the bucket cannot be reached" in capsys.readouterr().err
+
+    cloud.start()
+    assert saved.steps(bucket) == [2]
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", real)
+    assert cli.main(command) == 0
+    assert "going on from step 2" in capsys.readouterr().err
+    train(tiny.config(models, data_dir, train__steps=6), tmp_path)
+    assert saved.steps(bucket)[-1] == 6
+    for item in ("adapter", "optimizer"):
+        mine, theirs = (
+            checkpoint.load_adapter(place)[0].layernorm.scale[...] for place in (tmp_path, bucket)
+        )
+        np.testing.assert_array_equal(mine, theirs)
+    assert read_metrics(bucket) == read_metrics(tmp_path)
+
+
+def test_a_save_that_fails_in_the_background_is_told_at_the_next_wait(cloud, bucket, impatient):
+    save(bucket, [2])
+    with checkpoint.Checkpointer(bucket) as checkpoints:
+        checkpoints.save(5, make_state(5), numbers(), adapter=ADAPTER, seed=7)
+        cloud.stop()
+        try:
+            with pytest.raises(checkpoint.SaveError, match="step 5 could not be written") as error:
+                checkpoints.wait()
+        finally:
+            cloud.start()
+        assert "\n" not in str(error.value)
+    assert saved.steps(bucket) == [2]
+
+
+def test_a_bucket_that_is_not_there_is_told(cloud, capsys):
+    assert cli.main(["train", "--workdir", "gs://none/run"]) == 1
+    assert "gs://none: no such bucket" in capsys.readouterr().err
+    assert cli.main(["train", "--workdir", "s3://bucket/run"]) == 1
+    assert "expected a local path or gs://BUCKET" in capsys.readouterr().err
