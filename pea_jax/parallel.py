@@ -86,6 +86,22 @@ def data_shards(mesh: Mesh) -> int:
     return mesh.size
 
 
+def platform(mesh: Mesh) -> str:
+    """What the devices are: "cpu", "gpu" or "tpu". They need not be of this machine."""
+    return mesh.devices.flat[0].platform
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays put where `sharding` says; and shapes of arrays, told that they will be there."""
+
+    def put(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.device_put(leaf, sharding)
+
+    return jax.tree.map(put, tree)
+
+
 def parameter_sharding(
     mesh: Mesh, min_size: int = MIN_SHARDED_SIZE
 ) -> Callable[[str, tuple[int, ...]], NamedSharding]:
