@@ -28,9 +28,7 @@ from pea_jax import parallel
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.models.rngs import OneKey
 from pea_jax.models.unet import UNet, UNetConfig
-import sys
-sys.path.insert(0, ".")
-from tools import published_configs as published
+from pea_jax.weights import published
 
 
 def main() -> None:
@@ -42,9 +40,7 @@ def main() -> None:
     parser.add_argument("--forward", action="store_true")
     parser.add_argument("--text", default="")
     options = parser.parse_args()
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=options.topology
-    ).devices
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
     mesh = parallel.make_mesh(devices=devices)
     config = UNetConfig.from_dict(published.UNET_XL)
     rows = len(devices)

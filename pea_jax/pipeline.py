@@ -225,7 +225,7 @@ class Pipeline:
             raise ValueError(f"expected latents of shape {(count, *shape)}, got {latents.shape}")
         seeds = _seeds(seed, count)
         negatives = _one_each("negative_prompt", settings.negative_prompt, count)
-        plan = self._plan(settings)
+        plan = self.plan(settings)
         rows = self._rows_per_call(count, settings.batch_size)
 
         def dispatch(start: int) -> Array:
@@ -250,15 +250,20 @@ class Pipeline:
           settings: how to sample; `batch_size` does not matter here.
           rows: prompts of one call, over all devices.
         """
+        batch = self.batch_shapes(settings, rows)
+        return _program.lower(*self._split, batch, self.plan(settings), _strengths(settings))
+
+    def batch_shapes(self, settings: Settings, rows: int) -> dict[str, Any]:
+        """The shapes, with shardings, of what the program takes of `rows` prompts."""
         shape = self.latent_shape(settings.height, settings.width)
         batch = self._batch([""] * rows, [""] * rows, settings)
         batch["seeds"] = np.zeros(rows, np.uint32)
         batch["noise"] = jax.ShapeDtypeStruct((rows, *shape), jnp.float32)
         batch = jax.eval_shape(lambda batch: batch, batch)
-        batch = parallel.place(batch, parallel.batch_sharding(self.mesh))
-        return _program.lower(*self._split, batch, self._plan(settings), _strengths(settings))
+        return parallel.place(batch, parallel.batch_sharding(self.mesh))
 
-    def _plan(self, settings: Settings) -> solvers.Plan:
+    def plan(self, settings: Settings) -> solvers.Plan:
+        """The steps of the solver."""
         schedule = Schedule.from_dict(self.base.schedule)
         return solvers.plan(settings.solver, schedule, settings.steps)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -17,7 +18,7 @@ from pea_jax import optim, parallel
 from pea_jax.data.pipeline import Loader, make_loader
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.losses import DistillSettings
-from pea_jax.distill.parts import check_rows
+from pea_jax.distill.parts import FIELDS, check_rows
 from pea_jax.distill.state import TrainState, init_train_state, split_networks
 from pea_jax.distill.step import TrainStep, jit_train_step, make_train_step
 from pea_jax.models.adapter import Adapter, AdapterConfig
@@ -88,7 +89,10 @@ def build(config: ConfigDict) -> Run:
         workers=config.data.workers,
         max_bad=config.data.max_bad_images,
     )
-    return Run(**{field.name: getattr(trainer, field.name) for field in dataclasses.fields(trainer)}, loader=loader)
+    return Run(
+        **{field.name: getattr(trainer, field.name) for field in dataclasses.fields(trainer)},
+        loader=loader,
+    )
 
 
 def make_trainer(config: ConfigDict, mesh: Mesh, *, abstract: bool = False) -> Trainer:
@@ -160,6 +164,31 @@ def make_trainer(config: ConfigDict, mesh: Mesh, *, abstract: bool = False) -> T
         pipeline=Pipeline(base, language, adapter, mesh),
         adapter=adapter_config,
     )
+
+
+def batch_shapes(
+    trainer: Trainer, rows: Mapping[str, int], size: tuple[int, int]
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """The shapes, with shardings, of a batch that the loader would make.
+
+    Args:
+        trainer: its empty prompt has the lengths of the texts.
+        rows: of each part, over all devices; one without rows is left out.
+        size: height and width of the pictures, in pixels.
+    """
+    sharding = parallel.batch_sharding(trainer.mesh)
+    fields = {"pixels": ((*size, 3), np.uint8), "time_ids": ((6,), np.int32)}
+    fields |= {name: (text.shape[1:], np.int32) for name, text in trainer.frozen["empty"].items()}
+    return {
+        part: {
+            name: jax.ShapeDtypeStruct(
+                (count, *fields[name][0]), fields[name][1], sharding=sharding
+            )
+            for name in FIELDS[part]
+        }
+        for part, count in rows.items()
+        if count
+    }
 
 
 def check(config: ConfigDict, data_shards: int) -> None:

@@ -125,9 +125,7 @@ def read_base_config(
       ValueError: a file that is missing, a part or a value that is not supported, or parts that
         don't fit each other; with the folder.
     """
-    folder = resolve(
-        name, patterns=_CONFIG_FILES, revision=revision, published_too=published_too
-    )
+    folder = resolve(name, patterns=_CONFIG_FILES, revision=revision, published_too=published_too)
     index = read_json(folder / "model_index.json")
     _check_parts(folder, index)
     towers = [part for part in _TEXT_PARTS if _class_of(index, part)]

@@ -98,9 +98,7 @@ def read_language_config(
     if not all(str(one).strip() for one in names):
         raise WeightsError(f"{name}: expected names with + between them, got an empty one")
     return LanguageConfig(
-        tuple(
-            read_published(one, revision=revision, published_too=published_too) for one in names
-        )
+        tuple(read_published(one, revision=revision, published_too=published_too) for one in names)
     )
 
 

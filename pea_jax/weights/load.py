@@ -125,7 +125,9 @@ def abstract_module(
     def shape_of(path: names.ParameterPath, variable: nnx.Variable) -> jax.ShapeDtypeStruct:
         shape = tuple(variable.shape)
         where = sharding(names.key_of(path), shape) if sharding else None
-        return jax.ShapeDtypeStruct(shape, variable.dtype if dtype is None else dtype, sharding=where)
+        return jax.ShapeDtypeStruct(
+            shape, variable.dtype if dtype is None else dtype, sharding=where
+        )
 
     graph, state = nnx.split(nnx.eval_shape(build))
     flat = nnx.to_flat_state(state)
