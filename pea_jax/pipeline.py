@@ -29,7 +29,7 @@ from pea_jax.models.conditioning import Conditioning
 from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
 from pea_jax.weights.base import BaseModel, load_base
 from pea_jax.weights.language import LanguageEncoder, load_language_encoder
-from pea_jax.weights.tokenizer import JoinedTokenizer, Tokenizer
+from pea_jax.weights.tokenizer import AnyTokenizer
 
 #: Images of one program call a data shard, where no batch size is given.
 IMAGES_PER_SHARD = 8
@@ -167,7 +167,7 @@ class Pipeline:
         return dataclasses.replace(self, language=None, adapter=None)
 
     @property
-    def tokenizer(self) -> Tokenizer | JoinedTokenizer:
+    def tokenizer(self) -> AnyTokenizer:
         """Of the prompts."""
         return self.base.tokenizer if self.language is None else self.language.tokenizer
 

@@ -127,8 +127,7 @@ def _kept(target: Target, lowered: jax.stages.Lowered, make: Callable[[], Report
     told = (_VERSION, jax.__version__, target.topology, target.chip, lowered.as_text())
     file = target.kept / f"{hashlib.sha256(repr(told).encode()).hexdigest()}.json"
     if file.is_file():
-        values = json.loads(file.read_text())
-        return Report(**{field.name: values[field.name] for field in dataclasses.fields(Report)})
+        return Report.from_dict(json.loads(file.read_text()))
     report = make()
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")

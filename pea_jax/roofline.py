@@ -51,7 +51,7 @@ class Report:
     """
 
     fits: bool
-    limit: int | None
+    limit: float | None
     arguments: Mapping[str, int]
     rows: int
     compile_seconds: float
@@ -81,6 +81,16 @@ class Report:
     def images_per_second(self) -> float | None:
         """Of one chip, at best."""
         return self.rows / self.roofline_seconds if self.seconds else None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
+        """What `as_dict` gave, read back from JSON."""
+        given = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        pairs = {kind: tuple(pair) for kind, pair in given["collectives"].items()}
+        largest = tuple(tuple(pair) for pair in given["largest"])
+        kernels = tuple(given["unknown_kernels"])
+        given |= {"collectives": pairs, "largest": largest, "unknown_kernels": kernels}
+        return cls(**given)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, with what follows from the fields."""

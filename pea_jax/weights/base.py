@@ -25,7 +25,12 @@ from pea_jax.weights.locate import (
     read_json,
     resolve,
 )
-from pea_jax.weights.tokenizer import BlankTokenizer, JoinedTokenizer, Tokenizer
+from pea_jax.weights.tokenizer import (
+    AnyTokenizer,
+    BlankTokenizer,
+    JoinedTokenizer,
+    Tokenizer,
+)
 
 #: The classes that a model_index.json may name for a part.
 _UNET, _VAE = ("UNet2DConditionModel",), ("AutoencoderKL",)
@@ -105,7 +110,7 @@ class BaseModel:
     unet: UNet
     vae: VAE
     text_encoder: EnglishText
-    tokenizer: Tokenizer | JoinedTokenizer
+    tokenizer: AnyTokenizer
     schedule: dict[str, Any]
     zero_empty_prompt: bool
     folder: Path

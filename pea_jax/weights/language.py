@@ -14,7 +14,12 @@ from pea_jax.weights.encoders import Published, Tower, TowerConfig, read_publish
 from pea_jax.weights.errors import WeightsError
 from pea_jax.weights.load import abstract_module, load_module
 from pea_jax.weights.locate import prefers_half
-from pea_jax.weights.tokenizer import BlankTokenizer, JoinedTokenizer, Tokenizer
+from pea_jax.weights.tokenizer import (
+    AnyTokenizer,
+    BlankTokenizer,
+    JoinedTokenizer,
+    Tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class LanguageEncoder:
     """
 
     tower: Tower | ConcatenatedTowers
-    tokenizer: Tokenizer | JoinedTokenizer
+    tokenizer: AnyTokenizer
     width: int
     folders: tuple[Path, ...]
 

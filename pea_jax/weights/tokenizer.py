@@ -253,3 +253,6 @@ class JoinedTokenizer:
     def cut(self, text: str) -> str:
         """What of `text` none of the encoders sees; "" if one of them sees it all."""
         return min((part.cut(text) for part in self.parts), key=len)
+
+
+AnyTokenizer = Tokenizer | BlankTokenizer | JoinedTokenizer
