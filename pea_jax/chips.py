@@ -31,8 +31,8 @@ _GIB = 2**30
 
 #: By what `jax.Device.device_kind` begins with; the first that fits counts. Sources: Google's
 #: system architecture pages of each TPU version, NVIDIA's data sheets (without sparsity); the
-#: memory of TPUs is the limit that the compiler states when a program doesn't fit (libtpu 0.0.42.1),
-#: a little less than the chip has.
+#: memory of TPUs is the limit that the compiler states when a program doesn't fit, a little less
+#: than the chip has (libtpu 0.0.42.1).
 CHIPS = {
     r"TPU v4$": Chip("v4", 275e12, 30.5 * _GIB, 1228e9, 300e9),
     r"TPU v5 ?(lite|e)": Chip("v5e", 197e12, 15.75 * _GIB, 819e9, 200e9),
