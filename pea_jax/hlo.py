@@ -322,4 +322,9 @@ def _group(text: str) -> int:
         return int(found[1])
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
         return len(found[1].split(","))
+    # mesh['a'=4,'b'=2] {'a'}: over the axes in braces, of which ':(1)2' may be a part.
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?(?:\{([^}]*)\})?", text):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2] or found[1])
+        return math.prod(int(part) if part else sizes[name] for name, part in axes)
     return 2
