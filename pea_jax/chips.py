@@ -14,7 +14,7 @@ class Chip:
     Attributes:
       name: what users call it.
       flops: bfloat16 multiplications and additions a second, dense, at its best.
-      memory: bytes of its high-bandwidth memory.
+      memory: bytes of its high-bandwidth memory that a program may use.
       bandwidth: bytes a second between that memory and the cores.
       interconnect: bytes a second to the other chips of its slice or node, all links together, one
         way.
@@ -22,7 +22,7 @@ class Chip:
 
     name: str
     flops: float
-    memory: int
+    memory: float
     bandwidth: float
     interconnect: float
 
@@ -30,12 +30,14 @@ class Chip:
 _GIB = 2**30
 
 #: By what `jax.Device.device_kind` begins with; the first that fits counts. Sources: Google's
-#: system architecture pages of each TPU version, NVIDIA's data sheets (without sparsity).
+#: system architecture pages of each TPU version, NVIDIA's data sheets (without sparsity); the
+#: memory of TPUs is the limit that the compiler states when a program doesn't fit, a little less
+#: than the chip has (libtpu 0.0.42.1).
 CHIPS = {
-    r"TPU v4$": Chip("v4", 275e12, 32 * _GIB, 1228e9, 300e9),
-    r"TPU v5 ?(lite|e)": Chip("v5e", 197e12, 16 * _GIB, 819e9, 200e9),
-    r"TPU v5(p|$)": Chip("v5p", 459e12, 95 * _GIB, 2765e9, 600e9),
-    r"TPU v6 ?(lite|e)": Chip("v6e", 918e12, 32 * _GIB, 1640e9, 448e9),
+    r"TPU v4$": Chip("v4", 275e12, 30.5 * _GIB, 1228e9, 300e9),
+    r"TPU v5 ?(lite|e)": Chip("v5e", 197e12, 15.75 * _GIB, 819e9, 200e9),
+    r"TPU v5(p|$)": Chip("v5p", 459e12, 95.74 * _GIB, 2765e9, 600e9),
+    r"TPU v6 ?(lite|e)": Chip("v6e", 918e12, 31.25 * _GIB, 1640e9, 448e9),
     r"NVIDIA A100.*40GB": Chip("A100-40GB", 312e12, 40 * _GIB, 1555e9, 300e9),
     r"NVIDIA A100.*80GB": Chip("A100-80GB", 312e12, 80 * _GIB, 2039e9, 300e9),
     r"NVIDIA H100.*(HBM3|SXM)": Chip("H100", 989e12, 80 * _GIB, 3350e9, 450e9),

@@ -47,6 +47,10 @@ def _number(name: str, told: str) -> Define:
     return lambda values: flags.DEFINE_integer(name, None, told, flag_values=values)
 
 
+def _switch(name: str, told: str) -> Define:
+    return lambda values: flags.DEFINE_bool(name, False, told, flag_values=values)
+
+
 _STEP = _number("step", "of the checkpoint; the latest by default")
 
 
@@ -83,6 +87,20 @@ VERBS = {
         "distil an adapter; the same command goes on where a run was stopped",
         "--config configs/tiny_zh.py --workdir runs/x --config.optim.learning_rate=1e-3",
         note="A run that was begun needs no --config: it is in the workdir.",
+    ),
+    "preflight": Verb(
+        "compile a run for devices that need not be here: what fits, and how fast it can be",
+        "--config configs/sdxl_zh.py --topology v5e:4x4",
+        (
+            _text("topology", "a slice of TPUs, such as v5e:4x4, or local for the devices at hand"),
+            _text("task", "train or sample; train by default"),
+            _text("size", "HxW in pixels, commas between several; buckets; largest of these"),
+            _number("batch", "rows a chip; by default what the config makes of its batch"),
+            _switch("tune", "look for the batch and the remat that are fastest"),
+            _switch("json", "print one JSON object"),
+        ),
+        required=("config", "topology"),
+        note="It needs no workdir, no weights, no data, and for a TPU no TPU.",
     ),
     "sample": Verb(
         "make images of prompts with a trained adapter",

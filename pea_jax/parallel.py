@@ -198,6 +198,31 @@ def data_shards(mesh: Mesh) -> int:
     return mesh.size
 
 
+def platform(mesh: Mesh) -> str:
+    """What the devices are: "cpu", "gpu" or "tpu". They need not be of this machine."""
+    return mesh.devices.flat[0].platform
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays put where `sharding` says; and shapes of arrays, told that they will be there.
+
+    Of several processes each has the same arrays, unless they are global, and `sharding` leaves
+    them whole (`to_global` is for rows).
+    """
+
+    def put(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        if process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
+            return jax.device_put(leaf, sharding)
+        copies = [jax.device_put(leaf, device) for device in own_devices(sharding.mesh)]
+        return jax.make_array_from_single_device_arrays(
+            np.shape(leaf), sharding, copies, dtype=copies[0].dtype
+        )
+
+    return jax.tree.map(put, tree)
+
+
 def parameter_sharding(
     mesh: Mesh, min_size: int = MIN_SHARDED_SIZE
 ) -> Callable[[str, tuple[int, ...]], NamedSharding]:
@@ -217,20 +242,6 @@ def parameter_sharding(
         return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
 
     return rule
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Arrays, global or such as every process has alike, whole on every device."""
-
-    def place(leaf: jax.Array | np.ndarray) -> jax.Array:
-        if process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
-            return jax.device_put(leaf, replicated(mesh))
-        copies = [jax.device_put(leaf, device) for device in own_devices(mesh)]
-        return jax.make_array_from_single_device_arrays(
-            np.shape(leaf), replicated(mesh), copies, dtype=copies[0].dtype
-        )
-
-    return jax.tree.map(place, tree)
 
 
 def own_devices(mesh: Mesh) -> list[jax.Device]:

@@ -29,7 +29,7 @@ from pea_jax.models.conditioning import Conditioning
 from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
 from pea_jax.weights.base import BaseModel, load_base
 from pea_jax.weights.language import LanguageEncoder, load_language_encoder
-from pea_jax.weights.tokenizer import JoinedTokenizer, Tokenizer
+from pea_jax.weights.tokenizer import AnyTokenizer
 
 #: Images of one program call a data shard, where no batch size is given.
 IMAGES_PER_SHARD = 8
@@ -144,7 +144,7 @@ class Pipeline:
         """
         mesh = parallel.make_mesh() if mesh is None else mesh
         if dtype is None:
-            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+            dtype = jnp.float32 if parallel.platform(mesh) == "cpu" else jnp.bfloat16
         if isinstance(adapter, str | Path):
             _, trained = read_adapter_config(adapter)
             language = trained.get("language_encoder") if language is None else language
@@ -167,7 +167,7 @@ class Pipeline:
         return dataclasses.replace(self, language=None, adapter=None)
 
     @property
-    def tokenizer(self) -> Tokenizer | JoinedTokenizer:
+    def tokenizer(self) -> AnyTokenizer:
         """Of the prompts."""
         return self.base.tokenizer if self.language is None else self.language.tokenizer
 
@@ -259,7 +259,7 @@ class Pipeline:
             raise ValueError(f"expected latents of shape {(count, *shape)}, got {latents.shape}")
         seeds = _seeds(seed, count)
         negatives = _one_each("negative_prompt", settings.negative_prompt, count)
-        plan = solvers.plan(settings.solver, Schedule.from_dict(self.base.schedule), settings.steps)
+        plan = self.plan(settings)
         rows = self._rows_per_call(count, settings.batch_size)
 
         def dispatch(start: int) -> Array:
@@ -267,21 +267,52 @@ class Pipeline:
             # Every process makes its own rows of it.
             own = np.array(parallel.own_rows(rows, self.mesh))
             take = np.minimum(start + own, count - 1)
-            batch = {"positive": self.tokenizer([prompts[i] for i in take]), "seeds": seeds[take]}
-            if settings.guided:
-                batch["negative"] = self.tokenizer([negatives[i] for i in take])
-            if settings.guided and self.language is None and self.base.zero_empty_prompt:
-                batch["kept"] = np.array([negatives[i] != "" for i in take], np.float32)
+            batch = self._batch([prompts[i] for i in take], [negatives[i] for i in take], settings)
+            batch["seeds"] = seeds[take]
             if latents is not None:
                 batch["noise"] = np.asarray(latents, np.float32)[take]
             batch = parallel.to_global(batch, self.mesh)
             if latents is None:
                 batch["noise"] = initial_noise(batch["seeds"], shape)
-            strengths = settings.guidance_scale, settings.guidance_rescale
-            images = _program(*self._split, batch, plan, np.asarray(strengths, np.float32))
-            return parallel.replicate(images, self.mesh) if whole else images
+            images = _program(*self._split, batch, plan, _strengths(settings))
+            return parallel.place(images, parallel.replicated(self.mesh)) if whole else images
 
         return _one_ahead(dispatch, range(0, count, rows))
+
+    def lower(self, settings: Settings, rows: int) -> jax.stages.Lowered:
+        """The program of one batch before it is compiled; the models may be abstract.
+
+        Args:
+          settings: how to sample; `batch_size` does not matter here.
+          rows: prompts of one call, over all devices.
+        """
+        batch = self.batch_shapes(settings, rows)
+        return _program.lower(*self._split, batch, self.plan(settings), _strengths(settings))
+
+    def batch_shapes(self, settings: Settings, rows: int) -> dict[str, Any]:
+        """The shapes, with shardings, of what the program takes of `rows` prompts."""
+        shape = self.latent_shape(settings.height, settings.width)
+        batch = self._batch([""] * rows, [""] * rows, settings)
+        batch["seeds"] = np.zeros(rows, np.uint32)
+        batch["noise"] = jax.ShapeDtypeStruct((rows, *shape), jnp.float32)
+        batch = jax.eval_shape(lambda batch: batch, batch)
+        return parallel.place(batch, parallel.batch_sharding(self.mesh))
+
+    def plan(self, settings: Settings) -> solvers.Plan:
+        """The steps of the solver."""
+        schedule = Schedule.from_dict(self.base.schedule)
+        return solvers.plan(settings.solver, schedule, settings.steps)
+
+    def _batch(
+        self, prompts: Sequence[str], negatives: Sequence[str], settings: Settings
+    ) -> dict[str, Any]:
+        """What the program takes of the texts."""
+        batch: dict[str, Any] = {"positive": self.tokenizer(prompts)}
+        if settings.guided:
+            batch["negative"] = self.tokenizer(negatives)
+        if settings.guided and self.language is None and self.base.zero_empty_prompt:
+            batch["kept"] = np.array([negative != "" for negative in negatives], np.float32)
+        return batch
 
     def latent_shape(
         self, height: int | None = None, width: int | None = None
@@ -336,7 +367,7 @@ class Pipeline:
         split = {name: nnx.split(module) for name, module in parts.items()}
         if self.adapter is not None:
             graph, state = nnx.split(self.adapter)
-            split["adapter"] = graph, parallel.replicate(state, self.mesh)
+            split["adapter"] = graph, parallel.place(state, parallel.replicated(self.mesh))
         graphs = {name: graph for name, (graph, _) in split.items()}
         states = {name: state for name, (_, state) in split.items()}
         return _Networks(**{"adapter": None, **graphs}), states
@@ -423,6 +454,10 @@ def _keep(kept: Float[Array, "B"], rows: Float[Array, "B *rest"]) -> Array:
 def _interleave(first: Float[Array, "B *rest"], second: Float[Array, "B *rest"]) -> Array:
     """[first_0, second_0, first_1, ...]: pairs of a sample stay on its device, unlike halves."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def _strengths(settings: Settings) -> Float[np.ndarray, "2"]:
+    return np.array([settings.guidance_scale, settings.guidance_rescale], np.float32)
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> UInt32[np.ndarray, "N"]:

@@ -1,11 +1,13 @@
 """What a config makes: the frozen models, the data, the adapter and the train step, on a mesh."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -15,20 +17,20 @@ from pea_jax import optim, parallel, storage
 from pea_jax.data.pipeline import Loader, make_loader
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.losses import DistillSettings
-from pea_jax.distill.parts import check_rows
+from pea_jax.distill.parts import FIELDS, check_rows
 from pea_jax.distill.state import TrainState, init_train_state, split_networks
-from pea_jax.distill.step import jit_train_step, make_train_step
+from pea_jax.distill.step import TrainStep, jit_train_step, make_train_step
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.pipeline import Pipeline
 from pea_jax.prepare import open_split
 from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
-from pea_jax.weights.base import BaseConfig, load_base, read_base_config
+from pea_jax.weights.base import load_base, read_base_config
 from pea_jax.weights.language import load_language_encoder, read_language_config
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Everything that the loop needs, placed on the mesh; only `state` changes.
+class Trainer:
+    """The train step and all of its arguments but the batch, on the mesh; only `state` changes.
 
     Attributes:
         mesh: of all devices.
@@ -36,7 +38,6 @@ class Run:
         frozen: weights of the frozen networks and the empty prompt's tokens, an argument of `step`.
         step: (state, frozen, batch, key) -> (state, metrics), compiled when it is first called.
         key: of the run; the step folds its number in.
-        loader: of batches, before the first.
         learning_rate: of a step, counted from 0.
         pipeline: for sample grids, with the same frozen weights.
         adapter: the shape of what is trained.
@@ -45,12 +46,22 @@ class Run:
     mesh: Mesh
     state: TrainState
     frozen: Mapping[str, Any]
-    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    key: jax.Array
-    loader: Loader
+    step: TrainStep
+    key: jax.Array | jax.ShapeDtypeStruct
     learning_rate: optax.Schedule
     pipeline: Pipeline
     adapter: AdapterConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Trainer):
+    """Everything that the loop needs.
+
+    Attributes:
+        loader: of batches, before the first.
+    """
+
+    loader: Loader
 
 
 def build(config: ConfigDict) -> Run:
@@ -61,29 +72,9 @@ def build(config: ConfigDict) -> Run:
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp)
     check(config, parallel.data_shards(mesh))
-    rows = batch_rows(config, parallel.data_shards(mesh))
-    distill = DistillSettings(**config.distill)
-    optimizer = config.optim.to_dict()
-    ema_decay = optimizer.pop("ema_decay")
-    decay_steps = optimizer.pop("decay_steps") or None
-    tx, learning_rate = optim.make_optimizer(**optimizer, decay_steps=decay_steps)
-    adapter_config = _adapter_config(config, read_base_config(config.model.base))
-
-    dtype = jnp.dtype(model_dtype(config.model.dtype))
     source = open_split(config.data.dataset, storage.as_path(config.data.data_dir))
-    base = load_base(
-        config.model.base,
-        dtype=dtype,
-        mesh=mesh,
-        attention=config.model.attention,
-        remat=config.model.remat,
-    )
-    language = load_language_encoder(
-        config.model.language_encoder,
-        dtype=dtype,
-        mesh=mesh,
-        max_length=config.model.language_max_length,
-    )
+    trainer = make_trainer(config, mesh)
+    rows = batch_rows(config, parallel.data_shards(mesh))
     loader = make_loader(
         source,
         native_batch=rows["native"],
@@ -91,14 +82,56 @@ def build(config: ConfigDict) -> Run:
         seed=config.seed,
         shard_index=parallel.process_index(),
         shard_count=parallel.process_count(),
-        native_tokenizer=language.tokenizer,
-        english_tokenizer=base.tokenizer,
+        native_tokenizer=trainer.pipeline.language.tokenizer,
+        english_tokenizer=trainer.pipeline.base.tokenizer,
         image_size=config.data.image_size,
         languages=config.data.languages,
         workers=config.data.workers,
         max_bad=config.data.max_bad_images,
     )
+    return Run(
+        **{field.name: getattr(trainer, field.name) for field in dataclasses.fields(trainer)},
+        loader=loader,
+    )
 
+
+def make_trainer(config: ConfigDict, mesh: Mesh, *, abstract: bool = False) -> Trainer:
+    """The train step of a config with its arguments.
+
+    Args:
+        config: see configs/base.py.
+        mesh: of devices, which an abstract trainer need not have at hand.
+        abstract: the arguments are shapes with shardings in place of arrays: no weights are read,
+            nothing is computed, and the step can be lowered and compiled.
+
+    Raises:
+        ValueError: values that cannot be, or models that don't fit each other.
+    """
+    distill = DistillSettings(**config.distill)
+    optimizer = config.optim.to_dict()
+    ema_decay = optimizer.pop("ema_decay")
+    decay_steps = optimizer.pop("decay_steps") or None
+    tx, learning_rate = optim.make_optimizer(**optimizer, decay_steps=decay_steps)
+    adapter_config = _adapter_config(config, abstract)
+
+    dtype = jnp.dtype(model_dtype(config.model.dtype, parallel.platform(mesh)))
+    base = load_base(
+        config.model.base,
+        dtype=dtype,
+        mesh=mesh,
+        attention=config.model.attention,
+        remat=config.model.remat,
+        abstract=abstract,
+    )
+    language = load_language_encoder(
+        config.model.language_encoder,
+        dtype=dtype,
+        mesh=mesh,
+        max_length=config.model.language_max_length,
+        abstract=abstract,
+    )
+
+    whole = parallel.replicated(mesh)
     init_key, key = jax.random.split(jax.random.key(config.seed))
     if config.adapter.init_from:
         adapter = load_adapter(storage.local(config.adapter.init_from, "adapter.init_from"))
@@ -107,15 +140,18 @@ def build(config: ConfigDict) -> Run:
     ids, mask = language.tokenizer([""])
     english_ids, english_mask = base.tokenizer([""])
     empty = {"ids": ids, "mask": mask, "english_ids": english_ids, "english_mask": english_mask}
+    if abstract:
+        adapter, empty, key = jax.eval_shape(lambda *small: small, adapter, empty, key)
     networks, params, frozen = split_networks(
         unet=base.unet,
         vae=base.vae,
         text_encoder=base.text_encoder,
         language_encoder=language.tower,
         adapter=adapter,
-        empty=parallel.replicate(empty, mesh),
+        empty=parallel.place(empty, whole),
     )
-    state = init_train_state(params, tx, ema=ema_decay > 0)
+    begin = functools.partial(init_train_state, tx=tx, ema=ema_decay > 0)
+    state = jax.eval_shape(begin, params) if abstract else begin(params)
     schedule = Schedule.from_dict(base.schedule)
     step = make_train_step(
         networks,
@@ -125,17 +161,41 @@ def build(config: ConfigDict) -> Run:
         ema_decay=ema_decay,
         accumulation_steps=config.train.accumulation_steps,
     )
-    return Run(
+    return Trainer(
         mesh=mesh,
-        state=parallel.replicate(state, mesh),
+        state=parallel.place(state, whole),
         frozen=frozen,
         step=jit_train_step(step, mesh),
-        key=parallel.replicate(key, mesh),
-        loader=loader,
+        key=parallel.place(key, whole),
         learning_rate=learning_rate,
         pipeline=Pipeline(base, language, adapter, mesh),
         adapter=adapter_config,
     )
+
+
+def batch_shapes(
+    trainer: Trainer, rows: Mapping[str, int], size: tuple[int, int]
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """The shapes, with shardings, of a batch that the loader would make.
+
+    Args:
+        trainer: its empty prompt has the lengths of the texts.
+        rows: of each part, over all devices; one without rows is left out.
+        size: height and width of the pictures, in pixels.
+    """
+    sharding = parallel.batch_sharding(trainer.mesh)
+    fields = {"pixels": ((*size, 3), np.uint8), "time_ids": ((6,), np.int32)}
+    fields |= {name: (text.shape[1:], np.int32) for name, text in trainer.frozen["empty"].items()}
+    return {
+        part: {
+            name: jax.ShapeDtypeStruct(
+                (count, *fields[name][0]), fields[name][1], sharding=sharding
+            )
+            for name in FIELDS[part]
+        }
+        for part, count in rows.items()
+        if count
+    }
 
 
 def check(config: ConfigDict, data_shards: int) -> None:
@@ -180,28 +240,33 @@ def batch_rows(config: ConfigDict, data_shards: int) -> dict[str, int]:
     return {"native": native, "parallel": data.batch_size * times - native}
 
 
-def model_dtype(name: str) -> str:
+def model_dtype(name: str, platform: str) -> str:
     """The dtype of frozen weights that `model.dtype` asks for; "auto" goes by the devices.
+
+    Args:
+        name: "auto", "float32" or "bfloat16".
+        platform: of the devices, as `parallel.platform` gives it.
 
     Raises:
         ValueError: it is none of those that models compute in.
     """
     if name == "auto":
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return "float32" if platform == "cpu" else "bfloat16"
     if name not in ("float32", "bfloat16"):
         raise ValueError(f"model.dtype: expected auto, float32 or bfloat16, got {name!r}")
     return name
 
 
-def _adapter_config(config: ConfigDict, base: BaseConfig) -> AdapterConfig:
+def _adapter_config(config: ConfigDict, published_too: bool) -> AdapterConfig:
     """The shape of the adapter between the two models, from their small files alone."""
+    base = read_base_config(config.model.base, published_too=published_too)
     unet = base.unet
     if unet.in_channels != base.vae.latent_channels:
         raise ValueError(
             f"{config.model.base}: expected a text-to-image UNet, got one with {unet.in_channels} "
             "channels in, for inpainting; an adapter of its text-to-image base fits it"
         )
-    width = read_language_config(config.model.language_encoder).width
+    width = read_language_config(config.model.language_encoder, published_too=published_too).width
     if not config.adapter.init_from:
         return AdapterConfig(
             input_width=width,

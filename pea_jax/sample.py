@@ -131,12 +131,13 @@ def read_prompts(file: AnyPath) -> list[str]:
 def load_pipeline(config: ConfigDict, adapter: Adapter | None) -> Pipeline:
     """The pipeline of a run's config with an adapter; None gives the English base model."""
     model = config.model
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp)
     return Pipeline.from_pretrained(
         model.base,
         None if adapter is None else model.language_encoder,
         adapter,
-        dtype=model_dtype(model.dtype),
-        mesh=parallel.make_mesh(config.mesh.data, config.mesh.fsdp),
+        dtype=model_dtype(model.dtype, parallel.platform(mesh)),
+        mesh=mesh,
         max_length=model.language_max_length,
         attention=model.attention,
     )

@@ -114,10 +114,9 @@ def test_full_size_adapters_have_the_published_numbers_of_parameters(name):
     assert f"{PARAMETERS[name]:,}" in (FOLDER / f"{name}.py").read_text("utf-8")
 
 
-def test_auto_dtype_goes_by_the_devices(monkeypatch):
-    assert run.model_dtype("auto") == "float32"
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert run.model_dtype("auto") == "bfloat16"
-    assert jnp.dtype(run.model_dtype("float32")) == jnp.float32
+def test_auto_dtype_goes_by_the_devices():
+    assert run.model_dtype("auto", "cpu") == "float32"
+    assert run.model_dtype("auto", "tpu") == "bfloat16"
+    assert jnp.dtype(run.model_dtype("float32", "tpu")) == jnp.float32
     with pytest.raises(ValueError, match="expected auto, float32 or bfloat16, got 'fp16'"):
-        run.model_dtype("fp16")
+        run.model_dtype("fp16", "cpu")

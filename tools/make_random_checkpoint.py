@@ -13,7 +13,7 @@ MODEL is one of
     mt5-xl               pytorch_model.bin: the encoder with its embedding, without the decoder
     adapters             every layout that the authors released or trained, see method.md
 
-Keys, shapes and configs are the published ones (`published_configs`; the keys come from diffusers
+Keys, shapes and configs are the published ones (`weights.published`; the keys come from diffusers
 and transformers themselves), with three exceptions. Of the image side of a CLIP only what lies
 outside its layers is written: a loader must know how to skip it, and needs no 600 million
 parameters for that. The decoder of mT5 is left out for the same reason. And the tokenizers are
@@ -32,20 +32,18 @@ import json
 import math
 import re
 import struct
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import published_configs as published
 import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from published_configs import Config
 from tokenizers import pre_tokenizers
 from torch import nn
+
+from pea_jax.weights import published
+from pea_jax.weights.published import Config
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 Shapes = dict[str, tuple[int, ...]]

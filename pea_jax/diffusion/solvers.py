@@ -18,6 +18,7 @@ offsets, the numbers of the schedule, guidance and seeds are data.
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ Row = dict[str, Float[Array, ""]]
 Table = dict[str, Float[np.ndarray, " steps"]]
 
 
+@typing.no_type_check  # tree transformations rebuild it around shapes and placeholders
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("active", "table", "initial_scale"),

@@ -30,8 +30,8 @@ FIELDS = {NATIVE: _STUDENT, PARALLEL: _STUDENT | {"english_ids", "english_mask"}
 #: What the empty prompt has, each [1, L].
 EMPTY_FIELDS = ("ids", "mask", "english_ids", "english_mask")
 
-#: Fields of rows, as numpy arrays on the host or traced in the step.
-Fields = Mapping[str, Shaped[Array | np.ndarray, "_ ..."]]
+#: Fields of rows, as numpy arrays on the host, traced in the step, or shapes to lower it with.
+Fields = Mapping[str, Shaped[Array | np.ndarray | jax.ShapeDtypeStruct, "_ ..."]]
 
 Tree = TypeVar("Tree")
 

@@ -17,7 +17,7 @@ from pea_jax.models.english import EnglishText
 from pea_jax.models.rngs import OneKey
 from pea_jax.models.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
-from pea_jax.weights.load import WeightsError, load_module
+from pea_jax.weights.load import WeightsError, abstract_module, load_module
 from pea_jax.weights.locate import (
     TOKENIZER_FILES,
     fetch_weights,
@@ -25,7 +25,12 @@ from pea_jax.weights.locate import (
     read_json,
     resolve,
 )
-from pea_jax.weights.tokenizer import JoinedTokenizer, Tokenizer
+from pea_jax.weights.tokenizer import (
+    AnyTokenizer,
+    BlankTokenizer,
+    JoinedTokenizer,
+    Tokenizer,
+)
 
 #: The classes that a model_index.json may name for a part.
 _UNET, _VAE = ("UNet2DConditionModel",), ("AutoencoderKL",)
@@ -105,24 +110,27 @@ class BaseModel:
     unet: UNet
     vae: VAE
     text_encoder: EnglishText
-    tokenizer: Tokenizer | JoinedTokenizer
+    tokenizer: AnyTokenizer
     schedule: dict[str, Any]
     zero_empty_prompt: bool
     folder: Path
 
 
-def read_base_config(name: str | Path, *, revision: str | None = None) -> BaseConfig:
+def read_base_config(
+    name: str | Path, *, revision: str | None = None, published_too: bool = False
+) -> BaseConfig:
     """Reads (and fetches) the small files alone, so that what doesn't fit is refused early.
 
     Args:
       name: a folder in diffusers' format, "tinyworld/sd", or an id on the Hub (`locate.resolve`).
       revision: on the Hub.
+      published_too: as for `locate.resolve`.
 
     Raises:
       ValueError: a file that is missing, a part or a value that is not supported, or parts that
         don't fit each other; with the folder.
     """
-    folder = resolve(name, patterns=_CONFIG_FILES, revision=revision)
+    folder = resolve(name, patterns=_CONFIG_FILES, revision=revision, published_too=published_too)
     index = read_json(folder / "model_index.json")
     _check_parts(folder, index)
     towers = [part for part in _TEXT_PARTS if _class_of(index, part)]
@@ -152,6 +160,7 @@ def load_base(
     revision: str | None = None,
     attention: str = "auto",
     remat: str = "none",
+    abstract: bool = False,
 ) -> BaseModel:
     """Loads a base model, its frozen weights spread over `mesh` (`parallel.parameter_sharding`).
 
@@ -165,13 +174,18 @@ def load_base(
       revision: on the Hub.
       attention: of the UNet, see `models.attention`.
       remat: of the UNet, see `models.unet.UNet`; it matters for training alone.
+      abstract: the small files are read alone (or taken from `published`), and the model is one of
+        shapes in place of arrays, as `load.abstract_module` makes them, with blank tokenizers: what
+        a program is compiled from.
 
     Raises:
       ValueError: as for `read_base_config`, or weights that are missing or don't fit.
     """
-    config = read_base_config(name, revision=revision)
+    config = read_base_config(name, revision=revision, published_too=abstract)
     tokenizers = [
-        Tokenizer.from_folder(config.folder / part, tower.max_position_embeddings)
+        BlankTokenizer(tower.max_position_embeddings)
+        if abstract
+        else Tokenizer.from_folder(config.folder / part, tower.max_position_embeddings)
         for part, tower in zip(config.tokenizers, config.text_encoders.values(), strict=True)
     ]
     upcast = config.unet.pooled_width is not None and config.vae.force_upcast
@@ -179,17 +193,17 @@ def load_base(
     files: dict[str, list[Path]] = {}
     for half in (True, False):
         stems = {p: stem for p, stem in config.stems.items() if prefers_half(dtypes[p]) == half}
-        if stems:
+        if stems and not abstract:
             files |= fetch_weights(name, stems, half=half, revision=revision)
     sharding = None if mesh is None else parallel.parameter_sharding(mesh)
 
     def load(part: str, build: Callable[..., nnx.Module], ignore: tuple[str, ...] = ()) -> Any:
-        return load_module(
-            lambda: build(rngs=OneKey(), dtype=dtypes[part], param_dtype=dtypes[part]),
-            files[part],
-            sharding=sharding,
-            ignore=ignore,
+        typed = functools.partial(
+            build, rngs=OneKey(), dtype=dtypes[part], param_dtype=dtypes[part]
         )
+        if abstract:
+            return abstract_module(typed, sharding=sharding)
+        return load_module(typed, files[part], sharding=sharding, ignore=ignore)
 
     unet = functools.partial(UNet, config.unet, attention=attention, mesh=mesh, remat=remat)
     towers = []

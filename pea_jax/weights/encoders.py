@@ -195,12 +195,15 @@ class Published:
         )[""]
 
 
-def read_published(name: str | Path, *, revision: str | None = None) -> Published:
+def read_published(
+    name: str | Path, *, revision: str | None = None, published_too: bool = False
+) -> Published:
     """Reads (and fetches) the small files of one encoder.
 
     Args:
       name: of `registry.ENCODERS`, a folder, or the id of a repository on the Hub.
       revision: on the Hub.
+      published_too: as for `locate.resolve`.
 
     Raises:
       WeightsError: files that are missing, a layout or a value that is not supported.
@@ -208,7 +211,7 @@ def read_published(name: str | Path, *, revision: str | None = None) -> Publishe
     registered = find(name)
     source = registered.repository if registered else name
     patterns = ("config.json", "open_clip_config.json", *TOKENIZER_FILES)
-    folder = resolve(source, patterns=patterns, revision=revision)
+    folder = resolve(source, patterns=patterns, revision=revision, published_too=published_too)
     try:
         layout, tower, file = _read(folder, registered.architecture if registered else None)
     except WeightsError:

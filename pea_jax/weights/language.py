@@ -12,9 +12,14 @@ from pea_jax.models.rngs import OneKey
 from pea_jax.models.text import ConcatenatedTowers
 from pea_jax.weights.encoders import Published, Tower, TowerConfig, read_published
 from pea_jax.weights.errors import WeightsError
-from pea_jax.weights.load import load_module
+from pea_jax.weights.load import abstract_module, load_module
 from pea_jax.weights.locate import prefers_half
-from pea_jax.weights.tokenizer import JoinedTokenizer, Tokenizer
+from pea_jax.weights.tokenizer import (
+    AnyTokenizer,
+    BlankTokenizer,
+    JoinedTokenizer,
+    Tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,14 @@ class LanguageEncoder:
     """
 
     tower: Tower | ConcatenatedTowers
-    tokenizer: Tokenizer | JoinedTokenizer
+    tokenizer: AnyTokenizer
     width: int
     folders: tuple[Path, ...]
 
 
-def read_language_config(name: str | Path, *, revision: str | None = None) -> LanguageConfig:
+def read_language_config(
+    name: str | Path, *, revision: str | None = None, published_too: bool = False
+) -> LanguageConfig:
     """Reads (and fetches) the small files alone, so that what doesn't fit is refused early.
 
     Args:
@@ -87,6 +94,7 @@ def read_language_config(name: str | Path, *, revision: str | None = None) -> La
         "tinyworld/xlm-roberta", a folder, or an id on the Hub; or several of these with + between
         them, unless there is a file of that whole name.
       revision: on the Hub.
+      published_too: as for `locate.resolve`.
 
     Raises:
       ValueError: a file that is missing, an architecture or a value that is not supported.
@@ -94,7 +102,9 @@ def read_language_config(name: str | Path, *, revision: str | None = None) -> La
     names = [name] if Path(name).expanduser().exists() else str(name).split("+")
     if not all(str(one).strip() for one in names):
         raise WeightsError(f"{name}: expected names with + between them, got an empty one")
-    return LanguageConfig(tuple(read_published(one, revision=revision) for one in names))
+    return LanguageConfig(
+        tuple(read_published(one, revision=revision, published_too=published_too) for one in names)
+    )
 
 
 def load_language_encoder(
@@ -104,6 +114,7 @@ def load_language_encoder(
     mesh: Mesh | None = None,
     max_length: int | None = None,
     revision: str | None = None,
+    abstract: bool = False,
 ) -> LanguageEncoder:
     """Loads a language encoder, its frozen weights spread over `mesh`.
 
@@ -115,14 +126,18 @@ def load_language_encoder(
         (`registry.ENCODERS`), or the tokenizer's own. Of several encoders each keeps its authors'
         length where that is shorter.
       revision: on the Hub.
+      abstract: as for `base.load_base`. A length that only the tokenizer knows must be given.
 
     Raises:
       ValueError: as for `read_language_config`; a max_length that the tower can't take; weights
         that are missing or don't fit.
     """
-    config = read_language_config(name, revision=revision)
-    tokenizers = read_tokenizers(config, max_length)
-    towers = [load_tower(part, dtype=dtype, mesh=mesh, revision=revision) for part in config.parts]
+    config = read_language_config(name, revision=revision, published_too=abstract)
+    tokenizers = read_tokenizers(config, max_length, abstract=abstract)
+    towers = [
+        load_tower(part, dtype=dtype, mesh=mesh, revision=revision, abstract=abstract)
+        for part in config.parts
+    ]
     if len(towers) == 1:
         return LanguageEncoder(towers[0], tokenizers[0], config.width, config.folders)
     lengths = tuple(tokenizer.max_length for tokenizer in tokenizers)
@@ -134,20 +149,29 @@ def load_language_encoder(
     )
 
 
-def read_tokenizers(config: LanguageConfig, max_length: int | None = None) -> list[Tokenizer]:
+def read_tokenizers(
+    config: LanguageConfig, max_length: int | None = None, *, abstract: bool = False
+) -> list[Tokenizer | BlankTokenizer]:
     """The tokenizer of every part, each of the length that `load_language_encoder` tells of."""
     joined = len(config.parts) > 1
-    return [_tokenizer(part, max_length, joined) for part in config.parts]
+    return [_tokenizer(part, max_length, joined, abstract) for part in config.parts]
 
 
-def _tokenizer(part: Published, max_length: int | None, joined: bool) -> Tokenizer:
+def _tokenizer(
+    part: Published, max_length: int | None, joined: bool, abstract: bool
+) -> Tokenizer | BlankTokenizer:
     published = part.layout.length
     length = published if max_length is None else max_length
     if joined and published is not None:
         length = min(length, published)
-    tokenizer = Tokenizer.from_folder(
-        part.folder, length, kind=part.layout.tokenizer, clean=part.layout.clean
-    )
+    if abstract and length is None:
+        raise WeightsError(f"{part.folder}: without its tokenizer, a max_length has to be given")
+    if abstract:
+        tokenizer = BlankTokenizer(length)
+    else:
+        tokenizer = Tokenizer.from_folder(
+            part.folder, length, kind=part.layout.tokenizer, clean=part.layout.clean
+        )
     longest = part.tower.longest
     if longest is not None and tokenizer.max_length > longest:
         raise WeightsError(
@@ -163,13 +187,21 @@ def load_tower(
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
     revision: str | None = None,
+    abstract: bool = False,
 ) -> Tower:
     """Loads the tower of one part, as `load_language_encoder` does."""
     layout = part.layout
+    sharding = None if mesh is None else parallel.parameter_sharding(mesh)
+
+    def build() -> Tower:
+        return layout.tower(part.tower, rngs=OneKey(), dtype=dtype, param_dtype=dtype)
+
+    if abstract:
+        return abstract_module(build, sharding=sharding)
     return load_module(
-        lambda: layout.tower(part.tower, rngs=OneKey(), dtype=dtype, param_dtype=dtype),
+        build,
         part.fetch(half=prefers_half(dtype), revision=revision),
-        sharding=None if mesh is None else parallel.parameter_sharding(mesh),
+        sharding=sharding,
         aliases=layout.aliases,
         ignore=layout.ignore,
         stacks=layout.stacks,

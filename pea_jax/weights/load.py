@@ -108,6 +108,33 @@ def load_module(
     return nnx.merge(graph, nnx.from_flat_state(loaded))
 
 
+def abstract_module(
+    build: Callable[[], nnx.Module],
+    *,
+    dtype: DTypeLike | None = None,
+    sharding: Callable[[str, tuple[int, ...]], Sharding | None] | None = None,
+) -> nnx.Module:
+    """What `load_module` would give, of shapes in place of arrays (`jax.ShapeDtypeStruct`).
+
+    Args:
+      build: as for `load_module`.
+      dtype: likewise.
+      sharding: likewise.
+    """
+
+    def shape_of(path: names.ParameterPath, variable: nnx.Variable) -> jax.ShapeDtypeStruct:
+        shape = tuple(variable.shape)
+        where = sharding(names.key_of(path), shape) if sharding else None
+        return jax.ShapeDtypeStruct(
+            shape, variable.dtype if dtype is None else dtype, sharding=where
+        )
+
+    graph, state = nnx.split(nnx.eval_shape(build))
+    flat = nnx.to_flat_state(state)
+    shapes = [(path, variable.replace(shape_of(path, variable))) for path, variable in flat]
+    return nnx.merge(graph, nnx.from_flat_state(shapes))
+
+
 def read_header(file: Path) -> dict[str, tuple[int, ...]]:
     """Every key of a file of weights with its shape, without reading a tensor."""
     with _open(Path(file)) as handle:

