@@ -227,16 +227,17 @@ class Pipeline:
         *,
         seed: int | Sequence[int] = 0,
         latents: Float[Array | np.ndarray, "N h w c"] | None = None,
-    ) -> Iterator[dict[int, UInt8[np.ndarray, "H W 3"]]]:
-        """Like `batches`, but yields this process's images alone, by the prompt's number.
+    ) -> Iterator[tuple[range, dict[int, UInt8[np.ndarray, "H W 3"]]]]:
+        """Like `batches`, but of several processes each gets those that its devices made alone.
 
-        Of several processes each gets those that its devices made, and none is sent to another.
+        Yields the numbers of a batch's prompts, and this process's images of them by number.
         """
 
-        def own(start: int, images: Array) -> dict[int, UInt8[np.ndarray, "H W 3"]]:
-            numbers = (start + row for row in parallel.own_rows(len(images), self.mesh))
-            pairs = zip(numbers, parallel.to_local(images, self.mesh), strict=True)
-            return {number: image for number, image in pairs if number < len(prompts)}
+        def own(start: int, images: Array) -> tuple[range, dict[int, UInt8[np.ndarray, "H W 3"]]]:
+            numbers = range(start, min(start + len(images), len(prompts)))
+            rows = parallel.own_rows(len(images), self.mesh)
+            pairs = zip(rows, parallel.to_local(images, self.mesh), strict=True)
+            return numbers, {start + row: image for row, image in pairs if start + row in numbers}
 
         running = self._run(prompts, settings, seed, latents, whole=False)
         return itertools.starmap(own, running)

@@ -6,13 +6,15 @@
 
 A folder that holds anything already is refused, so what lies in it is of one call. The manifest's
 line of an image is written after its file: what an interrupted call did is what the manifest says.
+Of several processes each writes the files of the images that its devices made, into a folder that
+all of them reach; the first one writes the manifest and the grid.
 """
 
-import collections
 import dataclasses
+import io
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,6 +34,9 @@ from pea_jax.weights.save import refuse_used
 MANIFEST_FILE = "manifest.jsonl"
 GRID_FILE = "grid.png"
 
+#: One element an image.
+Batch = TypeVar("Batch", bound=Sized)
+
 #: Images in grid.png at most; the files and the manifest have all.
 GRID_IMAGES = 64
 
@@ -50,7 +55,7 @@ def sample(
       config: of the run; `sample` says how, `model` with what.
       workdir: of the run; None samples the base model alone, in English.
       prompts: one or more.
-      output: a folder that isn't there yet, or is empty.
+      output: a folder that isn't there yet, or is empty; of several processes the same to all.
       step: of the checkpoint; None takes the latest.
 
     Raises:
@@ -70,8 +75,7 @@ def sample(
         origin |= {"workdir": str(workdir), "step": step}
     settings = sample_settings(config)
     seeds = [config.sample.seed + i for i in range(len(prompts))]
-    batches = pipeline.batches(prompts, settings, seed=seeds)
-
+    shares = pipeline.shares(prompts, settings, seed=seeds)
     lines = [
         {
             "file": f"{index:05d}.png",
@@ -82,33 +86,51 @@ def sample(
         }
         for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     ]
-    batches = progress(batches, len(prompts))
-    if parallel.process_index() == 0:
-        _write(output, lines, batches)
-        print(f"{output}: {len(prompts)} images, {GRID_FILE}, {MANIFEST_FILE}")
-    else:
-        collections.deque(batches, maxlen=0)
+    # Nobody writes before everybody has seen that the folder is free.
+    parallel.wait_for_all("sample: checked")
+    output.mkdir(parents=True, exist_ok=True)
+    written = _written(output, lines, shares)
+    if parallel.process_index() > 0:
+        for _ in written:
+            pass
+        return output
+    with storage.Growing(output / MANIFEST_FILE) as manifest:
+        for done in progress(written, len(prompts)):
+            for line in done:
+                manifest.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+    _write_grid(output, lines[:GRID_IMAGES])
+    print(f"{output}: {len(prompts)} images, {GRID_FILE}, {MANIFEST_FILE}")
     return output
 
 
-def _write(
+def _written(
     output: AnyPath,
     lines: Sequence[dict[str, Any]],
-    batches: Iterator[UInt8[np.ndarray, "n H W 3"]],
-) -> None:
-    """Files of the images in `batches`, in the order of the manifest's `lines`."""
-    output.mkdir(parents=True, exist_ok=True)
-    first, rest = [], iter(lines)
-    with storage.Growing(output / MANIFEST_FILE) as manifest:
-        for images in batches:
-            for image, line in zip(images, rest, strict=False):
-                storage.replace_bytes(output / line["file"], grid.png(Image.fromarray(image)))
-                manifest.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-            first += list(images[: GRID_IMAGES - len(first)])
+    shares: Iterator[tuple[range, dict[int, UInt8[np.ndarray, "H W 3"]]]],
+) -> Iterator[Sequence[dict[str, Any]]]:
+    """The lines of each batch, once every process has written its images of it."""
+    for numbers, images in shares:
+        for number, image in images.items():
+            file = output / lines[number]["file"]
+            storage.replace_bytes(file, grid.png(Image.fromarray(image)))
+        parallel.wait_for_all("sample: written")
+        yield [lines[number] for number in numbers]
+
+
+def _write_grid(output: AnyPath, lines: Sequence[dict[str, Any]]) -> None:
+    """The images of `lines` at a glance, from their files."""
+    missing = [line["file"] for line in lines if not (output / line["file"]).exists()]
+    if missing:
+        raise ValueError(
+            f"{output}: expected a folder that all processes reach, but {missing[0]} of another "
+            "one is not here"
+        )
+    images = [
+        np.asarray(Image.open(io.BytesIO((output / line["file"]).read_bytes()))) for line in lines
+    ]
     # A caption that the shipped font can't write would be boxes: the file's name says which it is.
     captions = [line["prompt"] if grid.writable(line["prompt"]) else line["file"] for line in lines]
-    picture = grid.tile(np.stack(first), captions[: len(first)])
-    storage.replace_bytes(output / GRID_FILE, grid.png(picture))
+    storage.replace_bytes(output / GRID_FILE, grid.png(grid.tile(np.stack(images), captions)))
 
 
 def read_prompts(file: AnyPath) -> list[str]:
@@ -158,10 +180,8 @@ def sample_settings(config: ConfigDict) -> Settings:
     )
 
 
-def progress(
-    batches: Iterator[UInt8[np.ndarray, "n H W 3"]], total: int, told: str = "sampling"
-) -> Iterator[UInt8[np.ndarray, "n H W 3"]]:
-    """Passes batches on and shows on standard error how many images there were."""
+def progress(batches: Iterator[Batch], total: int, told: str = "sampling") -> Iterator[Batch]:
+    """Passes batches on and shows on standard error how many images they are of."""
     columns = ["{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(
         *columns, console=Console(stderr=True), disable=parallel.process_index() > 0

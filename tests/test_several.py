@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import several
-from pea_jax import checkpoint, metrics
+from pea_jax import checkpoint, metrics, saved
 from tests import tiny
 
 #: Seconds in which any of these commands ends, on a busy machine.
@@ -136,7 +136,7 @@ def test_a_notice_to_one_host_stops_all_at_one_step_and_fewer_go_on(begin, alone
         run.kill(2, signal.SIGTERM)
         assert run.wait(LONG) == [0, 0, 0, 0], run.told(0)
         assert "which is saved; go on with: pea-jax train --workdir" in run.told(0)
-    stopped = max(checkpoint.steps(workdir))
+    stopped = max(saved.steps(workdir))
     assert 1 <= stopped < STEPS
 
     _, run = begin("fewer", 2)
@@ -160,7 +160,7 @@ def test_when_a_host_is_killed_the_others_end_too(begin, lost):
         statuses = run.wait(20 + 40)
     assert statuses[lost] == -signal.SIGKILL
     assert statuses[1 - lost] not in (0, None)
-    assert max(checkpoint.steps(workdir)) >= 2
+    assert max(saved.steps(workdir)) >= 2
 
 
 def test_a_host_that_waits_for_others_in_vain_ends_with_one_line(begin):
@@ -174,8 +174,7 @@ def test_a_host_that_waits_for_others_in_vain_ends_with_one_line(begin):
 
 def test_a_host_that_fails_before_training_does_not_leave_the_others_waiting(begin):
     """A config that only one host can refuse: the other ends by its heartbeats."""
-    workdir, run = begin("refused", 2, mesh__heartbeat_timeout=10, train__accumulation_steps=3)
+    _, run = begin("refused", 2, mesh__heartbeat_timeout=10, train__accumulation_steps=3)
     with run:
         assert 0 not in run.wait(LONG)
-    assert "use multiples of 6" in run.told(0)
-    assert "use multiples of 6" in run.told(1)
+    assert "use multiples of 6" in run.told(0) + run.told(1)
