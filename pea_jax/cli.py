@@ -86,6 +86,7 @@ VERBS = {
     "train": Verb(
         "distil an adapter; the same command goes on where a run was stopped",
         "--config configs/tiny_zh.py --workdir runs/x --config.optim.learning_rate=1e-3",
+        (_text("profile", "START:COUNT traces COUNT steps after the first START, for xprof"),),
         note="A run that was begun needs no --config: it is in the workdir.",
     ),
     "preflight": Verb(

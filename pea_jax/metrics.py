@@ -9,8 +9,7 @@ import datetime
 import io
 import json
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -93,42 +92,6 @@ class MetricWriter:
         if self._lines is not None:
             self._lines.flush()
             self._events.flush()
-
-
-class Throughput:
-    """Images a second of the steps alone, from the moments at which one after another was done.
-
-    Args:
-        images_per_step: of the whole batch, over all hosts.
-        clock: returns seconds.
-    """
-
-    def __init__(self, images_per_step: int, clock: Callable[[], float] = time.perf_counter):
-        self._images_per_step = images_per_step
-        self._clock = clock
-        self._last: float | None = None
-        self._steps, self._seconds = 0, 0.0
-
-    def step(self) -> None:
-        """A step is done; the first one, and the first after `interrupt`, only starts the clock."""
-        now = self._clock()
-        if self._last is not None:
-            self._steps += 1
-            self._seconds += now - self._last
-        self._last = now
-
-    def interrupt(self) -> None:
-        """Something else than steps follows (saving, sampling)."""
-        self._last = None
-
-    @property
-    def rate(self) -> float | None:
-        """Images a second since the last `restart`; None where no step was timed."""
-        return self._steps * self._images_per_step / self._seconds if self._seconds else None
-
-    def restart(self) -> None:
-        """Begin another reading."""
-        self._steps, self._seconds = 0, 0.0
 
 
 class TrainingBar:

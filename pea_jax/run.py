@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pea_jax import optim, parallel, storage
+from pea_jax import chips, optim, parallel, storage
 from pea_jax.data.pipeline import Loader, make_loader
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.losses import DistillSettings
@@ -196,6 +197,33 @@ def batch_shapes(
         for part, count in rows.items()
         if count
     }
+
+
+def model_flops(config: ConfigDict, mesh: Mesh) -> Callable[[], float | None]:
+    """Counts, in the background, the operations of a step that a perfect program would compute.
+
+    They are those of the whole batch, over all devices, as the step is written: without what remat
+    computes again, and with those of attention that a kernel hides.
+
+    Returns:
+        What gives the number once it is known, None before, and None for ever on devices whose peak
+        is not known (`chips`), where it would serve for nothing.
+    """
+    counted: list[float] = []
+    if chips.find(mesh.devices.flat[0].device_kind) is None:
+        return lambda: None
+    plain = config.copy_and_resolve_references()
+    plain.model.attention, plain.model.remat, plain.train.accumulation_steps = "xla", "none", 1
+
+    def count() -> None:
+        trainer = make_trainer(plain, mesh, abstract=True)
+        size = (config.data.image_size,) * 2
+        batch = batch_shapes(trainer, batch_rows(plain, parallel.data_shards(mesh)), size)
+        lowered = trainer.step.lower(trainer.state, trainer.frozen, batch, trainer.key)
+        counted.append(lowered.cost_analysis()["flops"])
+
+    threading.Thread(target=count, daemon=True).start()
+    return lambda: counted[0] if counted else None
 
 
 def check(config: ConfigDict, data_shards: int) -> None:

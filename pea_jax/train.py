@@ -2,9 +2,11 @@
 
 WORKDIR/config.json, checkpoints/     to go on from; what sample, evaluate and export read
 WORKDIR/metrics.jsonl, tensorboard/   loss terms, learning rate, images/s, sample grids
+WORKDIR/profile/, not-finite/         what --profile traced; the rows of a step that went wrong
 """
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Mapping
@@ -15,30 +17,36 @@ from flax import nnx
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from pea_jax import checkpoint, parallel
+from pea_jax import checkpoint, meters, parallel, profiling, storage
 from pea_jax.distill.losses import require_finite
 from pea_jax.distill.state import TrainState
 from pea_jax.evals import grid
-from pea_jax.metrics import MetricWriter, Throughput, TrainingBar
-from pea_jax.run import Run, batch_rows, build
+from pea_jax.metrics import MetricWriter, TrainingBar
+from pea_jax.run import Run, batch_rows, build, model_flops
 from pea_jax.sample import sample_settings
 from pea_jax.storage import AnyPath
 
+#: The folder of what `Report` writes of a step whose loss is not finite.
+NOT_FINITE = "not-finite"
 
-def train(config: ConfigDict, workdir: AnyPath) -> None:
+
+def train(config: ConfigDict, workdir: AnyPath, *, profile: str | None = None) -> None:
     """Train until `config.train.steps`, going on from the workdir's latest checkpoint.
 
     Args:
         config: see configs/base.py.
         workdir: of this run; made where it is missing.
+        profile: "START:COUNT" traces COUNT steps after the first START of this sitting.
 
     Raises:
         ValueError: a config that cannot be, does not fit the models, or is not that of the run in
             `workdir`; nothing is written then. Or none of its checkpoints is whole.
         OSError: the workdir cannot be read or written. The latest whole checkpoint stays.
-        FloatingPointError: a term of the loss is not finite. The latest checkpoint stays.
+        FloatingPointError: a term of the loss is not finite; the keys of the step's rows are in
+            the workdir then. The latest checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, when the step under way was finished and saved.
     """
+    tracing = profiling.parse(profile)
     checkpoint.check_config(workdir, config.to_dict())
     run = build(config)
     primary = parallel.process_index() == 0
@@ -59,10 +67,13 @@ def train(config: ConfigDict, workdir: AnyPath) -> None:
             report.say(f"{workdir} has step {start} of {settings.steps}: nothing is left to train")
             return
         stop = stack.enter_context(StopRequest(start))
+        trace = stack.enter_context(profiling.Trace(workdir, tracing, enabled=primary))
         pending = None
         for step in range(start + 1, settings.steps + 1):
-            batch = parallel.to_global(next(loader), run.mesh)
-            state, metrics = run.step(state, run.frozen, batch, run.key)
+            with report.waiting():
+                batch = parallel.to_global(next(loader), run.mesh)
+            with trace.step(step - start):
+                state, metrics = run.step(state, run.frozen, batch, run.key)
             # The metrics of a step are fetched while the next one is computed.
             if pending is not None:
                 report.step(*pending)
@@ -115,7 +126,7 @@ class Report(contextlib.ExitStack):
     """Tells of a run: its metrics to files, its progress to the screen.
 
     Args:
-        run: for the learning rate.
+        run: for the learning rate, the devices, and the keys of rows.
         config: see configs/base.py.
         workdir: of the run.
         start: the step that the run goes on from.
@@ -128,9 +139,12 @@ class Report(contextlib.ExitStack):
         super().__init__()
         settings = config.train
         rows = sum(batch_rows(config, parallel.data_shards(run.mesh)).values())
-        self._learning_rate, self._settings = run.learning_rate, settings
+        self._run, self._settings, self._workdir = run, settings, workdir
         self._losses: list[float] = []
-        self._throughput = Throughput(rows)
+        self._throughput = meters.Throughput(rows, list(run.mesh.devices.flat))
+        self.waiting = self._throughput.waiting
+        self._compilations = meters.Compilations()
+        self._flops = model_flops(config, run.mesh) if enabled else lambda: None
         self._writer = self.enter_context(MetricWriter(workdir, resumed=start, enabled=enabled))
         self._bar = self.enter_context(
             TrainingBar(
@@ -153,7 +167,10 @@ class Report(contextlib.ExitStack):
             FloatingPointError: a value is not finite.
         """
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        require_finite(values, step)
+        try:
+            require_finite(values, step)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} (its rows: {self._dump(step, values)})") from None
         self._losses.append(values["loss"])
         if timed:
             self._throughput.step()
@@ -162,14 +179,26 @@ class Report(contextlib.ExitStack):
         rate = self._throughput.rate
         self._bar.update(step, values, rate)
         if step % self._settings.log_every == 0 or step == self._settings.steps:
-            values["learning_rate"] = float(self._learning_rate(step - 1))
-            if rate is not None:
-                values["images_per_second"] = rate
+            values["learning_rate"] = float(self._run.learning_rate(step - 1))
+            values |= self._throughput.read(self._flops()) | meters.memory()
+            values["compilations"] = self._compilations.count
+            values["compile_seconds"] = self._compilations.seconds
             self._writer.scalars(step, values)
             self._throughput.restart()
         if not timed:
             # A checkpoint may follow, and is not to be ahead of the record.
             self._writer.flush()
+
+    def _dump(self, step: int, values: Mapping[str, float]) -> AnyPath:
+        """Write which rows this process gave to a step, with what it measured; returns the file."""
+        index = parallel.process_index()
+        file = self._workdir / NOT_FINITE / f"{step:08d}-process-{index}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # JSON has no NaN.
+        metrics = {name: str(value) for name, value in values.items()}
+        told = {"step": step, "metrics": metrics, "keys": self._run.loader.keys(step - 1)}
+        storage.replace_text(file, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+        return file
 
     def mean_loss(self) -> float:
         """Of the steps since the last call."""

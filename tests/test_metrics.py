@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from pea_jax.metrics import MetricWriter, Throughput, TrainingBar, read_metrics
+from pea_jax.meters import Throughput
+from pea_jax.metrics import MetricWriter, TrainingBar, read_metrics
 
 
 def events(workdir: Path) -> list[Event]:
@@ -101,7 +102,7 @@ class Clock:
 
 def test_throughput_counts_steps_and_leaves_out_what_is_between_them():
     clock = Clock()
-    throughput = Throughput(8, clock)
+    throughput = Throughput(8, clock=clock)
     assert throughput.rate is None
     throughput.step()  # compiled; starts the clock
     assert throughput.rate is None

@@ -104,6 +104,7 @@ class _Fetch:
             size = self.image_size, self.image_size
             crop = images.centre_crop(row.height, row.width, *size)
             return {
+                "key": row.key,
                 "pixels": pixels,
                 "time_ids": np.array([row.height, row.width, *crop, *size], np.int32),
                 "caption": row.caption,
@@ -253,6 +254,15 @@ class Loader(grain.DatasetIterator):
                 english_ids, english_mask = _tokens(self._english_tokenizer, english)
                 batch[part.name] |= {"english_ids": english_ids, "english_mask": english_mask}
         return batch
+
+    def keys(self, step: int) -> dict[str, list[str]]:
+        """The keys of this host's rows of a step, counted from 0, by part; they are read again."""
+        found, number = {}, step * self._share
+        for part in self._fetch.parts:
+            rows = [self._fetch(number + slot) for slot in range(part.share)]
+            found[part.name] = [row["key"] for row in rows]
+            number += part.share
+        return found
 
     def get_state(self) -> dict[str, Any]:
         """What `set_state` takes; holds nothing that changes later."""
