@@ -2,6 +2,7 @@
 
 WORKDIR/config.json, checkpoints/     to go on from; what sample, evaluate and export read
 WORKDIR/metrics.jsonl, tensorboard/   loss terms, learning rate, images/s, sample grids
+WORKDIR/damaged/                      checkpoints that lost something, moved out of the way
 """
 
 import contextlib
