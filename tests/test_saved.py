@@ -2,8 +2,12 @@
 
 import contextlib
 import json
+import os
 import resource
 import shutil
+import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -263,3 +267,44 @@ def test_an_error_of_the_run_is_not_hidden_by_one_of_the_save(workdir, caplog):
         run()
     assert "checkpoint of step 8 could not be written" in caplog.text
     assert loaded(workdir) == 5
+
+
+def together(count: int, harm: str, workdir: Path) -> list[dict]:
+    """What `count` processes that restore together come to."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.restore_together"]
+    started = [
+        subprocess.Popen(
+            [*command, str(number), str(count), str(port), harm, str(workdir)],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+def test_processes_decide_together_and_any_number_goes_on(tmp_path):
+    # Two processes save the steps 2 and 5; the second alone finds 5 damaged, and both go on from 2.
+    first, second = together(2, "damage", tmp_path)
+    bad = {"0": "cut", "1": "cut"}
+    for told in (first, second):
+        assert (told["step"], told["steps"]) == (2, [2, 5])
+        assert told["data"] == {"step": 2, "bad": bad}
+        assert len(told["warnings"]) == 1
+    assert "(process 1 cannot read it): going on from step 2" in first["warnings"][0]
+    assert "(meta: cut): going on from step 2" in second["warnings"][0]
+    assert (tmp_path / "damaged" / "00000005").is_dir()
+    # A disk that does not answer to one of them is an error of both, and moves nothing.
+    first, second = together(2, "fault", tmp_path)
+    assert "process 1 cannot read it" in first["error"]
+    assert "Input/output error" in second["error"]
+    # One process goes on from what two saved.
+    (alone,) = together(1, "none", tmp_path)
+    assert (alone["step"], alone["steps"], alone["warnings"]) == (5, [2, 5], [])
+    assert alone["data"] == {"step": 5, "bad": bad}
