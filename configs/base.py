@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     # "tinyworld", or the name of a data set that `pea-jax prepare` made.
     config.data.dataset = "tinyworld"
-    # Where prepared data sets lie.
+    # Where prepared data sets lie; may be in a bucket, gs://BUCKET/...
     config.data.data_dir = "~/tensorflow_datasets"
     # Of the captions, BCP 47 codes; rows of other languages are left out.
     config.data.languages = ("zh",)
@@ -110,7 +110,7 @@ def get_config() -> ConfigDict:
     config.train.sample_every = 1000
     # What they show, by the settings of `sample`, always from the same noise.
     config.train.sample_prompts = ("一只戴着红色围巾的猫", "山上的古寺", "一盘红烧狮子头", "")
-    # Where compiled programs are kept for the next start; "" keeps none.
+    # Where compiled programs are kept for the next start, also gs://BUCKET/...; "" keeps none.
     config.train.compilation_cache = "~/.cache/pea_jax"
 
     config.mesh = ConfigDict()

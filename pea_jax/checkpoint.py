@@ -4,7 +4,8 @@
     workdir/checkpoints/STEP/    adapter, ema, optimizer, data (the iterator of every process), meta
 
 A checkpoint holds what training changes and never the frozen weights. Orbax writes it beside its
-place and renames it when it is whole, so a killed run leaves the checkpoint before, untouched.
+place and renames it when it is whole, or in a bucket writes a commit file last, so a killed run
+leaves the checkpoint before, untouched. One that was damaged later is passed over (saved.py).
 """
 
 import contextlib

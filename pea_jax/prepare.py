@@ -1,17 +1,16 @@
 """The task that makes a data set, and the one place that finds the set a config names."""
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from pea_jax.data.builder import folder_of, is_built
 from pea_jax.data.source import Source, locate
+from pea_jax.storage import AnyPath
 from pea_jax.tinyworld import dataset as tinyworld
 
 TINYWORLD = "tinyworld"
 
 
-def open_split(dataset: str, data_dir: Path | str, split: str = "train") -> Source:
+def open_split(dataset: str, data_dir: AnyPath | str, split: str = "train") -> Source:
     """A split of a data set; tinyworld is built on first use.
 
     Args:
@@ -32,7 +31,7 @@ def open_split(dataset: str, data_dir: Path | str, split: str = "train") -> Sour
     return Source(folder, split)
 
 
-def prepare(config: ConfigDict, workdir: Path | None = None) -> None:
+def prepare(config: ConfigDict, workdir: AnyPath | None = None) -> None:
     """Makes the data set of `config.data`, unless it is there, and says what it holds.
 
     Args:

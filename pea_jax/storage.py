@@ -180,7 +180,7 @@ def appearing(output: AnyPath) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         if bucket:
-            _upload(folder, output)
+            upload(folder, output)
         else:
             folder.replace(output)
 
@@ -270,15 +270,30 @@ def _naming(file: AnyPath) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(file)) from error
 
 
-def _upload(folder: Path, output: AnyPath) -> None:
+def upload(folder: Path, output: AnyPath, *, last: str = "") -> None:
+    """Copy a local folder into a bucket; what an error leaves there of it is removed.
+
+    Args:
+      folder: of files.
+      output: its name in the bucket.
+      last: the name of the file that is copied when all others are there.
+
+    Raises:
+      StorageError: one line.
+    """
     try:
         with faults():
-            for file in files(folder):
+            for file in sorted(files(folder), key=lambda file: (file.name == last, file)):
                 epath.Path(file).copy(output / str(file.relative_to(folder)), overwrite=True)
     except BaseException:
         with contextlib.suppress(Exception):
             output.rmtree(missing_ok=True)
         raise
+
+
+def size(file: AnyPath) -> int:
+    """Bytes of a file."""
+    return file.stat().length if is_bucket(file) else file.stat().st_size
 
 
 def held(folder: AnyPath) -> Iterable[str]:

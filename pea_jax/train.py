@@ -3,6 +3,7 @@
 WORKDIR/config.json, checkpoints/     to go on from; what sample, evaluate and export read
 WORKDIR/metrics.jsonl, tensorboard/   loss terms, learning rate, images/s, sample grids
 WORKDIR/profile/, not-finite/         what --profile traced; the rows of a step that went wrong
+WORKDIR/damaged/                      checkpoints that lost something, moved out of the way
 """
 
 import contextlib

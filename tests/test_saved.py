@@ -1,7 +1,13 @@
 """A checkpoint that lost something is never used: the one before is, and a line says so."""
 
+import contextlib
 import json
+import os
+import resource
 import shutil
+import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,11 +128,9 @@ def test_the_damaged_step_is_kept_aside_and_saved_again(workdir):
     cut(workdir / "checkpoints" / "00000005" / "meta" / "metadata")
     left = (workdir / "checkpoints" / "00000005" / "meta" / "metadata").read_bytes()
     for count in ("", ".2"):
-        with (
-            checkpoint.Checkpointer(workdir) as checkpoints,
-            pytest.warns(saved.DamagedCheckpointWarning),
-        ):
-            checkpoints.restore(blank(make_state(1)), numbers(), seed=7)
+        with checkpoint.Checkpointer(workdir) as checkpoints:
+            with pytest.warns(saved.DamagedCheckpointWarning):
+                checkpoints.restore(blank(make_state(1)), numbers(), seed=7)
             assert checkpoints.steps == (2,)
             assert checkpoints.save(5, make_state(5), numbers(), adapter=ADAPTER, seed=7)
         assert (workdir / "damaged" / f"00000005{count}" / "meta" / "metadata").read_bytes() == left
@@ -139,7 +143,7 @@ def test_load_adapter_changes_nothing_and_does_not_stand_in_for_a_step_asked_for
     with pytest.warns(saved.DamagedCheckpointWarning, match="00000005 is damaged"):
         assert checkpoint.load_adapter(workdir)[1] == 2
     assert saved.steps(workdir) == [2, 5]
-    with pytest.raises(saved.DamagedError, match="no checkpoint is whole .step 5: "):
+    with pytest.raises(saved.DamagedError, match=r"no checkpoint is whole \(step 5: "):
         checkpoint.load_adapter(workdir, step=5)
 
 
@@ -216,3 +220,91 @@ def test_the_state_of_a_host_that_is_missing_is_damage(workdir, of_hosts, number
     (of_hosts([5, 5, 5]) / f"process_{number}-of-3.json").unlink()
     with pytest.raises(saved.DamagedError, match="not the states of all processes"):
         saved.read_data_states(workdir / "checkpoints" / "00000005")
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 100 bytes: as at the end of a disk, writing fails half way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("told_by", ["wait", "save", "exit"])
+def test_a_checkpoint_that_does_not_fit_is_told_and_the_one_before_stays(workdir, told_by):
+    def write(stack: contextlib.ExitStack) -> None:
+        checkpoints = stack.enter_context(checkpoint.Checkpointer(workdir, keep=1))
+        with full_disk():
+            checkpoints.save(8, make_state(8), numbers(), adapter=ADAPTER, seed=7)
+            if told_by == "wait":
+                checkpoints.wait()
+            elif told_by == "save":
+                checkpoints.save(9, make_state(9), numbers(), adapter=ADAPTER, seed=7)
+            else:
+                stack.close()
+
+    told = pytest.raises(checkpoint.SaveError, match="checkpoint of step 8")
+    with told as error, contextlib.ExitStack() as stack:
+        write(stack)
+    assert "could not be written (" in str(error.value)
+    assert "File too large" in str(error.value)
+    assert "\n" not in str(error.value)
+    # Not even with keep=1 was the one before deleted; nor is what there is of the new one used.
+    assert loaded(workdir) == 5
+    assert restored(workdir) == (5, [])
+
+
+def test_an_error_of_the_run_is_not_hidden_by_one_of_the_save(workdir, caplog):
+    def run() -> None:
+        with full_disk(), checkpoint.Checkpointer(workdir) as checkpoints:
+            checkpoints.save(8, make_state(8), numbers(), adapter=ADAPTER, seed=7)
+            raise FloatingPointError("step 9: not finite")
+
+    with pytest.raises(FloatingPointError, match="not finite"):
+        run()
+    assert "checkpoint of step 8 could not be written" in caplog.text
+    assert loaded(workdir) == 5
+
+
+def together(count: int, harm: str, workdir: Path) -> list[dict]:
+    """What `count` processes that restore together come to."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.restore_together"]
+    started = [
+        subprocess.Popen(
+            [*command, str(number), str(count), str(port), harm, str(workdir)],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+def test_processes_decide_together_and_any_number_goes_on(tmp_path):
+    # Two processes save the steps 2 and 5; the second alone finds 5 damaged, and both go on from 2.
+    first, second = together(2, "damage", tmp_path)
+    bad = {"0": "cut", "1": "cut"}
+    for told in (first, second):
+        assert (told["step"], told["steps"]) == (2, [2, 5])
+        assert told["data"] == {"step": 2, "bad": bad}
+        assert len(told["warnings"]) == 1
+    assert "(process 1 cannot read it): going on from step 2" in first["warnings"][0]
+    assert "(meta: cut): going on from step 2" in second["warnings"][0]
+    assert (tmp_path / "damaged" / "00000005").is_dir()
+    # A disk that does not answer to one of them is an error of both, and moves nothing.
+    first, second = together(2, "fault", tmp_path)
+    assert "process 1 cannot read it" in first["error"]
+    assert "Input/output error" in second["error"]
+    # One process goes on from what two saved.
+    (alone,) = together(1, "none", tmp_path)
+    assert (alone["step"], alone["steps"], alone["warnings"]) == (5, [2, 5], [])
+    assert alone["data"] == {"step": 5, "bad": bad}

@@ -18,6 +18,7 @@ from pea_jax.models.bert import Bert, BertConfig
 from pea_jax.models.clip import CLIPText, CLIPTextConfig
 from pea_jax.models.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
+from pea_jax.storage import AnyPath
 from pea_jax.tinyworld import dataset
 from pea_jax.weights.save import save_module
 from tests.models.random_module import random_module
@@ -87,7 +88,7 @@ def write_models(folder: Path, *, xl: bool = False) -> Path:
     return folder
 
 
-def write_data(data_dir: Path) -> Path:
+def write_data(data_dir: AnyPath) -> AnyPath:
     """A data set "few" of 48 tinyworld scenes with Chinese captions."""
     splits = {
         "train": [

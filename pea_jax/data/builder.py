@@ -8,13 +8,16 @@ and kind are chosen without reading any image.
 import collections
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from pea_jax import storage
 from pea_jax.data import schema
+from pea_jax.storage import AnyPath
 
 #: A function that yields the rows of one shard (one file); called once.
 Shard = Callable[[], Iterable[schema.Row]]
@@ -22,24 +25,26 @@ Shard = Callable[[], Iterable[schema.Row]]
 #: Of the layout of a set: features, index, report.
 VERSION = "1.0.0"
 _EXAMPLES = 5
+#: The file that is written last: with it a set is whole.
+_MARK = "dataset_info.json"
 
 
-def index_file(folder: Path, split: str) -> Path:
+def index_file(folder: AnyPath, split: str) -> AnyPath:
     """Where a split's index lies."""
     return folder / f"index-{split}.npy"
 
 
-def folder_of(data_dir: Path | str, name: str) -> Path:
+def folder_of(data_dir: AnyPath | str, name: str) -> AnyPath:
     """Where `build` puts a set of this name."""
-    return Path(data_dir).expanduser() / name / VERSION
+    return storage.as_path(data_dir) / name / VERSION
 
 
-def is_built(folder: Path) -> bool:
+def is_built(folder: AnyPath) -> bool:
     """Whether a folder holds a data set."""
-    return (folder / "dataset_info.json").is_file()
+    return (folder / _MARK).is_file()
 
 
-def report_file(folder: Path) -> Path:
+def report_file(folder: AnyPath) -> AnyPath:
     """Where each split's counts of kept and rejected rows, and the sizes of its files, lie."""
     return folder / "report.json"
 
@@ -147,11 +152,11 @@ def _gather(folder: Path, split: str) -> dict:
 
 
 def build(
-    data_dir: Path | str,
+    data_dir: AnyPath | str,
     name: str,
     splits: Mapping[str, Sequence[Shard]],
     description: str = "",
-) -> Path:
+) -> AnyPath:
     """Writes a data set, unless it is there already.
 
     Rows without a caption, without an English caption where one is needed, without a language or
@@ -172,6 +177,13 @@ def build(
         taken by something else.
     """
     folder = folder_of(data_dir, name)
+    if storage.is_bucket(folder):
+        if not is_built(folder):
+            # ArrayRecord reads from buckets, but writes to disks alone.
+            with tempfile.TemporaryDirectory() as draft:
+                made = build(draft, name, splits, description)
+                storage.upload(made, folder, last=_MARK)
+        return folder
     builder = _Builder(name, description, splits, data_dir=str(folder.parent.parent))
     try:
         builder.download_and_prepare()

@@ -1,22 +1,24 @@
 """Reads the rows of a TFDS data set at random, and chooses among them without reading them."""
 
+import io
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int64
 
+from pea_jax import storage
 from pea_jax.data import builder, schema
+from pea_jax.storage import AnyPath
 
 
 class DatasetError(ValueError):
     """There is no such data set, or not the expected one."""
 
 
-def locate(data_dir: Path | str, dataset: str) -> Path:
+def locate(data_dir: AnyPath | str, dataset: str) -> AnyPath:
     """The folder of a data set, of its latest version.
 
     Args:
@@ -26,7 +28,7 @@ def locate(data_dir: Path | str, dataset: str) -> Path:
     Raises:
       DatasetError: nothing is there.
     """
-    top = Path(data_dir).expanduser() / dataset
+    top = storage.as_path(data_dir) / dataset
     if builder.is_built(top):
         return top
     # A half-built set lies in incomplete.*, which is no version.
@@ -51,8 +53,8 @@ class Source:
       DatasetError: the folder holds no such split, or was not written by `builder.build`.
     """
 
-    def __init__(self, folder: Path | str, split: str):
-        self.folder = Path(folder)
+    def __init__(self, folder: AnyPath | str, split: str):
+        self.folder = storage.as_path(folder)
         self.split = split
         self._open()
 
@@ -66,8 +68,11 @@ class Source:
             )
         self._check_files()
         file = builder.index_file(self.folder, self.split)
-        # Mapped, so that worker processes share one copy.
-        self.index = np.load(file, mmap_mode="r")
+        if storage.is_bucket(file):
+            self.index = np.load(io.BytesIO(file.read_bytes()))
+        else:
+            # Mapped, so that worker processes share one copy.
+            self.index = np.load(file, mmap_mode="r")
         if self.index.dtype != schema.INDEX_DTYPE:
             raise DatasetError(f"{file} was written by another version of pea_jax: build it again")
         self._records = reader.as_data_source(
@@ -88,8 +93,8 @@ class Source:
             file = self.folder / name
             if not file.exists():
                 wrong.append(f"{name} is missing")
-            elif file.stat().st_size != size:
-                wrong.append(f"{name} has {file.stat().st_size} bytes of {size}")
+            elif storage.size(file) != size:
+                wrong.append(f"{name} has {storage.size(file)} bytes of {size}")
         if wrong:
             raise DatasetError(f"{self.folder} is damaged: {'; '.join(wrong)}")
 

@@ -4,13 +4,13 @@ import functools
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from pea_jax.data import builder
 from pea_jax.data.schema import Row
+from pea_jax.storage import AnyPath
 from pea_jax.tinyworld import captions, world
 from pea_jax.tinyworld.splits import scenes
 
@@ -97,7 +97,7 @@ def name() -> str:
     return f"tinyworld_{fingerprint()}"
 
 
-def prepare(data_dir: Path | str) -> Path:
+def prepare(data_dir: AnyPath | str) -> AnyPath:
     """The folder of the tinyworld set in `data_dir`, which is built on first use."""
     splits = {
         split: [functools.partial(rows, split, native) for native in (False, True)]

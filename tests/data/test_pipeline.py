@@ -209,6 +209,35 @@ def test_grain_checkpoints_carry_the_state(source, load, tmp_path):
     assert_same(take(restored, 5), expected)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2)])
+def test_a_run_goes_on_with_another_number_of_hosts(source, load, before, after):
+    sizes = {"native_batch": 4, "parallel_batch": 8}
+    alone = take(load(source, **sizes), 40)
+    hosts = [load(source, **sizes, shard_index=i, shard_count=before) for i in range(before)]
+    shares = [take(host, 7) for host in hosts]
+    state = hosts[0].merge_states([json.loads(json.dumps(host.get_state())) for host in hosts])
+    hosts = [load(source, **sizes, shard_index=i, shard_count=after) for i in range(after)]
+    for host in hosts:
+        host.set_state(state)
+    rest = [take(host, 33) for host in hosts]
+    for part in ("native", "parallel"):
+        for step, batch in enumerate(alone):
+            there, at = (shares, step) if step < 7 else (rest, step - 7)
+            # The same rows in the same order, so every row of an epoch is taken exactly once.
+            rows = np.concatenate([numbers([share[at]], part) for share in there])
+            np.testing.assert_array_equal(rows, numbers([batch], part))
+
+
+def test_hosts_states_are_merged_by_the_images_that_they_could_not_read(source, load):
+    state = load(source).get_state()
+    merged = load(source).merge_states(
+        [{**state, "bad": {"a": "x"}}, {**state, "bad": {}}, {**state, "bad": {"b": "y", "a": "x"}}]
+    )
+    assert merged == {**state, "bad": {"a": "x", "b": "y"}}
+    with pytest.raises(ValueError, match=r"disagree: step \[0, 3\]"):
+        load(source).merge_states([state, {**state, "step": 3}])
+
+
 def test_a_state_of_another_run_is_refused(source, load):
     state = load(source).get_state()
     others = {
