@@ -89,20 +89,6 @@ VERBS = {
         (_text("profile", "START:COUNT traces COUNT steps after the first START, for xprof"),),
         note="A run that was begun needs no --config: it is in the workdir.",
     ),
-    "preflight": Verb(
-        "compile a run for devices that need not be here: what fits, and how fast it can be",
-        "--config configs/sdxl_zh.py --topology v5e:4x4",
-        (
-            _text("topology", "a slice of TPUs, such as v5e:4x4, or local for the devices at hand"),
-            _text("task", "train or sample; train by default"),
-            _text("size", "HxW in pixels, commas between several; buckets; largest of these"),
-            _number("batch", "rows a chip; by default what the config makes of its batch"),
-            _switch("tune", "look for the batch and the remat that are fastest"),
-            _switch("json", "print one JSON object"),
-        ),
-        required=("config", "topology"),
-        note="It needs no workdir, no weights, no data, and for a TPU no TPU.",
-    ),
     "sample": Verb(
         "make images of prompts with a trained adapter",
         "--workdir runs/x --prompt 一个红色的大圆形 --output images/",
@@ -125,6 +111,20 @@ VERBS = {
         "write the adapter, and a folder that PyTorch diffusers loads",
         "--workdir runs/x --output exported/",
         (_text("output", "the folder to make; WORKDIR/export by default"), _STEP),
+    ),
+    "preflight": Verb(
+        "compile a run for devices that need not be here: what fits, and how fast it can be",
+        "--config configs/sdxl_zh.py --topology v5e:4x4",
+        (
+            _text("topology", "a slice of TPUs, such as v5e:4x4, or local for the devices at hand"),
+            _text("task", "train or sample; train by default"),
+            _text("size", "HxW in pixels, commas between several; buckets; largest of these"),
+            _number("batch", "rows a chip; by default what the config makes of its batch"),
+            _switch("tune", "look for the batch and the remat that are fastest"),
+            _switch("json", "print one JSON object"),
+        ),
+        required=("config", "topology"),
+        note="It needs no workdir, no weights, no data, and for a TPU no TPU.",
     ),
     "convert": Verb(
         "read an adapter's file, the authors' or ours, and write the other",

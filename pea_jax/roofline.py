@@ -177,7 +177,7 @@ def refused(
       compile_seconds: likewise.
     """
     groups = {name: chip_bytes(tree) for name, tree in arguments.items()}
-    total, largest = _told(str(error))
+    total, largest = _told(str(error), sum(groups.values()))
     if not largest:
         largest = _largest_values(lowered.as_text(), rows * shards, shards)
     largest += [(size, name) for name, size in groups.items()]
@@ -215,12 +215,16 @@ def _bytes(number: str, unit: str) -> int:
     return round(float(number) * _UNITS[unit])
 
 
-def _told(message: str) -> tuple[int, list[tuple[int, str]]]:
-    """What the compiler's message says is needed, and its list of the largest allocations."""
-    needed = re.search(r"Used ([\d.]+)([KMGT]?)|temporaries \(([\d.]+)([KMGT]?)\)", message)
+def _told(message: str, arguments: int) -> tuple[int, list[tuple[int, str]]]:
+    """What the compiler's message says is needed, and its list of the largest allocations.
+
+    It has two: one of all that is needed, with the list, and an early one of temporaries alone.
+    """
     total = 0
-    if needed:
-        total = _bytes(*(needed.group(1, 2) if needed[1] else needed.group(3, 4)))
+    if used := re.search(r"Used ([\d.]+)([KMGT]?)", message):
+        total = _bytes(*used.groups())
+    elif temporaries := re.search(r"temporaries \(([\d.]+)([KMGT]?)\)", message):
+        total = _bytes(*temporaries.groups()) + arguments
     largest = []
     for part in re.split(r"\n\s*\d+\. ", message)[1:]:
         size = re.search(r"Size: ([\d.]+)([KMGT]?)", part)

@@ -166,7 +166,7 @@ def make_trainer(config: ConfigDict, mesh: Mesh, *, abstract: bool = False) -> T
         mesh=mesh,
         state=parallel.place(state, whole),
         frozen=frozen,
-        step=jit_train_step(step, mesh),
+        step=jit_train_step(step, mesh, gathering=("unet",)),
         key=parallel.place(key, whole),
         learning_rate=learning_rate,
         pipeline=Pipeline(base, language, adapter, mesh),

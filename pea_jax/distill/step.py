@@ -11,7 +11,7 @@ the UNet to the tokens, and not into its weights.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,6 @@ from pea_jax.models.conditioning import Conditioning
 
 Batch = Mapping[str, Fields]
 Frozen = Mapping[str, Any]
-Gather = Callable[[Any], Any]
 LossAndGradient = Callable[..., tuple[Float[Array, ""], Metrics, Params]]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
@@ -59,9 +58,9 @@ def make_loss_and_gradient(
             sums are the same; the activations are of one slice.
 
     Returns:
-        (params, frozen, batch, key, *, data_shards=1, gather=None) -> (loss, metrics, gradient),
-        with the arguments of `make_train_step`'s function, but that `key` is of this very step;
-        `draws.draw` tells what becomes of it.
+        (params, frozen, batch, key, *, data_shards=1) -> (loss, metrics, gradient), with the
+        arguments of `make_train_step`'s function, but that `key` is of this very step; `draws.draw`
+        tells what becomes of it.
     """
 
     def loss_and_gradient(
@@ -71,7 +70,6 @@ def make_loss_and_gradient(
         key: PRNGKeyArray,
         *,
         data_shards: int = 1,
-        gather: Gather | None = None,
     ) -> tuple[Float[Array, ""], Metrics, Params]:
         rows = count_rows(
             batch,
@@ -92,7 +90,6 @@ def make_loss_and_gradient(
             key=key,
             data_shards=data_shards,
             batch_size=batch_size,
-            gather=gather,
         )
         if accumulation_steps == 1:
             return compute(numbered)
@@ -112,23 +109,20 @@ def make_loss_and_gradient(
         key: PRNGKeyArray,
         data_shards: int,
         batch_size: int,
-        gather: Gather | None,
     ) -> tuple[Float[Array, ""], Metrics, Params]:
         """What some of the step's rows, with their places in it, add to all three."""
         learning = {name: len(batch[name]["place"]) for name in PARTS if name in batch}
         layout = Layout(learning, data_shards)
-        teacher, student = _unets(networks, gather)
-        given = _given(networks, schedule, settings, layout, teacher, frozen, batch, key)
-        weights = frozen["unet"]
-        if gather is not None:
-            # The student's copies are made when the teacher's are no longer needed.
-            weights, given = jax.lax.optimization_barrier((weights, given))
+        unet = nnx.merge(networks.unet, frozen["unet"])
+        given = _given(networks, schedule, settings, layout, unet, frozen, batch, key)
+        # The student begins when the teacher has ended: weights that each of them gathers are not
+        # kept from the one to the other, nor are the activations of both at once.
+        weights, given = jax.lax.optimization_barrier((frozen["unet"], given))
+        unet = nnx.merge(networks.unet, weights)
 
         def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
             conditioning = _student(nnx.merge(networks.adapter, params), given)
-            prediction, features = student(
-                weights, given.noisy, given.timesteps, conditioning, given.added
-            )
+            prediction, features = unet(given.noisy, given.timesteps, conditioning, given.added)
 
             terms: dict[str, Any] = {}
             if settings.diffuses and not settings.hybrid:
@@ -171,7 +165,7 @@ def make_train_step(
         accumulation_steps: see `make_loss_and_gradient`.
 
     Returns:
-        train_step(state, frozen, batch, key, *, data_shards=1, gather=None) -> (state, metrics):
+        train_step(state, frozen, batch, key, *, data_shards=1) -> (state, metrics):
         frozen: of `split_networks`.
         batch: {"native": part, "parallel": part}, a part without rows absent; a part is
             {"pixels": uint8 [b, H, W, 3], "time_ids": int32 [b, 6] (see `data.pipeline.Batch`),
@@ -179,8 +173,6 @@ def make_train_step(
             and "english_mask".
         key: of the whole run; the step folds its number in.
         data_shards: devices that the batch is split over; it changes no value.
-        gather: makes the UNet's weights whole where they are split over devices. Each pass gathers
-            them anew, the backward pass too, which keeps none of them from the forward pass.
         metrics: scalars, float32: those of `losses.total`, and "grad_norm" before clipping.
         It raises ValueError while tracing, for a batch that cannot be.
 
@@ -200,7 +192,6 @@ def make_train_step(
         key: PRNGKeyArray,
         *,
         data_shards: int = 1,
-        gather: Gather | None = None,
     ) -> tuple[TrainState, Metrics]:
         _, metrics, gradient = loss_and_gradient(
             state.params,
@@ -208,7 +199,6 @@ def make_train_step(
             batch,
             jax.random.fold_in(key, state.step),
             data_shards=data_shards,
-            gather=gather,
         )
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -222,30 +212,32 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(train_step: TrainStep, mesh: Mesh) -> TrainStep:
+def jit_train_step(
+    train_step: TrainStep, mesh: Mesh, *, gathering: Collection[str] = ()
+) -> TrainStep:
     """Compiles the step for a mesh: state replicated and donated, batch split over every device.
 
     The frozen weights stay where they were placed, replicated or split over "fsdp", and are
-    gathered whole where they are used; those of the UNet, which are most of them, in each pass by
-    itself, so that no more of them are whole at once than the compiler finds room for. Left to
-    itself, the partitioner rather splits some layers the way their weights are split, and sends
-    activations from device to device.
+    gathered whole where they are used. Left to itself, the partitioner rather splits some layers
+    the way their weights are split, and sends activations from device to device.
+
+    Args:
+        train_step: of `make_train_step`.
+        mesh: of `parallel.make_mesh`.
+        gathering: the networks of `frozen` that gather their weights themselves, layer by layer
+            (`UNet.gather`). Those of the others are whole from the step's beginning to its end.
 
     The state is to be on the mesh from the first call on (`parallel.place`): one that jax may still
     move is another program to it, compiled again at the second step.
     """
     whole = parallel.replicated(mesh)
-    gather = functools.partial(jax.lax.with_sharding_constraint, shardings=whole)
 
     def step_on_mesh(
         state: TrainState, frozen: Frozen, batch: Batch, key: PRNGKeyArray
     ) -> tuple[TrainState, Metrics]:
-        shards = parallel.data_shards(mesh)
-        if mesh.shape["fsdp"] == 1:
-            return train_step(state, frozen, batch, key, data_shards=shards)
-        others = {name: part for name, part in frozen.items() if name != "unet"}
-        frozen = {**gather(others), "unet": frozen["unet"]}
-        return train_step(state, frozen, batch, key, data_shards=shards, gather=gather)
+        others = {name: part for name, part in frozen.items() if name not in gathering}
+        frozen = {**frozen, **jax.lax.with_sharding_constraint(others, whole)}
+        return train_step(state, frozen, batch, key, data_shards=parallel.data_shards(mesh))
 
     return jax.jit(
         step_on_mesh,
@@ -269,25 +261,6 @@ def drop(
     """
     tokens = jnp.where(dropped[:, None, None], nothing.tokens, conditioning.tokens)
     return dataclasses.replace(conditioning, tokens=tokens)
-
-
-def _unets(networks: Networks, gather: Gather | None) -> tuple[Callable, Callable]:
-    """The UNet as teacher and as student, functions of its weights and its arguments.
-
-    Of the student a gradient keeps all that it needs but the weights that were gathered for it.
-    """
-
-    def teacher(weights: Params, *arguments: Any) -> Any:
-        whole = weights if gather is None else gather(weights)
-        return nnx.merge(networks.unet, whole)(*arguments)
-
-    if gather is None:
-        return teacher, teacher
-
-    def keeps(primitive: Any, *_: Any, **__: Any) -> bool:
-        return primitive.name != "sharding_constraint"
-
-    return teacher, jax.checkpoint(teacher, policy=keeps)
 
 
 def _learns(part: str, settings: DistillSettings) -> bool:
@@ -326,7 +299,7 @@ def _given(
     schedule: Schedule,
     settings: DistillSettings,
     layout: Layout,
-    unet: Callable,
+    unet: nnx.Module,
     frozen: Frozen,
     batch: Batch,
     key: PRNGKeyArray,
@@ -344,8 +317,8 @@ def _given(
     alpha_bar = jnp.asarray(schedule.alphas_cumprod)[draws.timesteps]
     noisy = add_noise(latents, draws.noise, alpha_bar)
     dropped = draws.dropped if settings.prompt_drop else None
-    takes_time_ids = nnx.merge(networks.unet, frozen["unet"]).config.pooled_width is not None
-    added = student["time_ids"].astype(jnp.float32) if takes_time_ids else None
+    micro_conditioned = unet.config.pooled_width is not None
+    added = student["time_ids"].astype(jnp.float32) if micro_conditioned else None
 
     teacher = None
     if settings.distils and PARALLEL in layout.rows:
@@ -354,7 +327,7 @@ def _given(
             (noisy, draws.timesteps, added, dropped), PARALLEL
         )
         conditioning = _teacher(text_encoder, batch[PARALLEL], empty, dropped_here)
-        teacher = unet(frozen["unet"], seen, timesteps, conditioning, added_here)
+        teacher = unet(seen, timesteps, conditioning, added_here)
 
     language_encoder = nnx.merge(networks.language_encoder, frozen["language_encoder"])
     return _Given(

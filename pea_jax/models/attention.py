@@ -74,10 +74,8 @@ def dot_product_attention(
     cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     kernel = functools.partial(splash.splash_attention, mesh=mesh)
     if implementation == "auto":
-        # A program for TPUs may be compiled on a machine without one: the mesh has their devices.
-        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         implementation = choose(
-            platform,
+            platform(mesh),
             dtype=query.dtype,
             head_size=query.shape[-1],
             query_length=query.shape[1],
@@ -93,6 +91,14 @@ def dot_product_attention(
     elif implementation == "cudnn":
         _check_cudnn(query)
     return {"xla": xla, "cudnn": cudnn, "splash": kernel}[implementation](query, key, value)
+
+
+def platform(mesh: Mesh | None) -> str:
+    """What the program is compiled for: "cpu", "gpu" or "tpu".
+
+    A program for TPUs may be compiled on a machine without one: the mesh has their devices.
+    """
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def choose(

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
-from pea_jax.models.attention import dot_product_attention
+from pea_jax.models import attention, splash
 
 LAYER_NORM_EPS = 1e-5
 TRANSFORMER_GROUP_NORM_EPS = 1e-6  # the spatial transformer's own, whatever the config's norm_eps
@@ -213,14 +213,27 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B Q D"], context: Float[Array, "B L E"]
     ) -> Float[Array, "B Q D"]:
-        query, key, value = (
-            y.reshape(*y.shape[:2], self.heads, -1)
-            for y in (self.to_q(x), self.to_k(context), self.to_v(context))
+        attend = self._attend
+        if attention.platform(self.mesh) == "tpu":
+            # A gradient keeps query, key and value as they are here, with what splash gives, and
+            # makes the rest again. By heads, rows of 64 take the room of 128 in a TPU's memory,
+            # and the float32 probabilities of cross-attention are most of what it would keep.
+            attend = jax.checkpoint(
+                attend, policy=jax.checkpoint_policies.save_only_these_names(splash.RESULT)
+            )
+        return self.to_out[0](attend(self.to_q(x), self.to_k(context), self.to_v(context)))
+
+    def _attend(
+        self,
+        query: Float[Array, "B Q D"],
+        key: Float[Array, "B L D"],
+        value: Float[Array, "B L D"],
+    ) -> Float[Array, "B Q D"]:
+        by_heads = (y.reshape(*y.shape[:2], self.heads, -1) for y in (query, key, value))
+        out = attention.dot_product_attention(
+            *by_heads, implementation=self.implementation, mesh=self.mesh
         )
-        out = dot_product_attention(
-            query, key, value, implementation=self.implementation, mesh=self.mesh
-        )
-        return self.to_out[0](out.reshape(x.shape))
+        return out.reshape(query.shape)
 
 
 class GEGLU(nnx.Module):

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float
 #: Queries and keys of one step of the kernel. Lengths must be multiples of it.
 BLOCK = 512
 
+#: The name that a policy of `jax.checkpoint` knows the kernel's result by, and its logsumexp.
+RESULT = "splash_attention"
+
 
 def splash_attention(
     query: Float[Array, "B Q N K"],
@@ -85,7 +88,12 @@ def _kernel(heads: int, queries: int, keys: int, interpret: bool):
         block_kv_dq=BLOCK,
     )
     return splash_attention_kernel.make_splash_mha(
-        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=RESULT,
+        interpret=interpret,
     )
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
@@ -19,6 +19,7 @@ from pea_jax.models.blocks import (
     timestep_embedding,
 )
 from pea_jax.models.conditioning import Conditioning
+from pea_jax.models.gather import gather_at_use
 from pea_jax.models.unet_blocks import DownBlock, MidBlock, UpBlock
 from pea_jax.models.unet_config import TIME_IDS, UNetConfig
 
@@ -55,6 +56,8 @@ class UNet(nnx.Module):
                 time, one by one, in the backward pass.
             "full": the inputs of each down, middle and up block; within a block, which runs a
                 second time, it is as with "blocks", so that its parts run a third time.
+        gather: where a layer's weights are brought when it runs, and again in the backward pass;
+            None leaves them where they are. See `models.gather`.
 
     Raises:
         ValueError: `remat` is unknown.
@@ -70,6 +73,7 @@ class UNet(nnx.Module):
         attention: str = "auto",
         mesh: Mesh | None = None,
         remat: str = "none",
+        gather: Sharding | None = None,
     ):
         if remat not in REMAT:
             raise ValueError(f"UNet: remat: expected one of {REMAT}, got {remat!r}")
@@ -136,6 +140,8 @@ class UNet(nnx.Module):
 
         self.conv_norm_out = GroupNorm(width, groups, eps, **leaf)
         self.conv_out = conv3x3(width, config.out_channels, **leaf)
+        if gather is not None:
+            gather_at_use(self, gather)
 
     def __call__(
         self,

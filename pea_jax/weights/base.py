@@ -205,7 +205,15 @@ def load_base(
             return abstract_module(typed, sharding=sharding)
         return load_module(typed, files[part], sharding=sharding, ignore=ignore)
 
-    unet = functools.partial(UNet, config.unet, attention=attention, mesh=mesh, remat=remat)
+    is_split = mesh is not None and mesh.shape["fsdp"] > 1
+    unet = functools.partial(
+        UNet,
+        config.unet,
+        attention=attention,
+        mesh=mesh,
+        remat=remat,
+        gather=parallel.replicated(mesh) if is_split else None,
+    )
     towers = []
     for part, tower in config.text_encoders.items():
         projected = config.unet.pooled_width is not None and part == "text_encoder_2"

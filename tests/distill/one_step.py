@@ -14,17 +14,18 @@ from pea_jax.distill.step import jit_train_step, make_train_step
 from pea_jax.weights import names
 from tests.distill import fakes, tiny
 
-WORLDS = {"fake": fakes, "tiny": tiny}
+#: The last is "tiny" with a UNet that gathers its weights where it uses them.
+WORLDS = {"fake": fakes, "tiny": tiny, "gathering": tiny}
 SETTINGS = DistillSettings(prompt_drop=0.5)
 KEY = jax.random.key(7)
 NATIVE, PARALLEL = 8, 16
 
 
-def place(world, mesh, tx):
+def place(world, mesh, tx, gathering=False):
     """State, frozen weights and batch where a run would have them; all that can be split is."""
-    networks, params, frozen = world.world()
     rule = parallel.parameter_sharding(mesh, min_size=1)
     whole = parallel.replicated(mesh)
+    networks, params, frozen = world.world(whole) if gathering else world.world()
     empty = frozen.pop("empty")
     frozen = jax.tree.map(lambda leaf: jax.device_put(leaf, rule("", leaf.shape)), frozen)
     frozen["empty"] = jax.device_put(empty, whole)
@@ -42,17 +43,30 @@ def one_step(name, data, fsdp, accumulation_steps=1):
     world = WORLDS[name]
     tx = optax.sgd(1.0)
     mesh = parallel.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
-    networks, state, frozen, batch = place(world, mesh, tx)
+    own = ("unet",) if name == "gathering" else ()
+    networks, state, frozen, batch = place(world, mesh, tx, bool(own))
+    if own:
+        frozen["unet"] = _kernels_alone_are_split(frozen["unet"], mesh)
     before = _flat(state.params)
     train_step = make_train_step(
         networks, fakes.schedule(), SETTINGS, tx, accumulation_steps=accumulation_steps
     )
-    step = jit_train_step(train_step, mesh)
+    step = jit_train_step(train_step, mesh, gathering=own)
     compiled = step.lower(state, frozen, batch, KEY).compile(fakes.QUICK)
     state, metrics = compiled(state, frozen, batch, KEY)
     after = _flat(state.params)
     gradient = {key: before[key] - after[key] for key in before}
     return jax.device_get(metrics), gradient, compiled.as_text()
+
+
+def _kernels_alone_are_split(weights, mesh):
+    """Scales and biases are whole, as those of the real networks are, which are small."""
+    whole = parallel.replicated(mesh)
+
+    def put(leaf):
+        return leaf if leaf.ndim > 1 else jax.device_put(leaf, whole)
+
+    return jax.tree.map(put, weights)
 
 
 def _flat(params):

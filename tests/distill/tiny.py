@@ -1,6 +1,7 @@
 """The real networks, as small as they go: every kind of block, and 8x8 latents."""
 
 from flax import nnx
+from jax.sharding import Sharding
 
 from pea_jax.distill.state import split_networks
 from pea_jax.models.adapter import Adapter, AdapterConfig
@@ -31,8 +32,11 @@ UNET = {
 }
 
 
-def modules() -> dict[str, nnx.Module]:
-    """Every network; the values of its parameters come from numpy, and move with no library."""
+def modules(gather: Sharding | None = None) -> dict[str, nnx.Module]:
+    """Every network; the values of its parameters come from numpy, and move with no library.
+
+    The UNet gathers its kernels where it uses them, if it is said to where.
+    """
     unet = UNetConfig.from_dict(UNET)
     vae = VAEConfig(block_out_channels=(8, 8), norm_num_groups=4)
     clip = CLIPTextConfig(**TOWER, hidden_size=12, intermediate_size=16, eos_token_id=2)
@@ -47,7 +51,7 @@ def modules() -> dict[str, nnx.Module]:
     )
     adapter = AdapterConfig(input_width=8, hidden_width=10, output_width=12)
     return {
-        "unet": random_module(lambda: UNet(unet, rngs=nnx.Rngs(0)), 1),
+        "unet": random_module(lambda: UNet(unet, rngs=nnx.Rngs(0), gather=gather), 1),
         "vae": random_module(lambda: VAE(vae, rngs=nnx.Rngs(0)), 2),
         "text_encoder": random_module(lambda: EnglishText([CLIPText(clip, rngs=nnx.Rngs(0))]), 3),
         "language_encoder": random_module(lambda: Bert(bert, rngs=nnx.Rngs(0)), 4),
@@ -55,9 +59,9 @@ def modules() -> dict[str, nnx.Module]:
     }
 
 
-def world():
+def world(gather: Sharding | None = None):
     """Networks, the adapter's parameters and the frozen argument."""
-    return split_networks(**modules(), empty=fakes.empty_prompt())
+    return split_networks(**modules(gather), empty=fakes.empty_prompt())
 
 
 def make_batch(native: int, parallel: int):

@@ -1,0 +1,42 @@
+"""Weights that are split over devices, made whole layer by layer."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jax.sharding import Sharding
+from jaxtyping import Array
+
+
+def gather_at_use(module: nnx.Module, sharding: Sharding) -> None:
+    """Makes every Linear and Conv within `module` bring its kernel to `sharding` when it runs.
+
+    A gradient with respect to the inputs brings it there a second time, and keeps nothing from the
+    forward pass: no kernel is whole for longer than its layer runs, if the compiler so schedules
+    it. Nothing is computed twice, since that gradient needs no more of a layer than its kernel.
+
+    Args:
+        module: is changed in place; its parameters are not.
+        sharding: the whole array on every device, that is.
+    """
+    for _, part in nnx.iter_graph(module):
+        if isinstance(part, nnx.Linear):
+            part.dot_general = _Gathered(part.dot_general, sharding)
+        elif isinstance(part, nnx.Conv):
+            part.conv_general_dilated = _Gathered(part.conv_general_dilated, sharding)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gathered:
+    """An operation of an input and a kernel; equal to another of the same, as jit asks for."""
+
+    operation: Callable[..., Array]
+    sharding: Sharding
+
+    def __call__(self, x: Array, kernel: Array, *arguments, **options) -> Array:
+        def run(x: Array, kernel: Array) -> Array:
+            whole = jax.lax.with_sharding_constraint(kernel, self.sharding)
+            return self.operation(x, whole, *arguments, **options)
+
+        return jax.checkpoint(run)(x, kernel)

@@ -1,0 +1,82 @@
+"""Kernels that are split over devices: whole while a layer runs, and no longer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pea_jax import parallel
+from pea_jax.models.gather import gather_at_use
+from tests.models.random_module import random_module
+
+
+class Layers(nnx.Module):
+    def __init__(self):
+        self.conv = nnx.Conv(4, 8, (3, 3), rngs=nnx.Rngs(0))
+        self.linears = nnx.List([nnx.Linear(8, 8, rngs=nnx.Rngs(0)) for _ in range(2)])
+
+    def __call__(self, x):
+        x = jnp.tanh(self.conv(x))
+        for linear in self.linears:
+            x = jnp.tanh(linear(x))
+        return x
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return parallel.make_mesh(2, 4)
+
+
+def _split(module, mesh):
+    rule = parallel.parameter_sharding(mesh, min_size=1)
+    return jax.tree.map(lambda x: jax.device_put(x, rule("", x.shape)), module)
+
+
+@pytest.fixture
+def x(rng):
+    return jnp.asarray(rng.standard_normal((8, 4, 4, 4)), jnp.float32)
+
+
+def test_values_and_gradients_are_the_same(mesh, x):
+    plain = random_module(Layers)
+    gathering = _split(random_module(Layers), mesh)
+    gather_at_use(gathering, parallel.replicated(mesh))
+
+    def loss(module, x):
+        return jnp.sum(module(x) ** 2)
+
+    for of in (lambda m: loss(m, x), lambda m: jax.grad(loss, argnums=1)(m, x)):
+        np.testing.assert_allclose(of(gathering), of(plain), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gathers", [True, False])
+def test_no_whole_kernel_is_kept_for_the_backward_pass(mesh, x, gathers):
+    """Were they gathered once, all of them would be whole at the peak of memory, and splitting them
+    would save nothing: the other way of the two."""
+    module = _split(random_module(Layers), mesh)
+    if gathers:
+        gather_at_use(module, parallel.replicated(mesh))
+    graph, weights = nnx.split(module)
+
+    def predict(x):
+        whole = parallel.replicated(mesh)
+        given = weights if gathers else jax.lax.with_sharding_constraint(weights, whole)
+        return nnx.merge(graph, given)(x)
+
+    _, backward = jax.vjp(predict, x)
+    kernels = {weight.shape for weight in jax.tree.leaves(weights) if weight.ndim > 1}
+    kept = [leaf for leaf in jax.tree.leaves(backward) if getattr(leaf, "shape", 0) in kernels]
+    assert len(kept) == 3
+    assert any(leaf.sharding.is_fully_replicated for leaf in kept) != gathers
+
+
+def test_two_that_gather_alike_are_one_program(mesh):
+    """jit knows a module by its static side."""
+    graphs = []
+    for _ in range(2):
+        module = random_module(Layers)
+        gather_at_use(module, parallel.replicated(mesh))
+        graphs.append(nnx.graphdef(module))
+    assert graphs[0] == graphs[1]
+    assert hash(graphs[0]) == hash(graphs[1])
