@@ -142,6 +142,7 @@ class Report(contextlib.ExitStack):
         rows = sum(batch_rows(config, parallel.data_shards(run.mesh)).values())
         self._run, self._settings, self._workdir = run, settings, workdir
         self._losses: list[float] = []
+        self._first = True
         self._throughput = meters.Throughput(rows, list(run.mesh.devices.flat))
         self.waiting = self._throughput.waiting
         self._compilations = meters.Compilations()
@@ -153,6 +154,9 @@ class Report(contextlib.ExitStack):
             )
         )
         self.say, self.image = self._bar.say, self._writer.image
+        devices = run.mesh.devices
+        hosts = f" of {parallel.process_count()} hosts" if parallel.process_count() > 1 else ""
+        self.say(f"on {devices.size} x {devices.flat[0].device_kind}{hosts}")
         if 0 < start < settings.steps:
             self.say(f"going on from step {start}")
 
@@ -177,6 +181,10 @@ class Report(contextlib.ExitStack):
             self._throughput.step()
         else:
             self._throughput.interrupt()
+        if self._first:
+            self._first = False
+            told = self._compilations
+            self.say(f"compiled {told.count} programs in {told.seconds:.1f} s")
         rate = self._throughput.rate
         self._bar.update(step, values, rate)
         if step % self._settings.log_every == 0 or step == self._settings.steps:

@@ -142,7 +142,7 @@ def test_a_task_gets_the_config_with_its_overrides(capsys, task, tmp_path):
     status, _, err = run(capsys, "train", "--config", TINY, "--workdir", tmp_path, *overrides)
     assert (status, err) == (0, [])
     ((given, workdir, flags),) = train.calls
-    assert (workdir, flags) == (tmp_path, {})
+    assert (workdir, flags) == (tmp_path, {"profile": None})
     assert given.optim.learning_rate == 1e-4
     assert given.distill.hybrid is False
     assert given.data.dataset == "laion/1.0.0"

@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from pea_jax.meters import Throughput
 from pea_jax.metrics import MetricWriter, TrainingBar, read_metrics
 
 
@@ -98,27 +97,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def test_throughput_counts_steps_and_leaves_out_what_is_between_them():
-    clock = Clock()
-    throughput = Throughput(8, clock=clock)
-    assert throughput.rate is None
-    throughput.step()  # compiled; starts the clock
-    assert throughput.rate is None
-    for _ in range(3):
-        clock.now += 2.0
-        throughput.step()
-    assert throughput.rate == 4.0
-    throughput.interrupt()
-    clock.now += 1000.0  # saving
-    throughput.step()
-    assert throughput.rate == 4.0
-    throughput.restart()
-    assert throughput.rate is None
-    clock.now += 1.0
-    throughput.step()
-    assert throughput.rate == 8.0
 
 
 def test_plain_lines_come_where_metrics_are_logged_and_at_the_end():

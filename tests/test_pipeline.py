@@ -6,6 +6,7 @@ import pytest
 
 from pea_jax import parallel
 from pea_jax import pipeline as pipelines
+from pea_jax.meters import Compilations
 from pea_jax.pipeline import Pipeline, initial_noise
 from pea_jax.weights.adapters import save_adapter
 from tests import tiny, vivid
@@ -77,6 +78,30 @@ def test_adapters_steps_and_strengths_share_one_program(pipeline, images):
     for changed in (other, more, stronger):
         assert difference(changed, images).min() > 8
     assert difference(rescaled, images).max() > 3
+
+
+def test_another_batch_size_or_guidance_compiles_once(pipeline, images):
+    """And going back to what was compiled before compiles nothing."""
+    changes = [
+        {},
+        {"guidance_scale": 1.0},
+        {"height": 24, "width": 16},
+        {"height": 16, "width": 24},
+        {"batch_size": 8},
+        {"batch_size": 16},
+    ]
+    prompts = PROMPTS * 3
+
+    def draw(change):
+        pipeline(prompts, seed=7, **SETTINGS | change)
+
+    for change in changes:
+        draw(change)
+    compiled, programs = Compilations(), pipelines._program._cache_size()
+    for change in (*changes, *reversed(changes)):
+        draw(change)
+    assert pipelines._program._cache_size() == programs
+    assert compiled.count == 0
 
 
 def test_latents_take_the_place_of_the_seeds_noise(pipeline, images):

@@ -81,6 +81,7 @@ class FakeRun(run.Run):
             "pipeline": None,
             "adapter": ADAPTER,
         }
+        fields["loader"].keys = lambda step: {"parallel": [f"row {self.drawn(step + 1)}"]}
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
@@ -127,9 +128,11 @@ def saved(workdir: Path) -> list[int]:
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
-    """What metrics.jsonl holds that does not depend on the clock."""
+    """What metrics.jsonl holds of the computation, and not of the sitting that wrote it."""
+    of_sitting = {"step_seconds", "data_wait", "compilations", "compile_seconds"}
+    of_sitting |= {"images_per_second", "images_per_second_per_chip"}
     return [
-        {name: value for name, value in line.items() if name != "images_per_second"}
+        {name: value for name, value in line.items() if name not in of_sitting}
         for line in metrics.read_metrics(workdir)
     ]
 
@@ -190,8 +193,14 @@ def test_a_term_that_is_not_finite_stops_before_it_is_saved_or_logged(go, tmp_pa
     def on_step(step):
         return {"loss_output": np.float32(np.nan if step == 4 else 1.0)}
 
-    with pytest.raises(FloatingPointError, match="step 4: not finite: loss_output = nan"):
+    file = tmp_path / "run" / "not-finite" / "00000004-process-0.json"
+    told = f"step 4: not finite: loss_output = nan (its rows: {file})"
+    with pytest.raises(FloatingPointError, match=re.escape(told)):
         go(on_step, steps=9, save_every=2, keep=9)
+    dumped = json.loads(file.read_text())
+    assert dumped["step"] == 4
+    assert dumped["metrics"]["loss_output"] == "nan"
+    assert dumped["keys"] == {"parallel": [f"row {FakeRun.drawn(4)}"]}
     assert saved(tmp_path / "run") == [2]
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3]
 
@@ -273,6 +282,24 @@ def test_sample_grids_are_drawn_when_due(go, monkeypatch, tmp_path):
     go(steps=7, save_every=4, sample_every=3)
     assert drawn == [3, 6]
     assert saved(tmp_path / "run") == [4, 7]
+
+
+def test_nothing_is_compiled_once_a_run_has_seen_each_kind_of_step(models, data_dir, tmp_path):
+    """Steps, saving and sample grids: from the second of each on, programs are there already."""
+    made = tiny.config(
+        models,
+        data_dir,
+        train__steps=12,
+        train__save_every=3,
+        train__sample_every=4,
+        train__sample_prompts=("红", "蓝"),
+    )
+    train.train(made, tmp_path / "run")
+    compiled = {
+        line["step"]: line["compilations"] for line in metrics.read_metrics(tmp_path / "run")
+    }
+    assert compiled[1] > 0
+    assert compiled[5] == compiled[12]
 
 
 def test_build_places_everything_on_the_mesh(models, data_dir):

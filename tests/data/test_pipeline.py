@@ -228,6 +228,31 @@ def test_a_run_goes_on_with_another_number_of_hosts(source, load, before, after)
             np.testing.assert_array_equal(rows, numbers([batch], part))
 
 
+def test_an_epoch_over_ever_fewer_hosts_has_every_row_once_by_the_keys(source, load):
+    """Four hosts, then two, then one: the keys of what each took, up to the end of the epoch."""
+    rows = {part: source.select(native=part == "native", languages=["zh"]) for part in ZH}
+    steps = len(rows["parallel"]) // 4
+    assert steps >= 3
+    seen, state, at = Counter(), None, 0
+    for hosts, until in ((4, 1), (2, steps - 1), (1, steps)):
+        loaders = [
+            load(source, native_batch=4, shard_index=i, shard_count=hosts) for i in range(hosts)
+        ]
+        for loader in loaders:
+            if state is not None:
+                loader.set_state(loader.merge_states(state))
+            for step in range(at, until):
+                keys = loader.keys(step)
+                batch = next(loader)
+                assert len(keys["parallel"]) == len(batch["parallel"]["pixels"]) == 4 // hosts
+                seen.update(keys["parallel"])
+        state, at = [loader.get_state() for loader in loaders], until
+    whole = {source[int(row)].key for row in rows["parallel"]}
+    assert set(seen) <= whole
+    assert len(seen) == 4 * steps
+    assert set(seen.values()) == {1}
+
+
 def test_hosts_states_are_merged_by_the_images_that_they_could_not_read(source, load):
     state = load(source).get_state()
     merged = load(source).merge_states(
