@@ -1,9 +1,9 @@
 """What the implementations of attention keep and move, by the TPU compiler, without a TPU.
 
     pip install -e '.[tpu]'
-    TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python benchmarks/attention.py [--topology v5e:2x2]
+    python benchmarks/attention.py [--topology v5e:2x2]
 
-Self-attention with its projections at the sizes of SDXL (1024 pixels) and SD 1.5 (512 pixels), one
+Self-attention with its projections at the sizes of SDXL (1024 and 640 pixels) and SD 1.5 (512), one
 image, bfloat16, forward and forward with the gradient. Temporaries and bytes are the compiler's
 count for one chip; the FLOPs of a kernel are not in them.
 """
@@ -12,15 +12,16 @@ import argparse
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from pea_jax import topology
 from pea_jax.models.attention import dot_product_attention
 
 #: Tokens, heads, size of a head.
 SHAPES = {
     "SDXL, 64x64": (4096, 10, 64),
     "SDXL, 32x32": (1024, 20, 64),
+    "SDXL, 40x40": (1600, 10, 64),
     "SD 1.5, 64x64": (4096, 8, 40),
     "SD 1.5, 32x32": (1024, 8, 80),
 }
@@ -55,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", default="v5e:2x2")
     options = parser.parse_args()
-    device = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices[0]
+    device = topology.devices(options.topology)[0]
     print(f"{options.topology}, jax {jax.__version__}")
     print("| layer | pass | implementation | temporaries MiB | bytes accessed MB |")
     print("|---|---|---|---|---|")

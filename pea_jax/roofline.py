@@ -22,7 +22,6 @@ from pea_jax.chips import Chip
 _LARGEST = 8
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE = re.compile(r"([\d.]+)([KMGT]?)i?B?\b")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -129,8 +129,7 @@ def choose(
         return "xla"
     if platform == "gpu" and not _cudnn_problems(dtype, head_size, CUDNN_HEAD_SIZE):
         return "cudnn"
-    blocks = query_length % splash.BLOCK == 0 and key_length % splash.BLOCK == 0
-    if platform == "tpu" and blocks and key_length >= LONG and head_size <= 256:
+    if platform == "tpu" and min(query_length, key_length) >= LONG and head_size <= 256:
         return "splash"
     return "xla"
 

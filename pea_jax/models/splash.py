@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask,
@@ -11,8 +12,14 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-#: Queries and keys of one step of the kernel. Lengths must be multiples of it.
+#: Queries and keys of one step of the kernel, where both lengths are multiples of it.
 BLOCK = 512
+
+#: Other lengths are padded to multiples of this, which is then the queries' step.
+STEP = 256
+
+#: The most keys of one step then: what the kernels need at once must fit into on-chip memory.
+MOST_KEYS = 1024
 
 #: The name that a policy of `jax.checkpoint` knows the kernel's result by, and its logsumexp.
 RESULT = "splash_attention"
@@ -29,11 +36,12 @@ def splash_attention(
     """softmax(query key^T / sqrt(K)) value, every query looking at every key.
 
     The kernel is not partitioned by XLA, so it is mapped over the batch: each device of the mesh
-    runs it on its own rows.
+    runs it on its own rows. Lengths that its steps do not divide are padded, and no query looks at
+    a key that is padding.
 
     Args:
-        query: [B, Q, N, K], Q a multiple of `BLOCK`.
-        key: [B, L, N, K], L a multiple of `BLOCK`.
+        query: [B, Q, N, K].
+        key: [B, L, N, K].
         value: [B, L, N, K].
         mesh: of the devices that B is split over; None or a mesh of one maps nothing.
         interpret: run the kernel's program anywhere, slowly; for tests.
@@ -42,25 +50,21 @@ def splash_attention(
         [B, Q, N, K], of the dtype of `query`.
 
     Raises:
-        ValueError: a length or a batch that does not divide.
+        ValueError: a batch that does not divide.
     """
-    lengths = {"query": query.shape[1], "key": key.shape[1]}
-    problems = [
-        f"{name}: expected a length that {BLOCK} divides, got {length}"
-        for name, length in lengths.items()
-        if length % BLOCK
-    ]
     if not divides(query.shape[0], mesh):
-        problems.append(f"expected a batch that {mesh.size} devices divide, got {query.shape[0]}")
-    if problems:
-        raise ValueError(f"splash attention: {'; '.join(problems)}")
+        raise ValueError(
+            f"splash attention: expected a batch that {mesh.size} devices divide, "
+            f"got {query.shape[0]}"
+        )
 
     def attend(query: Array, key: Array, value: Array) -> Array:
-        kernel = _kernel(query.shape[2], query.shape[1], key.shape[1], interpret)
+        queries, keys = query.shape[1], key.shape[1]
+        kernel = _kernel(query.shape[2], queries, keys, interpret)
         # The kernel applies no scale.
         scaled = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
-        heads_first = (array.swapaxes(1, 2) for array in (scaled, key, value))
-        return jax.vmap(kernel)(*heads_first).swapaxes(1, 2)
+        heads_first = (_padded(array).swapaxes(1, 2) for array in (scaled, key, value))
+        return jax.vmap(kernel)(*heads_first).swapaxes(1, 2)[:, :queries]
 
     if mesh is None or mesh.size == 1:
         return attend(query, key, value)
@@ -75,17 +79,30 @@ def divides(batch: int, mesh: Mesh | None) -> bool:
     return mesh is None or batch % mesh.size == 0
 
 
+def padded_length(length: int) -> int:
+    """The tokens that the kernel runs for so many."""
+    step = STEP if length % BLOCK else BLOCK
+    return -(-length // step) * step
+
+
+def _padded(array: Float[Array, "B L N K"]) -> Float[Array, "B M N K"]:
+    more = padded_length(array.shape[1]) - array.shape[1]
+    return jnp.pad(array, ((0, 0), (0, more), (0, 0), (0, 0))) if more else array
+
+
 def _kernel(heads: int, queries: int, keys: int, interpret: bool):
     mask = _mask(heads, queries, keys)
+    q = BLOCK if queries % BLOCK == 0 else STEP
+    kv = BLOCK if keys % BLOCK == 0 else _step_of_keys(padded_length(keys))
     sizes = splash_attention_kernel.BlockSizes(
-        block_q=BLOCK,
-        block_kv=BLOCK,
-        block_kv_compute=BLOCK,
-        block_q_dkv=BLOCK,
-        block_kv_dkv=BLOCK,
-        block_kv_dkv_compute=BLOCK,
-        block_q_dq=BLOCK,
-        block_kv_dq=BLOCK,
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=kv,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        block_kv_dkv_compute=kv,
+        block_q_dq=q,
+        block_kv_dq=kv,
     )
     return splash_attention_kernel.make_splash_mha(
         mask,
@@ -97,8 +114,16 @@ def _kernel(heads: int, queries: int, keys: int, interpret: bool):
     )
 
 
+def _step_of_keys(length: int) -> int:
+    """The most that divide a multiple of `STEP` and are whole rows of a TPU's registers."""
+    return max(size for size in range(128, MOST_KEYS + 1, 128) if length % size == 0)
+
+
 @functools.cache
 def _mask(heads: int, queries: int, keys: int) -> splash_attention_mask.MultiHeadMask:
-    return splash_attention_mask.MultiHeadMask(
-        [splash_attention_mask.FullMask((queries, keys)) for _ in range(heads)]
-    )
+    shape = padded_length(queries), padded_length(keys)
+    if shape[1] == keys:
+        mask = splash_attention_mask.FullMask(shape)
+    else:
+        mask = splash_attention_mask.NumpyMask(np.broadcast_to(np.arange(shape[1]) < keys, shape))
+    return splash_attention_mask.MultiHeadMask([mask] * heads)
