@@ -29,7 +29,8 @@ tpu_pod.sh COMMAND [SETTING]... [-- WHAT FOLLOWS]
   logs      the end of a worker's log; --follow goes on showing it
   stop      SIGTERM on every worker: the run saves and ends
   resume    after a preemption: the slice again, setup, and train with what follows as before
-  sample    images on the slice, fetched to --output; what follows goes to pea-jax sample
+  sample    images on the slice, in WORKDIR/samples/TIME and fetched to --output; what follows goes
+            to pea-jax sample
   export    the adapter, exported by one worker's CPU, fetched to --output
   delete    the slice, and with it all costs but the bucket's; asks unless --yes
 
@@ -332,9 +333,11 @@ sample() {
     to_workers "$PROMPTS" prompts.txt
     words=(--prompts ../prompts.txt)
   fi
-  # Every host of a slice has to take part; worker 0 is the process that writes.
-  on all run sample --distributed --workdir "$WORKDIR" --output ../output "${words[@]}" "$@"
-  tpus tpu-vm scp --recurse "$NAME:$REMOTE/output" "$OUTPUT" --worker=0 --quiet
+  # Every host of a slice takes part, and writes its own images: to where all of them reach.
+  local folder=$WORKDIR/samples/${SAMPLES:-$(date -u +%Y%m%dT%H%M%SZ)}
+  on all run sample --distributed --workdir "$WORKDIR" --output "$folder" "${words[@]}" "$@"
+  call mkdir -p "$OUTPUT"
+  call gcloud storage rsync --recursive "$folder" "$OUTPUT"
 }
 
 export_adapter() {

@@ -185,14 +185,17 @@ def test_resume_leaves_a_run_that_goes_on(pod, gcloud):
 def test_sample_hands_prompts_on_as_they_are(pod, gcloud, tmp_path):
     words = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     images = tmp_path / "images of today"
-    done = pod("sample", "--output", images, "--", *words)
+    done = pod("sample", "--output", images, "--", *words, SAMPLES="now")
     assert done.returncode == 0, done.stderr
     run, fetch = gcloud.calls
     command = next(word for word in run if word.startswith("--command=")).removeprefix("--command=")
     start = ["bash", "pea-jax/tpu_pod.sh", "on-worker", "run", "sample", "--distributed"]
-    rest = ["--workdir", "gs://bucket/runs/zh", "--output", "../output"]
+    # Every host writes its own images, so that they are to be where all hosts reach.
+    folder = "gs://bucket/runs/zh/samples/now"
+    rest = ["--workdir", "gs://bucket/runs/zh", "--output", folder]
     assert shlex.split(command) == [*start, *rest, *words]
-    assert fetch == scp("--recurse", "pea:pea-jax/output", str(images), worker=0)
+    assert fetch == ["gcloud", "storage", "rsync", "--recursive", folder, str(images)]
+    assert images.is_dir()
 
 
 def test_sample_copies_a_file_of_prompts(pod, gcloud, tmp_path):
@@ -200,7 +203,8 @@ def test_sample_copies_a_file_of_prompts(pod, gcloud, tmp_path):
     done = pod("sample", "--prompts", tmp_path / "prompts.txt", "--output", tmp_path / "images")
     assert done.returncode == 0, done.stderr
     assert gcloud.calls[0] == scp(str(tmp_path / "prompts.txt"), "pea:pea-jax/prompts.txt")
-    assert "--output ../output --prompts ../prompts.txt" in " ".join(gcloud.calls[1])
+    assert "/samples/20" in " ".join(gcloud.calls[1])
+    assert "Z --prompts ../prompts.txt" in " ".join(gcloud.calls[1])
 
 
 def test_export_is_the_work_of_one_worker(pod, gcloud, tmp_path):

@@ -15,7 +15,7 @@ workdir=$2
 mkdir -p "$workdir/checkpoints/3"
 echo '{"train": {"steps": 10}}' >"$workdir/config.json"
 case ${words[0]} in
-  sample) mkdir ../output && echo image >../output/0.png ;;
+  sample) ;;
   export) mkdir ../output && echo "$JAX_PLATFORMS" >../output/platform ;;
   train)
     [[ ! -e $HOME/fail ]] || { echo 'pea-jax train: no'; exit 1; }
@@ -111,7 +111,6 @@ def test_a_run_from_setup_to_its_end(pod, workers, tmp_path):
 
     done = pod("sample", "--output", tmp_path / "images", "--", "--prompt", "一只 猫")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "images" / "0.png").is_file()
     assert (workers[1] / "arguments").read_text("utf-8").splitlines()[-1] == "一只 猫"
     done = pod("export", "--output", tmp_path / "adapter")
     assert done.returncode == 0, done.stderr
