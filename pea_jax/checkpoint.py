@@ -126,6 +126,8 @@ class Checkpointer:
             folder if storage.is_bucket(folder) else folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                # With it Orbax writes the loss down, so that a later sitting knows the best one.
+                best_fn=_negated_loss if keep_best else None,
                 cleanup_tmp_directories=True,
                 step_format_fixed_length=8,
             ),

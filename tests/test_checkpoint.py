@@ -173,6 +173,10 @@ def test_the_latest_stay_and_the_best_if_asked_for(tmp_path):
     assert save(tmp_path / "a", [1, 2, 3, 4, 5], losses=losses, keep=2) == (4, 5)
     kept = save(tmp_path / "b", [1, 2, 3, 4, 5], losses=losses, keep=2, keep_best=True)
     assert kept == (2, 4, 5)
+    # A later sitting knows how good they were.
+    kept = save(tmp_path / "b", [6, 7, 8], losses=[0.2, 0.3, 0.4], keep=2, keep_best=True)
+    assert kept == (2, 7, 8)
+    assert checkpoint.load_adapter(tmp_path / "b")[1] == 8
     with pytest.raises(ValueError, match="keep: expected at least 1"):
         checkpoint.Checkpointer(tmp_path / "c", keep=0)
 
