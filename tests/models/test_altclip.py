@@ -7,7 +7,7 @@ from flax import nnx
 
 from pea_jax.models.altclip import AltCLIPText, AltCLIPTextConfig
 from pea_jax.weights.names import key_of
-from tests.models.text_configs import ALT_CLIP
+from pea_jax.weights.published import ALT_CLIP
 
 TEXT = ALT_CLIP["text_config"]
 

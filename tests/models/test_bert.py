@@ -8,17 +8,17 @@ from flax import nnx
 
 from pea_jax.models.bert import Bert, BertConfig
 from pea_jax.weights.names import key_of
+from pea_jax.weights.published import XLM_R
 from tests.models.random_module import random_module
 from tests.models.text_configs import (
     BERT_CHINESE,
     CHINESE_CLIP_H,
     ROBERTA_BASE,
     XLM_R_BASE,
-    XLM_R_LARGE,
 )
 
 TINY = {
-    **XLM_R_LARGE,
+    **XLM_R,
     "hidden_size": 8,
     "intermediate_size": 12,
     "max_position_embeddings": 9,
@@ -43,7 +43,7 @@ def encode():
     ("config", "parameters"),
     [
         # transformers' counts without the pooler, which is no part of a text tower
-        (XLM_R_LARGE, 558_840_832),
+        (XLM_R, 558_840_832),
         (XLM_R_BASE, 277_453_056),
         (ROBERTA_BASE, 124_055_040),
         (BERT_CHINESE, 101_677_056),
@@ -58,7 +58,7 @@ def test_published_parameter_counts(config, parameters):
 
 
 def test_keys_are_those_of_the_bare_model():
-    flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: build(XLM_R_LARGE))))
+    flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: build(XLM_R))))
     keys = {key_of(path) for path, _ in flat}
     assert len(keys) == 5 + 24 * 16
     assert keys >= {

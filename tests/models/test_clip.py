@@ -8,11 +8,11 @@ from flax import nnx
 
 from pea_jax.models.clip import CLIPText, CLIPTextConfig
 from pea_jax.weights.names import key_of
+from pea_jax.weights.published import CLIP_BIG_G, CLIP_H, CLIP_L
 from tests.models.random_module import random_module
-from tests.models.text_configs import SD_1_5, SD_2_1, SDXL_2
 
 TINY = {
-    **SD_1_5,
+    **CLIP_L,
     "hidden_size": 8,
     "intermediate_size": 12,
     "max_position_embeddings": 6,
@@ -40,10 +40,10 @@ def encode():
 @pytest.mark.parametrize(
     ("config", "projected", "parameters"),
     [
-        (SD_1_5, False, 123_060_480),
-        (SD_2_1, False, 340_387_840),
-        (SDXL_2, False, 693_021_440),
-        (SDXL_2, True, 694_659_840),
+        (CLIP_L, False, 123_060_480),
+        (CLIP_H, False, 340_387_840),
+        (CLIP_BIG_G, False, 693_021_440),
+        (CLIP_BIG_G, True, 694_659_840),
     ],
     ids=["L/14", "H/14", "bigG/14", "bigG/14 projected"],
 )
@@ -55,7 +55,7 @@ def test_published_parameter_counts(config, projected, parameters):
 
 def test_keys_are_those_of_the_published_files():
     """Files of Stable Diffusion have the prefix text_model."""
-    flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: build(SD_1_5))))
+    flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: build(CLIP_L))))
     keys = {key_of(path) for path, _ in flat}
     assert len(keys) == 196
     assert keys >= {
@@ -84,8 +84,8 @@ def test_a_projection_needs_a_width():
 
 def test_config_of_a_whole_clip():
     """openai/clip-vit-large-patch14 nests the tower's config, in two places."""
-    nested = {"model_type": "clip", "projection_dim": 1, "text_config": SD_1_5}
-    assert CLIPTextConfig.from_dict(nested) == CLIPTextConfig.from_dict(SD_1_5)
+    nested = {"model_type": "clip", "projection_dim": 1, "text_config": CLIP_L}
+    assert CLIPTextConfig.from_dict(nested) == CLIPTextConfig.from_dict(CLIP_L)
     both = {**nested, "text_config_dict": {"hidden_size": 16}}
     assert CLIPTextConfig.from_dict(both) == CLIPTextConfig(hidden_size=16)
     assert CLIPTextConfig.from_dict({**both, "text_config_dict": None}).hidden_size == 768

@@ -9,8 +9,8 @@ from flax import nnx
 from pea_jax.models import t5
 from pea_jax.models.t5 import T5Config, T5Encoder
 from pea_jax.weights.names import key_of
+from pea_jax.weights.published import MT5
 from tests.models.random_module import random_module
-from tests.models.text_configs import MT5_XL
 
 TINY = T5Config(vocab_size=16, d_model=8, d_kv=3, d_ff=12, num_layers=2, num_heads=2)
 
@@ -20,7 +20,7 @@ def build(config: T5Config = TINY, dtype=jnp.float32) -> T5Encoder:
 
 
 def test_mt5_xl_has_as_many_parameters_as_published():
-    config = T5Config.from_dict(MT5_XL)
+    config = T5Config.from_dict(MT5)
     state = nnx.state(nnx.eval_shape(lambda: T5Encoder(config, rngs=nnx.Rngs(0))))
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 1_669_958_656
     assert (config.hidden_size, config.longest) == (2048, None)

@@ -11,11 +11,18 @@ from flax import nnx
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.models.rngs import OneKey
 from pea_jax.models.unet import UNet, UNetConfig
-from tests.models.configs import SD_1_5, SD_2_1, SDXL, SDXL_INPAINTING, SDXL_TURBO, SSD_1B
+from pea_jax.weights.published import (
+    UNET_15,
+    UNET_21,
+    UNET_INPAINTING,
+    UNET_SSD1B,
+    UNET_TURBO,
+    UNET_XL,
+)
 from tests.models.random_module import random_module
 
 TINY = {
-    **SD_1_5,
+    **UNET_15,
     "attention_head_dim": [2, 4],
     "block_out_channels": [8, 16],
     "cross_attention_dim": 12,
@@ -31,7 +38,7 @@ def build(config: dict, **options) -> UNet:
 
 
 TINY_XL = {
-    **SDXL,
+    **UNET_XL,
     "addition_time_embed_dim": 4,
     "attention_head_dim": [1, 2, 4],
     "block_out_channels": [8, 8, 16],
@@ -43,12 +50,12 @@ TINY_XL = {
 }
 
 PUBLISHED = {
-    "1.5": SD_1_5,
-    "2.1": SD_2_1,
-    "SDXL": SDXL,
-    "SDXL-Turbo": SDXL_TURBO,
-    "SDXL inpainting": SDXL_INPAINTING,
-    "SSD-1B": SSD_1B,
+    "1.5": UNET_15,
+    "2.1": UNET_21,
+    "UNET_XL": UNET_XL,
+    "UNET_XL-Turbo": UNET_TURBO,
+    "UNET_XL inpainting": UNET_INPAINTING,
+    "SSD-1B": UNET_SSD1B,
 }
 
 
@@ -68,9 +75,9 @@ def computed(dtype, *arguments):
     [
         ("1.5", 859_520_964),
         ("2.1", 865_910_724),
-        ("SDXL", 2_567_463_684),
-        ("SDXL-Turbo", 2_567_463_684),
-        ("SDXL inpainting", 2_567_463_684 + 5 * 9 * 320),  # five channels more into conv_in
+        ("UNET_XL", 2_567_463_684),
+        ("UNET_XL-Turbo", 2_567_463_684),
+        ("UNET_XL inpainting", 2_567_463_684 + 5 * 9 * 320),  # five channels more into conv_in
         ("SSD-1B", 1_331_334_404),
     ],
 )
@@ -105,7 +112,7 @@ def test_full_size_features():
     assert all(feature.shape[0] == 2 for feature in features.values())
 
 
-@pytest.mark.parametrize("name", ["SDXL", "SSD-1B"])
+@pytest.mark.parametrize("name", ["UNET_XL", "SSD-1B"])
 def test_sdxl_has_seven_features(name):
     """3 + 1 + 3 blocks; SSD-1B's middle, which has no attention, counts as any."""
     shape = jax.ShapeDtypeStruct
@@ -175,11 +182,11 @@ def test_all_unsupported_values_are_told_at_once():
 
 def test_config_from_dict():
     """Numbers for all levels are spread; the heads come from the field that is named otherwise."""
-    config = UNetConfig.from_dict(SD_2_1)
+    config = UNetConfig.from_dict(UNET_21)
     assert config.attention_heads == (5, 10, 20, 20)
     assert config.layers_per_block == (2, 2, 2, 2)
     assert config.use_linear_projection
-    assert UNetConfig.from_dict(SD_1_5).attention_heads == (8, 8, 8, 8)
+    assert UNetConfig.from_dict(UNET_15).attention_heads == (8, 8, 8, 8)
     assert UNetConfig.from_dict({}) == UNetConfig()
 
 

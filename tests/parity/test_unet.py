@@ -9,8 +9,7 @@ from pea_jax.models.conditioning import Conditioning
 from pea_jax.models.rngs import OneKey
 from pea_jax.models.unet import UNet, UNetConfig
 from pea_jax.weights.load import load_module
-from tests.models.configs import SD_1_5
-from tests.models.configs import SDXL as SDXL_FULL
+from pea_jax.weights.published import UNET_15, UNET_XL
 from tests.parity.reference import (
     from_torch,
     jitted,
@@ -193,7 +192,7 @@ def test_epsilons(tmp_path):
 @pytest.mark.slow
 def test_full_size_sd_1_5(tmp_path):
     """The published sizes, 860M parameters and 512x512 pixels, with random weights."""
-    config = {name: value for name, value in SD_1_5.items() if not name.startswith("_")}
+    config = {name: value for name, value in UNET_15.items() if not name.startswith("_")}
     inputs = make_inputs(config, 64, 64, batch=1, length=77)
     errors = errors_of(config, inputs, tmp_path)
     assert max(errors.values()) < 1e-4, errors
@@ -206,7 +205,7 @@ def test_full_size_sdxl(tmp_path):
     One after the other in float32, 10.3 GB each. Errors grow with depth (70 transformer layers) and
     width (sums over 5,120 products), hence 1e-4, which is what the small ones are held to by 10.
     """
-    config = {name: value for name, value in SDXL_FULL.items() if not name.startswith("_")}
+    config = {name: value for name, value in UNET_XL.items() if not name.startswith("_")}
     inputs = make_inputs(config, 16, 16, batch=1, length=77)
     errors = errors_of(config, inputs, tmp_path)
     assert max(errors.values()) < 1e-4, errors
