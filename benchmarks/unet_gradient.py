@@ -5,9 +5,9 @@
 
 A scalar of the prediction, differentiated with respect to the conditioning (tokens and pooled
 vector): bfloat16, one image a chip. Temporaries and bytes are the compiler's count for one chip;
-the FLOPs of splash attention, which it does not count, are added (`pea_jax.hlo`). The figures to
-beat are those of MaxDiffusion's SDXL UNet of August 2026 for the same work, with dot-product
-attention and no remat; its splash attention did not compile with 77 tokens.
+the FLOPs of splash attention, which it does not count, are added (`pea_jax.preflight.hlo`). The
+figures to beat are those of MaxDiffusion's SDXL UNet of August 2026 for the same work, with
+dot-product attention and no remat; its splash attention did not compile with 77 tokens.
 """
 
 import argparse
@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pea_jax import parallel, roofline, topology
+from pea_jax import parallel
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.models.rngs import OneKey
 from pea_jax.models.unet import UNet, UNetConfig
+from pea_jax.preflight import roofline, topology
 from pea_jax.weights import published
 from pea_jax.weights.load import abstract_module
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 
-from pea_jax import hlo
 from pea_jax.chips import Chip
+from pea_jax.preflight import hlo
 
 #: How many of the largest consumers are told.
 _LARGEST = 8

@@ -16,16 +16,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from pea_jax import parallel, topology
+from pea_jax import parallel
 from pea_jax import run as runs
 from pea_jax.config import UsageError
 from pea_jax.data import buckets
 from pea_jax.pipeline import IMAGES_PER_SHARD
-from pea_jax.preflight_report import advice, headline, show
-from pea_jax.programs import TASKS, Program, Target, compiled, rows_of
-from pea_jax.roofline import Report
+from pea_jax.preflight import topology
+from pea_jax.preflight.programs import TASKS, Program, Target, compiled, rows_of
+from pea_jax.preflight.report import advice, headline, show
+from pea_jax.preflight.roofline import Report
+from pea_jax.preflight.tune import tune as choose
 from pea_jax.sample import sample_settings
-from pea_jax.tune import tune as choose
 
 
 class DoesNotFitError(ValueError):

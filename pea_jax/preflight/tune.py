@@ -16,8 +16,8 @@ from rich.table import Table
 
 from pea_jax import run as runs
 from pea_jax.models.unet import REMAT
-from pea_jax.programs import Program, Target, compiled, rows_of
-from pea_jax.roofline import Report
+from pea_jax.preflight.programs import Program, Target, compiled, rows_of
+from pea_jax.preflight.roofline import Report
 
 #: Rows a chip beyond which nothing is gained that a roofline could show.
 MOST_ROWS = 256

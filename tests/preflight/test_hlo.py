@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pea_jax import hlo, parallel
+from pea_jax import parallel
+from pea_jax.preflight import hlo
 
 
 def _text(function, *arguments):

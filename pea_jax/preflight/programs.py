@@ -12,10 +12,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pea_jax import parallel, roofline
+from pea_jax import parallel
 from pea_jax import run as runs
 from pea_jax.chips import Chip
-from pea_jax.roofline import Report
+from pea_jax.preflight import roofline
+from pea_jax.preflight.roofline import Report
 from pea_jax.sample import sample_settings
 
 TASKS = ("train", "sample")

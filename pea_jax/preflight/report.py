@@ -4,8 +4,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from pea_jax.programs import Program, Target
-from pea_jax.roofline import Report
+from pea_jax.preflight.programs import Program, Target
+from pea_jax.preflight.roofline import Report
 
 #: What saves more of the activations' memory than each value of model.remat.
 _MORE_REMAT = {"none": "blocks", "blocks": "full"}

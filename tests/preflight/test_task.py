@@ -10,12 +10,12 @@ import json
 import jax
 import pytest
 
-from pea_jax import cli, parallel, run, tune
+from pea_jax import cli, parallel, run
 from pea_jax.chips import Chip
 from pea_jax.data import buckets
-from pea_jax.preflight import preflight
-from pea_jax.programs import Program, Target, compiled
-from pea_jax.roofline import Report
+from pea_jax.preflight import preflight, tune
+from pea_jax.preflight.programs import Program, Target, compiled
+from pea_jax.preflight.roofline import Report
 from tests import tiny
 
 needs_libtpu = pytest.mark.skipif(
