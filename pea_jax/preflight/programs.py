@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from pea_jax import parallel
 from pea_jax import run as runs
 from pea_jax.chips import Chip
-from pea_jax.preflight import roofline
+from pea_jax.preflight import roofline, topology
 from pea_jax.preflight.roofline import Report
 from pea_jax.sample import sample_settings
 
@@ -91,7 +91,7 @@ def compiled(config: ConfigDict, trainer: runs.Trainer, program: Program, target
         seconds = time.perf_counter() - start
         return roofline.read(done, compile_seconds=seconds, trips=trips, **known)
 
-    return _kept(target, lowered, compile_)
+    return _kept(target, (lowered.as_text(), trips), compile_)
 
 
 def rows_of(config: ConfigDict, task: str, rows: int) -> dict[str, int]:
@@ -121,11 +121,11 @@ def _lower(
     return trainer.pipeline.lower(settings, rows), batch, trips
 
 
-def _kept(target: Target, lowered: jax.stages.Lowered, make: Callable[[], Report]) -> Report:
+def _kept(target: Target, program: tuple[str, Any], make: Callable[[], Report]) -> Report:
     """The report of this very program that an earlier call made, or a new one."""
     if target.kept is None:
         return make()
-    told = (_VERSION, jax.__version__, target.topology, target.chip, lowered.as_text())
+    told = (_VERSION, jax.__version__, topology.compiler(), target.topology, target.chip, *program)
     file = target.kept / f"{hashlib.sha256(repr(told).encode()).hexdigest()}.json"
     if file.is_file():
         return Report.from_dict(json.loads(file.read_text()))

@@ -4,6 +4,7 @@ The TPU compiler comes with libtpu (`pip install 'pea-jax[tpu]'`) and needs no T
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -67,3 +68,11 @@ def chip(devices: Sequence[jax.Device]) -> chips.Chip | None:
     # The two cores of a TPU v4 are devices of their own here.
     names = ("flops", "memory", "bandwidth", "interconnect")
     return dataclasses.replace(found, **{name: getattr(found, name) / cores for name in names})
+
+
+def compiler() -> str | None:
+    """The version of the TPU compiler; None where there is none."""
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        return None
