@@ -127,7 +127,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, models, data_dir, tmp_pa
             assert [json.loads(line)["prompt"] for line in text.splitlines()] in (["一", "二"], [])
         assert local.keys() == there.keys()
         assert [name for name in local if local[name] != there[name]] == []
-    assert read_metrics(tmp_path / "run") == read_metrics(bucket / "run")
+    assert tiny.lines(tmp_path / "run") == tiny.lines(bucket / "run")
     for again in (
         lambda: export(config(), bucket / "run"),
         lambda: sample(config(), bucket / "run", prompts=["一"], output=bucket / "images"),
@@ -210,7 +210,7 @@ def test_a_bucket_that_goes_away_ends_the_run_and_it_goes_on_when_it_is_back(
         checkpoint.load_adapter(place)[0].layernorm.scale[...] for place in (tmp_path, bucket)
     )
     np.testing.assert_array_equal(mine, theirs)
-    assert read_metrics(bucket) == read_metrics(tmp_path)
+    assert tiny.lines(bucket) == tiny.lines(tmp_path)
 
 
 def test_a_save_that_fails_in_the_background_is_told_at_the_next_wait(cloud, bucket, impatient):

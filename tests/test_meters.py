@@ -1,6 +1,7 @@
 """What is read of a run while it goes."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def test_waiting_is_a_share_of_the_steps_that_are_timed():
 
 def test_utilisation_is_of_the_peak_of_all_chips():
     clock = Clock()
-    device = SimpleNamespace(device_kind="TPU v5 lite")
+    device = Mock(spec=jax.devices()[0], device_kind="TPU v5 lite")
     throughput = Throughput(16, [device] * 4, clock)
     throughput.step()
     clock.now += 2.0
@@ -70,7 +71,7 @@ def test_utilisation_is_of_the_peak_of_all_chips():
     assert told["mfu"] == pytest.approx(1 / 2 / 4)
     assert told["images_per_second_per_chip"] == 2.0
     assert "mfu" not in throughput.read()
-    unknown = Throughput(16, [SimpleNamespace(device_kind="cpu")], clock)
+    unknown = Throughput(16, jax.devices()[:1], clock)
     unknown.step()
     clock.now += 2.0
     unknown.step()

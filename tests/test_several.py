@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import several
+from benchmarks import kill_and_resume, several
 from pea_jax import checkpoint, metrics, saved
 from tests import tiny
 
@@ -149,6 +149,33 @@ def test_a_notice_to_one_host_stops_all_at_one_step_and_fewer_go_on(begin, alone
     _, run = begin("fewer", 1)
     finish(run)
     assert_same_losses(workdir, alone)
+
+
+def test_killed_hosts_go_on_bit_for_bit(begin):
+    """The short form of benchmarks/kill_and_resume.py: one of two, then both while they save."""
+    straight, run = begin("straight", 2)
+    finish(run)
+    workdir, run = begin("broken", 2)
+    with run:
+        wait_for(run, "step 1/")
+        run.kill(1)
+        assert 0 not in run.wait(LONG)
+    _, run = begin("broken", 2)
+    with run:
+        end = time.monotonic() + LONG
+        while not kill_and_resume.saving(workdir):
+            assert time.monotonic() < end, run.told(0)
+            assert run.processes[0].poll() is None, run.told(0)
+            time.sleep(0.001)
+        run.kill(0)
+        run.kill(1)
+        assert run.wait(LONG) == [-signal.SIGKILL, -signal.SIGKILL]
+    _, run = begin("broken", 2)
+    finish(run)
+    wanted, got = kill_and_resume.adapter(straight), kill_and_resume.adapter(workdir)
+    assert len(wanted) == len(got) > 0
+    for one, other in zip(wanted, got, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("lost", [0, 1])

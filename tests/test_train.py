@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
@@ -28,6 +27,7 @@ from pea_jax.distill.state import init_train_state
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.weights.adapters import save_adapter
 from tests import tiny
+from tests.tiny import lines
 
 ADAPTER = AdapterConfig(input_width=3, hidden_width=2, output_width=2)
 ROWS = 8
@@ -125,16 +125,6 @@ def saved(workdir: Path) -> list[int]:
     """The steps of the whole checkpoints."""
     names = [entry.name for entry in (workdir / "checkpoints").iterdir()]
     return sorted(int(name) for name in names if name.isdigit())
-
-
-def lines(workdir: Path) -> list[dict[str, Any]]:
-    """What metrics.jsonl holds of the computation, and not of the sitting that wrote it."""
-    of_sitting = {"step_seconds", "data_wait", "compilations", "compile_seconds"}
-    of_sitting |= {"images_per_second", "images_per_second_per_chip"}
-    return [
-        {name: value for name, value in line.items() if name not in of_sitting}
-        for line in metrics.read_metrics(workdir)
-    ]
 
 
 def test_what_is_saved_and_logged_when(go, tmp_path):

@@ -7,11 +7,13 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 from ml_collections import ConfigDict
 
 from pea_jax import config as configs
+from pea_jax import metrics
 from pea_jax.data import builder
 from pea_jax.data.schema import Row
 from pea_jax.models.bert import Bert, BertConfig
@@ -131,3 +133,13 @@ def config(models: Path, data_dir: Path, **changes: object) -> ConfigDict:
     fields |= {name.replace("__", "."): value for name, value in changes.items()}
     result.update_from_flattened_dict(fields)
     return result
+
+
+def lines(workdir: AnyPath) -> list[dict[str, Any]]:
+    """What metrics.jsonl holds of the computation, and not of the sitting that wrote it."""
+    of_sitting = {"step_seconds", "data_wait", "compilations", "compile_seconds"}
+    of_sitting |= {"images_per_second", "images_per_second_per_chip"}
+    return [
+        {name: value for name, value in line.items() if name not in of_sitting}
+        for line in metrics.read_metrics(workdir)
+    ]

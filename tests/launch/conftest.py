@@ -31,6 +31,7 @@ POD_SETTINGS = {
     "WORKDIR": "gs://bucket/runs/zh",
     "CONFIG": "configs/sdxl_zh.py",
     "POLL": "0",
+    "SAMPLES": "now",
 }
 
 

@@ -44,8 +44,6 @@ def check(words):
         ValueError: no such verb, flag, file or field of the config.
     """
     verb, *arguments = words
-    if "join_timeout" not in base.get_config().mesh:
-        arguments = [word for word in arguments if word != "--distributed"]
     values, rest = cli.parse(verb, arguments)
     missing = [name for name in cli.VERBS[verb].required if not values[name].value]
     assert not missing, missing
@@ -169,10 +167,7 @@ def test_commands_of_ours_in_the_readme_run(stand_ins, line):
 
 @pytest.mark.parametrize("line", [line for line in told() if line.startswith("pea-jax ")])
 def test_commands_of_pea_jax_in_the_readme_parse(line):
-    words = shlex.split(filled(line, environment()))[1:]
-    if words[0] == "preflight" and not (ROOT / "pea_jax" / "preflight.py").exists():
-        pytest.skip("this tree has no preflight")
-    check(words)
+    check(shlex.split(filled(line, environment()))[1:])
 
 
 def test_the_readme_names_what_is_there():
