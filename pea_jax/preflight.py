@@ -25,6 +25,7 @@ from pea_jax.preflight_report import advice, headline, show
 from pea_jax.programs import TASKS, Program, Target, compiled, rows_of
 from pea_jax.roofline import Report
 from pea_jax.sample import sample_settings
+from pea_jax.tune import Try
 from pea_jax.tune import tune as choose
 
 
@@ -42,7 +43,7 @@ def preflight(
     batch: int | None = None,
     tune: bool = False,
     json: bool = False,
-) -> list[tuple[Program, Report]]:
+) -> list[tuple[Program, Report]] | Try:
     """Compiles, and prints what each program needs.
 
     Args:
