@@ -25,6 +25,7 @@ from pea_jax.preflight import topology
 from pea_jax.preflight.programs import TASKS, Program, Target, compiled, rows_of
 from pea_jax.preflight.report import advice, headline, show
 from pea_jax.preflight.roofline import Report
+from pea_jax.preflight.tune import Try
 from pea_jax.preflight.tune import tune as choose
 from pea_jax.sample import sample_settings
 
@@ -43,7 +44,7 @@ def preflight(
     batch: int | None = None,
     tune: bool = False,
     json: bool = False,
-) -> list[tuple[Program, Report]]:
+) -> list[tuple[Program, Report]] | Try:
     """Compiles, and prints what each program needs.
 
     Args:
