@@ -184,7 +184,7 @@ class Report(contextlib.ExitStack):
         if self._first:
             self._first = False
             told = self._compilations
-            self.say(f"compiled {told.count} programs in {told.seconds:.1f} s")
+            self.say(f"compiled in {told.seconds:.1f} s")
         rate = self._throughput.rate
         self._bar.update(step, values, rate)
         if step % self._settings.log_every == 0 or step == self._settings.steps:
