@@ -84,7 +84,7 @@ demo: $(RUN)
 	$(BIN)/pea-jax evaluate --workdir $(DEMO)
 	rm -rf $(DEMO)/samples $(DEMO)/export
 	$(BIN)/pea-jax sample --workdir $(DEMO) --output $(DEMO)/samples \
-	    --prompt 蓝色背景上有一个红色的大圆形 --prompt 白色背景上有一个红色的大灯笼
+	    --prompt 夜空中有一个黄色的大星星 --prompt 雪地上有一个红色的大灯笼
 	$(BIN)/pea-jax export --workdir $(DEMO)
 
 test: $(PARITY_STAMP)
