@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -54,7 +55,16 @@ class Trace:
             self._start()
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
+
+    def dispatched(self, number: int, outputs: Any) -> None:
+        """That step was dispatched; the last one is waited for, so that the trace has all of it.
+
+        Args:
+            number: counted from 1.
+            outputs: arrays that the step makes.
+        """
         if self._steps and number == self._steps.stop - 1:
+            jax.block_until_ready(outputs)
             self._stop()
 
     def _start(self) -> None:
@@ -64,8 +74,6 @@ class Trace:
         folder = self._stack.enter_context(storage.appearing(output))
         jax.profiler.start_trace(str(folder))
         self._stack.callback(jax.profiler.stop_trace)
-        # Devices may lag behind: what was dispatched belongs to the trace.
-        self._stack.callback(jax.effects_barrier)
 
     def _stop(self) -> None:
         if self._stack is not None:

@@ -75,6 +75,7 @@ def train(config: ConfigDict, workdir: AnyPath, *, profile: str | None = None) -
                 batch = parallel.to_global(next(loader), run.mesh)
             with trace.step(step - start):
                 state, metrics = run.step(state, run.frozen, batch, run.key)
+            trace.dispatched(step - start, metrics)
             # The metrics of a step are fetched while the next one is computed.
             if pending is not None:
                 report.step(*pending)
