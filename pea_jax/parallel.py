@@ -29,8 +29,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     One of the two sizes may be -1: what the other leaves.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices; or the devices of other
+        processes are there, which `initialize` did not join (the VMs of a TPU slice know each other
+        without it, but cannot save together).
     """
+    if devices is None and process_count() > 1 and not is_distributed():
+        raise ValueError(f"this is one of {process_count()} processes: give --distributed")
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp]
     known = math.prod(size for size in sizes if size != -1)

@@ -33,6 +33,12 @@ def test_mesh_of_some_devices():
     assert parallel.data_shards(mesh) == 3
 
 
+def test_a_slice_whose_processes_were_not_joined_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ValueError, match=r"one of 4 processes: give --distributed"):
+        parallel.make_mesh()
+
+
 @pytest.mark.parametrize("sizes", [(3, 1), (-1, 3), (-1, -1), (0, -1), (4, 4), (-1, 0), (-2, -4)])
 def test_sizes_that_do_not_make_eight_are_refused(sizes):
     with pytest.raises(ValueError, match=f"= 8 devices .*data={sizes[0]}, fsdp={sizes[1]}"):
