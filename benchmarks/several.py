@@ -56,10 +56,12 @@ def start(
     processes: int,
     devices: int,
     environment: Mapping[str, str] | None = None,
+    module: str = "pea_jax.cli",
 ) -> Several:
     """Starts `pea-jax ARGUMENTS` in so many processes, each with so many virtual CPU devices.
 
-    One process alone is not joined to anything, as on a single machine.
+    One process alone is not joined to anything, as on a single machine. Another module may take the
+    place of `pea-jax`.
     """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -83,7 +85,7 @@ def start(
         with logs[-1].open("wb") as log:
             running.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "pea_jax.cli", *arguments],
+                    [sys.executable, "-m", module, *arguments],
                     env=variables,
                     cwd=ROOT,
                     stdin=subprocess.DEVNULL,

@@ -119,5 +119,63 @@ def test_a_split_parameter_computes_as_a_whole_one():
     np.testing.assert_allclose(product, x @ w, rtol=1e-5, atol=1e-5)
 
 
+ALONE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+ALONE += ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What jax is asked to join, without joining it; no launcher in the environment."""
+    for name in ALONE:
+        monkeypatch.delenv(name, raising=False)
+    seen = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **asked: seen.append(asked))
+    yield seen
+    jax.config.update("jax_enable_preemption_service", True)
+
+
+def test_processes_are_joined_by_hand_or_by_what_jax_finds(joined, monkeypatch):
+    parallel.initialize()
+    parallel.initialize(distributed=False)
+    assert joined == []
+    parallel.initialize(distributed=True, heartbeat_timeout=7)
+    assert "coordinator_address" not in joined[0]
+    assert joined[0]["heartbeat_timeout_seconds"] == 7
+    for name, value in zip(ALONE, ("host:1", "4", "2"), strict=False):
+        monkeypatch.setenv(name, value)
+    parallel.initialize()
+    asked = joined[1]
+    assert (asked["coordinator_address"], asked["num_processes"], asked["process_id"]) == (
+        "host:1",
+        4,
+        2,
+    )
+    monkeypatch.setenv("JAX_PROCESS_ID", "two")
+    with pytest.raises(ValueError, match="JAX_PROCESS_ID: expected a number, got 'two'"):
+        parallel.initialize()
+    monkeypatch.delenv("JAX_PROCESS_ID")
+    with pytest.raises(ValueError, match="expected all of JAX_COORDINATOR_ADDRESS, "):
+        parallel.initialize()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLURM_STEP_NUM_TASKS", "4"),
+        ("OMPI_COMM_WORLD_SIZE", "2"),
+        ("TPU_WORKER_HOSTNAMES", "a,b"),
+    ],
+)
+def test_one_of_several_does_not_train_alone_unasked(joined, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=rf"one process of several \({name}={value}\)"):
+        parallel.initialize()
+    parallel.initialize(distributed=False)
+    assert joined == []
+    monkeypatch.setenv(name, "a" if "HOST" in name else "1")
+    parallel.initialize()
+    assert joined == []
+
+
 def test_one_process():
     assert (parallel.process_index(), parallel.process_count()) == (0, 1)

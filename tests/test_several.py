@@ -190,6 +190,11 @@ def test_when_a_host_is_killed_the_others_end_too(begin, lost):
     assert max(saved.steps(workdir)) >= 2
 
 
+def test_rows_go_to_their_hosts_devices_where_a_mesh_takes_turns_between_hosts():
+    run = several.start([], processes=2, devices=2, module="tests.interleaved")
+    finish(run)
+
+
 def test_a_host_that_waits_for_others_in_vain_ends_with_one_line(begin):
     workdir, run = begin("waiting", 2, mesh__join_timeout=5)
     run.kill(1)
