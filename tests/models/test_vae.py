@@ -7,27 +7,11 @@ import pytest
 from flax import nnx
 
 from pea_jax.models.vae import VAE, VAEConfig
+from pea_jax.weights.published import VAE_15, VAE_XL
 from tests.models.random_module import random_module
 
-# vae/config.json of stable-diffusion-v1-5/stable-diffusion-v1-5
-SD_1_5 = {
-    "_class_name": "AutoencoderKL",
-    "_diffusers_version": "0.6.0",
-    "act_fn": "silu",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "in_channels": 3,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "out_channels": 3,
-    "sample_size": 512,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-}
-# vae/config.json of stabilityai/stable-diffusion-xl-base-1.0, where it differs
-SDXL = {**SD_1_5, "force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
 TINY = {
-    **SD_1_5,
+    **VAE_15,
     "block_out_channels": [4, 8],
     "down_block_types": ["DownEncoderBlock2D"] * 2,
     "layers_per_block": 1,
@@ -40,15 +24,16 @@ def build(config: dict, **dtypes) -> VAE:
     return VAE(VAEConfig.from_dict(config), rngs=nnx.Rngs(0), **dtypes)
 
 
-def test_published_parameter_count():
-    """Stable Diffusion's VAE: a layer, bias or width that differs would show here."""
-    state = nnx.state(nnx.eval_shape(lambda: build(SD_1_5)))
+@pytest.mark.parametrize("config", [VAE_15, VAE_XL], ids=["sd-1.5", "sdxl"])
+def test_published_parameter_count(config):
+    """A layer, bias or width that differs would show here."""
+    state = nnx.state(nnx.eval_shape(lambda: build(config)))
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 83_653_863
 
 
 def test_full_size_shapes():
     """512 pixels are 64 latents, and come back as 512 pixels."""
-    model = nnx.eval_shape(lambda: build(SD_1_5))
+    model = nnx.eval_shape(lambda: build(VAE_15))
     images = jax.ShapeDtypeStruct((2, 512, 256, 3), jnp.float32)
     mean, logvar = nnx.eval_shape(lambda model, x: model.encode(x), model, images)
     assert mean.shape == logvar.shape == (2, 64, 32, 4)
@@ -57,9 +42,9 @@ def test_full_size_shapes():
 
 
 def test_scaling_factor():
-    """SD 1.5's config leaves it out, SDXL's has its own; the wrong scale looks like noise."""
-    assert VAEConfig.from_dict(SD_1_5).scaling_factor == 0.18215
-    assert VAEConfig.from_dict(SDXL).scaling_factor == 0.13025
+    """SD 1.5's config leaves it out, VAE_XL's has its own; the wrong scale looks like noise."""
+    assert VAEConfig.from_dict(VAE_15).scaling_factor == 0.18215
+    assert VAEConfig.from_dict(VAE_XL).scaling_factor == 0.13025
 
 
 @pytest.mark.parametrize(
