@@ -52,9 +52,9 @@ TINY_XL = {
 PUBLISHED = {
     "1.5": UNET_15,
     "2.1": UNET_21,
-    "UNET_XL": UNET_XL,
-    "UNET_XL-Turbo": UNET_TURBO,
-    "UNET_XL inpainting": UNET_INPAINTING,
+    "SDXL": UNET_XL,
+    "SDXL-Turbo": UNET_TURBO,
+    "SDXL inpainting": UNET_INPAINTING,
     "SSD-1B": UNET_SSD1B,
 }
 
@@ -75,9 +75,9 @@ def computed(dtype, *arguments):
     [
         ("1.5", 859_520_964),
         ("2.1", 865_910_724),
-        ("UNET_XL", 2_567_463_684),
-        ("UNET_XL-Turbo", 2_567_463_684),
-        ("UNET_XL inpainting", 2_567_463_684 + 5 * 9 * 320),  # five channels more into conv_in
+        ("SDXL", 2_567_463_684),
+        ("SDXL-Turbo", 2_567_463_684),
+        ("SDXL inpainting", 2_567_463_684 + 5 * 9 * 320),  # five channels more into conv_in
         ("SSD-1B", 1_331_334_404),
     ],
 )
@@ -112,7 +112,7 @@ def test_full_size_features():
     assert all(feature.shape[0] == 2 for feature in features.values())
 
 
-@pytest.mark.parametrize("name", ["UNET_XL", "SSD-1B"])
+@pytest.mark.parametrize("name", ["SDXL", "SSD-1B"])
 def test_sdxl_has_seven_features(name):
     """3 + 1 + 3 blocks; SSD-1B's middle, which has no attention, counts as any."""
     shape = jax.ShapeDtypeStruct

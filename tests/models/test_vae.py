@@ -42,7 +42,7 @@ def test_full_size_shapes():
 
 
 def test_scaling_factor():
-    """SD 1.5's config leaves it out, VAE_XL's has its own; the wrong scale looks like noise."""
+    """SD 1.5's config leaves it out, SDXL's has its own; the wrong scale looks like noise."""
     assert VAEConfig.from_dict(VAE_15).scaling_factor == 0.18215
     assert VAEConfig.from_dict(VAE_XL).scaling_factor == 0.13025
 
