@@ -51,6 +51,14 @@ def advice(config: ConfigDict, program: Program, report: Report, target: Target)
             if program.task == "train"
             else f"--batch {rows // 2}: then a sample.batch_size of {rows // 2 * devices}"
         )
+    slices = config.train.accumulation_steps
+    if program.task == "train" and all(
+        count % (2 * slices) == 0 for count in program.rows.values()
+    ):
+        changes.append(
+            f"--config.train.accumulation_steps={2 * slices}: the same step, in the memory of half "
+            "the rows"
+        )
     weights, shards = report.arguments.get("weights", 0), config.mesh.fsdp
     if shards < devices and weights > 0.2 * (report.limit or 0):
         more = min(devices, max(4, 2 * shards))

@@ -43,8 +43,8 @@ class Report:
       flops: multiplications and additions.
       bytes: read and written.
       collectives: kind -> how many run, and the bytes sent.
-      seconds: the least that arithmetic, memory and interconnect take; None for a chip that is not
-        known.
+      seconds: that arithmetic and interconnect take at least, and memory at most, at their peaks;
+        None for a chip that is not known.
       unknown_kernels: Pallas kernels whose FLOPs are not counted.
       largest: (bytes, what), where the program does not fit.
     """
@@ -68,7 +68,7 @@ class Report:
 
     @property
     def roofline_seconds(self) -> float | None:
-        """The least that a call takes."""
+        """The longest of them, which is the least that a call takes where arithmetic is it."""
         return max(self.seconds.values()) if self.seconds else None
 
     @property

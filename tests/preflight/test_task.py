@@ -179,6 +179,7 @@ def test_what_does_not_fit_is_listed_with_what_to_change(command, capsys, monkey
     assert "bf16[16,4096,640]" in printed.out
     assert "--config.model.remat=blocks" in printed.out
     assert "--batch 2" in printed.out
+    assert "--config.train.accumulation_steps=2" in printed.out
     assert "train 16x16, 4 rows a chip (2 native): 22.01 GB" in printed.err
     assert len(printed.err.strip().splitlines()) == 1
 
