@@ -12,7 +12,6 @@ SIGINT are handed on; in a container this is process 1, to which they go.
 `--finished` alone asks that question: 0 for yes, 75 for no.
 """
 
-import json
 import signal
 import subprocess
 import sys
@@ -39,21 +38,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def is_finished(workdir: str) -> bool:
-    """Whether the run in `workdir`, a folder or gs://, has the checkpoint of its last step.
+    """Whether the run in `workdir`, a folder or gs://, has a whole checkpoint of its last step."""
+    # Here, since it takes seconds that the command should not wait for.
+    from pea_jax import checkpoint, saved, storage
 
-    The layout is that of docs/operations.md: config.json, and checkpoints/STEP/.
-    """
-    # Comes with orbax; it knows gs:// as the checkpoints do.
-    from etils import epath
-
-    folder = epath.Path(workdir)
-    config = folder / "config.json"
-    if not config.exists():
+    folder = storage.as_path(workdir)
+    try:
+        config = checkpoint.read_config(folder)
+    except FileNotFoundError:
         return False
-    last = json.loads(config.read_text())["train"]["steps"]
-    checkpoints = folder / "checkpoints"
-    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.exists() else []
-    return max((int(name) for name in names if name.isdigit()), default=0) >= last
+    return max(saved.steps(folder), default=0) >= config["train"]["steps"]
 
 
 def _run(command: Sequence[str]) -> int:
