@@ -4,8 +4,8 @@
     python benchmarks/preflight_table.py [--case 'sdxl_zh 640x640'] [--topology v5e:4x4 v6e:4x4]
 
 For every case and topology: the largest batch a chip that fits, found by `pea-jax preflight --json`
-from one row a chip upwards (a program's memory grows evenly with its rows, so the first says where
-to look), and what it needs. Reports are kept in train.compilation_cache: an interrupted call goes
+(a program's memory grows evenly with its rows, so what was tried says where to look), and what it
+needs. Reports are kept in train.compilation_cache: an interrupted call goes
 on where it was. Each program takes minutes to compile on two cores.
 """
 
@@ -36,24 +36,39 @@ def preflight(case: str, topology: str, rows: int, others: list[str]) -> dict[st
     return report | {"remat": told["remat"]}
 
 
-def largest(case: str, topology: str, others: list[str]) -> dict[str, Any]:
-    """The report of the most rows that fit: the next row does not."""
-    rows, report = 1, preflight(case, topology, 1, others)
-    if not report["fits"]:
-        return report
-    a_row = max(report["temporary_bytes"], 1)
-    rows = max(2, 1 + int((report["limit"] - report["total"]) // a_row))
-    fitting, failing = report, None
-    while failing is None or failing - fitting["rows"] > 1:
-        tried = preflight(case, topology, rows, others)
-        if tried["fits"]:
-            fitting = tried
-            rows = failing - 1 if failing else rows + 1
-        else:
-            failing = rows
-            rows = max(fitting["rows"] + 1, rows - 1)
-        print(f"{case}, {topology}, {tried['rows']} rows: {tried['fits']}", file=sys.stderr)
-    return fitting
+def largest(case: str, topology: str, others: list[str], rows: int) -> dict[str, Any]:
+    """The report of the most rows that fit: the next row does not. Tries `rows` first."""
+    tried: dict[int, dict[str, Any]] = {}
+    while True:
+        tried[rows] = preflight(case, topology, rows, others)
+        told = f"{tried[rows]['total'] / 1e9:.1f} GB, fits: {tried[rows]['fits']}"
+        print(f"{case}, {topology}, {rows} rows: {told}", file=sys.stderr, flush=True)
+        fitting = max((rows for rows in tried if tried[rows]["fits"]), default=0)
+        failing = min((rows for rows in tried if not tried[rows]["fits"]), default=None)
+        if failing == fitting + 1:
+            return tried[fitting or failing]
+        rows = max(expected(tried), fitting + 1)
+        if failing:
+            rows = min(rows, failing - 1)
+
+
+def expected(tried: dict[int, dict[str, Any]]) -> int:
+    """The most rows that fit, if memory grows evenly: from the two programs nearest to that, or
+    from the temporaries of the only one (then too few, as some of them are there at any size).
+    """
+    limit = next(iter(tried.values()))["limit"]
+    known = {rows: report["total"] for rows, report in tried.items() if report["total"]}
+    nearest = sorted(known, key=lambda rows: abs(known[rows] - limit))[:2]
+    if not nearest:
+        return min(tried) // 2
+    if len(nearest) == 2:
+        one, other = nearest
+        a_row = (known[one] - known[other]) / (one - other)
+    else:
+        (one,) = nearest
+        fixed = tried[one].get("argument_bytes", 0)
+        a_row = (known[one] - fixed) / one
+    return one + int((limit - known[one]) // max(a_row, 1))
 
 
 def line(case: str, topology: str, report: dict[str, Any]) -> str:
@@ -76,6 +91,7 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", default=CASES)
     parser.add_argument("--topology", nargs="+", default=["v5e:4x4", "v6e:4x4"])
     parser.add_argument("--rows", type=int, help="these rows a chip, rather than the most that fit")
+    parser.add_argument("--first", type=int, default=1, help="the rows to try first")
     options, others = parser.parse_known_args()
     names = ["case", "topology", "remat", "rows (native)", "arguments GB", "temporaries GB"]
     names += ["total GB", "TFLOP", "GB accessed", "roofline ms", "of it compute", "images/s"]
@@ -86,7 +102,7 @@ def main() -> None:
             if options.rows:
                 report = preflight(case, topology, options.rows, others)
             else:
-                report = largest(case, topology, others)
+                report = largest(case, topology, others, options.first)
             print(line(case, topology, report), flush=True)
 
 

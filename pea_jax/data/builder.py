@@ -19,8 +19,8 @@ from pea_jax import storage
 from pea_jax.data import schema
 from pea_jax.storage import AnyPath
 
-#: A function that yields the rows of one shard (one file); called once.
-Shard = Callable[[], Iterable[schema.Row]]
+#: A function that yields the rows of one shard (one file), and what it found in place of rows.
+Shard = Callable[[], Iterable[schema.Row | schema.Rejected]]
 
 #: Of the layout of a set: features, index, report.
 VERSION = "1.0.0"
@@ -62,7 +62,7 @@ class _ShardWriter:
     def __call__(self) -> Iterator[tuple[str, dict]]:
         index, rejected = [], collections.defaultdict(list)
         for row in self.rows():
-            reason = schema.problem(row)
+            reason = row.reason if isinstance(row, schema.Rejected) else schema.problem(row)
             if reason is not None:
                 rejected[reason].append(row.key)
                 continue

@@ -53,6 +53,19 @@ class Row:
     width: int
 
 
+@dataclass(frozen=True)
+class Rejected:
+    """What was found in place of a row; the set's report counts it.
+
+    Attributes:
+      key: names what was found, for who looks for it in the report's examples.
+      reason: the same words for all of a kind, such as "image is missing".
+    """
+
+    key: str
+    reason: str
+
+
 def features() -> tfds.features.FeaturesDict:
     """The TFDS features of a row; the image stays encoded."""
     return tfds.features.FeaturesDict(
