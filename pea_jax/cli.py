@@ -80,6 +80,7 @@ VERBS = {
     "prepare": Verb(
         "make the data set that a config names",
         "--config configs/tiny_zh.py",
+        (_switch("benchmark", "read it as training does, and print images/s of that alone"),),
         required=("config",),
         note="It needs no workdir.",
     ),

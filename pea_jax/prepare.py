@@ -31,12 +31,14 @@ def open_split(dataset: str, data_dir: AnyPath | str, split: str = "train") -> S
     return Source(folder, split)
 
 
-def prepare(config: ConfigDict, workdir: AnyPath | None = None) -> None:
+def prepare(config: ConfigDict, workdir: AnyPath | None = None, *, benchmark: bool = False) -> None:
     """Makes the data set of `config.data`, unless it is there, and says what it holds.
 
     Args:
       config: of the run; only `data.dataset` and `data.data_dir` matter.
       workdir: not used: data sets lie in `data.data_dir`, for every run.
+      benchmark: read it as training would, for a while, and say how fast that is; then all of
+        `config` matters.
 
     Raises:
       DatasetError: the set isn't there and isn't one that can be made (a ValueError).
@@ -48,3 +50,7 @@ def prepare(config: ConfigDict, workdir: AnyPath | None = None) -> None:
         native = len(source.select(native=True, languages=[language]))
         parallel = len(source.select(native=False, languages=[language]))
         print(f"  {language}: {parallel} parallel rows, {native} native rows")
+    if benchmark:
+        from pea_jax import pace  # it reads as `run` does, and `run` finds its set here
+
+        pace.show(config, source)

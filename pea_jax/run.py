@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pea_jax import chips, optim, parallel, storage
-from pea_jax.data.pipeline import Loader, make_loader
+from pea_jax.data.pipeline import Loader, Tokenize, make_loader
+from pea_jax.data.source import Source
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.distill.parts import FIELDS, check_rows
@@ -75,24 +76,55 @@ def build(config: ConfigDict) -> Run:
     check(config, parallel.data_shards(mesh))
     source = open_split(config.data.dataset, storage.as_path(config.data.data_dir))
     trainer = make_trainer(config, mesh)
-    rows = batch_rows(config, parallel.data_shards(mesh))
-    loader = make_loader(
+    loader = open_loader(
+        config,
         source,
-        native_batch=rows["native"],
-        parallel_batch=rows["parallel"],
-        seed=config.seed,
-        shard_index=parallel.process_index(),
-        shard_count=parallel.process_count(),
+        batch_rows(config, parallel.data_shards(mesh)),
         native_tokenizer=trainer.pipeline.language.tokenizer,
         english_tokenizer=trainer.pipeline.base.tokenizer,
-        image_size=config.data.image_size,
-        languages=config.data.languages,
-        workers=config.data.workers,
-        max_bad=config.data.max_bad_images,
+        shard_index=parallel.process_index(),
+        shard_count=parallel.process_count(),
     )
     return Run(
         **{field.name: getattr(trainer, field.name) for field in dataclasses.fields(trainer)},
         loader=loader,
+    )
+
+
+def open_loader(
+    config: ConfigDict,
+    source: Source,
+    rows: Mapping[str, int],
+    *,
+    native_tokenizer: Tokenize,
+    english_tokenizer: Tokenize,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> Loader:
+    """The loader of a config, as training reads it.
+
+    Args:
+        config: see configs/base.py.
+        source: of the rows.
+        rows: of a step, native and parallel, over all hosts (`batch_rows`).
+        native_tokenizer: of the language encoder.
+        english_tokenizer: of the base model.
+        shard_index: of this host.
+        shard_count: how many hosts there are.
+    """
+    return make_loader(
+        source,
+        native_batch=rows["native"],
+        parallel_batch=rows["parallel"],
+        seed=config.seed,
+        shard_index=shard_index,
+        shard_count=shard_count,
+        native_tokenizer=native_tokenizer,
+        english_tokenizer=english_tokenizer,
+        image_size=config.data.image_size,
+        languages=config.data.languages,
+        workers=config.data.workers,
+        max_bad=config.data.max_bad_images,
     )
 
 
