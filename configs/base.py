@@ -140,8 +140,8 @@ def get_config() -> ConfigDict:
     config.sample.seed = 0
 
     config.evaluate = ConfigDict()
-    # Of the prompts; "" takes the first of data.languages.
-    config.evaluate.language = ""
+    # Of the prompts; none takes data.languages.
+    config.evaluate.languages = ()
     # Images a prompt.
     config.evaluate.images_per_prompt = 1
     # Prompts of each set; 0 takes all.
