@@ -24,6 +24,9 @@ DEPENDENCIES = [
     "tensorflow-datasets>=4.9.10",  # ArrayRecord data sets; works without TensorFlow
     "importlib_resources>=6",  # tensorflow-datasets imports it but does not declare it
     "pillow>=11",  # decoding, resizing and writing images
+    "pyarrow>=25",  # tables in Parquet
+    "opencc>=1.4",  # simplified Chinese of traditional Chinese
+    "regex>=2026.11",  # the scripts of Unicode
     # Files of trained models.
     "safetensors>=0.8",  # the one trusted format of weights
     "huggingface_hub>=1.31",  # fetching a repository by its name

@@ -1,13 +1,26 @@
 """The task that makes a data set, and the one place that finds the set a config names."""
 
-from ml_collections import ConfigDict
+import json
+from collections.abc import Mapping, Sequence
 
-from pea_jax.data.builder import folder_of, is_built
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from pea_jax import storage
+from pea_jax.data.builder import build, folder_of, is_built, report_file
+from pea_jax.data.captions import Cleaning
+from pea_jax.data.filters import Filters
+from pea_jax.data.mapping import FieldMapping
+from pea_jax.data.origins import tars
+from pea_jax.data.origins.record import RecordShard
+from pea_jax.data.rows import Rows, Rules
 from pea_jax.data.source import Source, locate
 from pea_jax.storage import AnyPath
 from pea_jax.tinyworld import dataset as tinyworld
 
 TINYWORLD = "tinyworld"
+ORIGINS = ("tars", "table", "hugging_face", "tfds")
 
 
 def open_split(dataset: str, data_dir: AnyPath | str, split: str = "train") -> Source:
@@ -35,16 +48,47 @@ def prepare(config: ConfigDict, workdir: AnyPath | None = None) -> None:
     """Makes the data set of `config.data`, unless it is there, and says what it holds.
 
     Args:
-      config: of the run; only `data.dataset` and `data.data_dir` matter.
+      config: of the run; only `data.dataset`, `data.data_dir` and `prepare` matter.
       workdir: not used: data sets lie in `data.data_dir`, for every run.
 
     Raises:
-      DatasetError: the set isn't there and isn't one that can be made (a ValueError).
+      ValueError: values that cannot be, files that are not there, or a set that is neither there
+        nor can be made.
     """
     del workdir
+    if config.prepare.origin:
+        folder = make(config)
+        _show(folder, config.data.dataset)
     source = open_split(config.data.dataset, config.data.data_dir)
     print(f"{config.data.dataset} is in {source.folder}:")
     for language in source.languages:
         native = len(source.select(native=True, languages=[language]))
         parallel = len(source.select(native=False, languages=[language]))
         print(f"  {language}: {parallel} parallel rows, {native} native rows")
+
+
+def make(config: ConfigDict) -> AnyPath:
+    """The folder of the set that `config.prepare` describes, which is built where it is missing."""
+    settings = config.prepare
+    rules = Rules(
+        FieldMapping(**settings.mapping), Cleaning(**settings.captions), Filters(**settings.filters)
+    )
+    splits = {split: _shards(config, where) for split, where in settings.where.items() if where}
+    made = {split: [Rows(shard, rules) for shard in shards] for split, shards in splits.items()}
+    return build(storage.as_path(config.data.data_dir), config.data.dataset, made)
+
+
+def _shards(config: ConfigDict, where: Sequence[str]) -> Sequence[RecordShard]:
+    return tars.shards(where)
+
+
+def _show(folder: AnyPath, name: str) -> None:
+    """Prints what was kept and what was not, and why."""
+    report: Mapping = json.loads(report_file(folder).read_text("utf-8"))
+    for split, counts in report.items():
+        table = Table("", "rows", title=f"{name}, {split}")
+        table.add_row("kept", f"{counts['kept']:,}")
+        for reason, count in counts["rejected"].items():
+            table.add_row(reason, f"{count:,}")
+        Console().print(table)
+    print(f"examples of every reason are in {report_file(folder)}")

@@ -75,7 +75,7 @@ def test_every_field_of_base_is_commented():
     lines = (FOLDER / "base.py").read_text("utf-8").splitlines()
     bare = []
     for number, line in enumerate(lines):
-        if re.match(r"    config\.\w+\.?\w* = (?!ConfigDict)", line):
+        if re.match(r"    config(\.\w+)+ = (?!ConfigDict)", line):
             # A comment covers the fields that follow it without a gap.
             above = number - 1
             while re.match(r"    config\.", lines[above]) and "ConfigDict()" not in lines[above]:
