@@ -3,7 +3,8 @@
 Any field can be set on the command line: --config.optim.learning_rate=1e-4.
 
 A workdir keeps the config it was begun with, and refuses another; free to change when a run goes
-on are the groups prepare, train, sample, evaluate and mesh, and data.{data_dir,workers,max_bad_images}.
+on are the groups prepare, train, sample, evaluate and mesh, and
+data.{data_dir,workers,max_bad_images}.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pea_jax.data.mapping import FieldMapping, Texts, Unfit, look
+from pea_jax.data.mapping import FieldMapping, Texts, UnfitError, look
 
 UNASKED = "language is not asked for"
 SHORT, LONG = "caption is too short", "caption is too long"
@@ -66,9 +66,9 @@ class Filters:
             raise ValueError("; ".join(problems))
 
     def check_texts(self, texts: Texts) -> None:
-        """Raises Unfit for a language that is not asked for, and captions of another length."""
+        """Raises UnfitError for a language that is not asked for, and lengths out of bounds."""
         if self.languages and texts.language not in self.languages:
-            raise Unfit(UNASKED)
+            raise UnfitError(UNASKED)
         _check_length(texts.caption, self.min_characters, self.max_characters, SHORT, LONG)
         if not texts.native:
             low, high = self.min_characters_en, self.max_characters_en
@@ -77,35 +77,35 @@ class Filters:
     def check_scores(
         self, fields: Mapping[str, Any], mapping: FieldMapping, *, native: bool
     ) -> None:
-        """Raises Unfit for a parallel row whose scores are missing or out of bounds."""
+        """Raises UnfitError for a parallel row whose scores are missing or out of bounds."""
         if native:
             return
         if self.min_aesthetic > 0:
             score = _number(look(fields, mapping.aesthetic))
             if score is None:
-                raise Unfit(NO_AESTHETIC)
+                raise UnfitError(NO_AESTHETIC)
             if score < self.min_aesthetic:
-                raise Unfit(UGLY)
+                raise UnfitError(UGLY)
         if self.max_watermark < 1:
             score = _number(look(fields, mapping.watermark))
             if score is None:
-                raise Unfit(NO_WATERMARK)
+                raise UnfitError(NO_WATERMARK)
             if score > self.max_watermark:
-                raise Unfit(WATERMARKED)
+                raise UnfitError(WATERMARKED)
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises Unfit for a picture that is too small or too far from square."""
+        """Raises UnfitError for a picture that is too small or too far from square."""
         if height * width < self.min_area:
-            raise Unfit(SMALL)
+            raise UnfitError(SMALL)
         if self.max_aspect and max(height, width) > self.max_aspect * min(height, width):
-            raise Unfit(STRETCHED)
+            raise UnfitError(STRETCHED)
 
 
 def _check_length(text: str, low: int, high: int, short: str, long: str) -> None:
     if len(text) < low:
-        raise Unfit(short)
+        raise UnfitError(short)
     if high and len(text) > high:
-        raise Unfit(long)
+        raise UnfitError(long)
 
 
 def _number(value: Any) -> float | None:

@@ -37,7 +37,7 @@ _LONGEST_CODE = schema.INDEX_DTYPE["language"].itemsize // np.dtype("U1").itemsi
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-class Unfit(ValueError):
+class UnfitError(ValueError):
     """A sample that makes no row; the message is the reason, the same for all of a kind."""
 
 
@@ -124,7 +124,7 @@ class FieldMapping:
         """The key of a sample's row.
 
         Raises:
-          Unfit: a part of it is missing.
+          UnfitError: a part of it is missing.
         """
         values = {"name": record.name, "shard": record.shard}
 
@@ -133,7 +133,7 @@ class FieldMapping:
             value = values[name] if name in values else look(record.fields, name)
             text = str(value) if isinstance(value, int | np.integer) else _text(value)
             if not text:
-                raise Unfit(NO_KEY)
+                raise UnfitError(NO_KEY)
             return text
 
         return _PLACE.sub(put, self.key)
@@ -142,7 +142,7 @@ class FieldMapping:
         """What is said of a sample's picture; a caption that is not there is "".
 
         Raises:
-          Unfit: text that is none, a language or native that say nothing.
+          UnfitError: text that is none, a language or native that say nothing.
         """
         if self.preset == OFFICIAL:
             return official(record.fields)
@@ -154,7 +154,7 @@ class FieldMapping:
             native = self.native == "always" or (self.native == "unpaired" and not caption_en)
         language = self.language or _text(look(record.fields, self.language_field))
         if language and not _is_code(language):
-            raise Unfit(NOT_LANGUAGE)
+            raise UnfitError(NOT_LANGUAGE)
         return Texts(caption, caption_en, language, native)
 
 
@@ -196,18 +196,18 @@ def _text(value: Any) -> str:
     """A value as text without blanks around it; None is "".
 
     Raises:
-      Unfit: it is no text, or was no UTF-8.
+      UnfitError: it is no text, or was no UTF-8.
     """
     if isinstance(value, bytes):
         value = text_of(value)
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     if not isinstance(value, str):
-        raise Unfit(NOT_TEXT)
+        raise UnfitError(NOT_TEXT)
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise Unfit(NOT_UTF8) from error
+        raise UnfitError(NOT_UTF8) from error
     return value.strip()
 
 
@@ -216,7 +216,7 @@ def _truth(value: Any) -> bool:
         return bool(value)
     if isinstance(value, str | bytes) and (word := _text(value).lower()) in _TRUTH:
         return _TRUTH[word]
-    raise Unfit(NOT_NATIVE)
+    raise UnfitError(NOT_NATIVE)
 
 
 def _is_code(language: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pea_jax.data import images, schema
 from pea_jax.data.captions import Cleaning
 from pea_jax.data.filters import Filters
-from pea_jax.data.mapping import FieldMapping, Unfit
+from pea_jax.data.mapping import FieldMapping, UnfitError
 from pea_jax.data.origins.record import Record, RecordShard
 
 EMPTY = "image is empty"
@@ -34,14 +34,14 @@ class Rules:
         try:
             key = self.mapping.key_of(record)
             return self._row(record, key)
-        except Unfit as unfit:
+        except UnfitError as unfit:
             return schema.Rejected(_printable(key), str(unfit))
 
     def _row(self, record: Record, key: str) -> schema.Row:
         if record.image is None:
-            raise Unfit(schema.NO_IMAGE)
+            raise UnfitError(schema.NO_IMAGE)
         if not record.image:
-            raise Unfit(EMPTY)
+            raise UnfitError(EMPTY)
         texts = self.mapping.texts(record)
         found = bool(texts.caption)
         texts = dataclasses.replace(
@@ -53,22 +53,22 @@ class Rules:
             key=key, image=record.image, height=0, width=0, **dataclasses.asdict(texts)
         )
         if found and not texts.caption:
-            raise Unfit(NOTHING_LEFT)
+            raise UnfitError(NOTHING_LEFT)
         if (problem := schema.problem(row)) is not None:
-            raise Unfit(problem)
+            raise UnfitError(problem)
         self.filters.check_texts(texts)
         if not self.cleaning.fits(texts.caption, texts.language):
-            raise Unfit(OTHER_SCRIPT)
+            raise UnfitError(OTHER_SCRIPT)
         if not texts.native and not self.cleaning.fits(texts.caption_en, "en"):
-            raise Unfit(OTHER_SCRIPT_EN)
+            raise UnfitError(OTHER_SCRIPT_EN)
         self.filters.check_scores(record.fields, self.mapping, native=texts.native)
         try:
             self.filters.check_size(*images.size_of(record.image))
             height, width = images.verify(record.image)
         except images.HugeImageError as error:
-            raise Unfit(HUGE) from error
+            raise UnfitError(HUGE) from error
         except images.CorruptImageError as error:
-            raise Unfit(UNREADABLE) from error
+            raise UnfitError(UNREADABLE) from error
         return dataclasses.replace(row, height=height, width=width)
 
 
@@ -80,6 +80,7 @@ class Rows:
     rules: Rules
 
     def __call__(self) -> Iterator[schema.Row | schema.Rejected]:
+        """What each record makes, in their order."""
         for record in self.records():
             yield self.rules.apply(record)
 

@@ -113,7 +113,7 @@ def _walk(
             if size is None:
                 yield from _walk(folder / name, rest, endings, listings)
         elif size is not None:
-            if exact or name.endswith(tuple(endings)):
+            if name.endswith(tuple(endings)):
                 yield str(folder / name), size
         elif exact:
             yield from _walk(folder / name, (), endings, listings)

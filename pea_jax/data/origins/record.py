@@ -1,11 +1,13 @@
 """What an origin yields: a sample as it was found, before anything is made of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-#: Yields the records of one shard.
-RecordShard = Callable[[], Iterator["Record"]]
+#: Faults that records of several origins have.
+NO_FILE = "file of the picture is missing"
+NO_PATH = "picture is neither bytes nor a path"
+BAD_ROW = "row of the table can't be read"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,18 @@ class Record:
     image: bytes | None
     fields: Mapping[str, Any]
     fault: str | None = None
+
+
+@runtime_checkable
+class RecordShard(Protocol):
+    """What an origin gives: a frozen dataclass whose repr changes with what it would yield."""
+
+    @property
+    def source(self) -> str:
+        """What it is read from: a file, or a split of a set."""
+
+    def __call__(self) -> Iterator[Record]:
+        """Its records, always the same in the same order."""
 
 
 def text_of(data: bytes) -> str:

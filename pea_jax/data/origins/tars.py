@@ -49,7 +49,13 @@ class TarShard:
 
     file: files.File
 
+    @property
+    def source(self) -> str:
+        """What it is read from."""
+        return self.file.path
+
     def __call__(self) -> Iterator[Record]:
+        """The records, in the order of the tar."""
         shard = self.file.label
         sample, damaged = None, False
         with storage.faults(), storage.as_path(self.file.path).open("rb") as stream:
