@@ -51,6 +51,8 @@ EXTRAS = {
     "pickles": ["torch>=2.13"],
     # Workdirs and outputs in buckets of Google Cloud Storage: gs://bucket/run.
     "gcs": ["gcsfs>=2026.4"],
+    # Data sets of Hugging Face as an origin of `pea-jax prepare`.
+    "datasets": ["datasets>=5.2"],
     # What `make test` and `make lint` need, but for PyTorch (see `parity`).
     "test": [
         "pytest>=8",
@@ -59,6 +61,8 @@ EXTRAS = {
         "ruff==0.17.6",  # pinned: a formatter's output changes between releases
         "import-linter>=2.3",  # the layers of pyproject.toml
         "pyyaml>=6",  # reads the manifests of launch/
+        "scikit-image>=0.26",  # photographs that come in its wheel, for tests of real pictures
+        "datasets>=5.2",  # tests/data/origins/test_sets.py
         # tests/test_gcs.py: a storage that answers as a bucket does, and what buckets take.
         "gcp-storage-emulator>=2026.7",
         "gcsfs>=2026.4",

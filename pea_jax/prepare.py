@@ -180,20 +180,27 @@ def _progress() -> Iterator[Callable[[int, int, Counts], None]]:
         TextColumn("shards, {task.fields[told]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, told="begins")
-        begun: list[tuple[float, int]] = []
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("", total=None, told="")
+    begun: list[tuple[float, int]] = []
 
-        def show(done: int, shards: int, counts: Counts) -> None:
-            rejected = sum(counts.rejected.values())
-            rows, now = counts.kept + rejected, time.monotonic()
-            begun[:] = begun or [(now, rows)]
-            seconds = now - begun[0][0]
-            pace = (rows - begun[0][1]) / seconds if seconds else 0.0
-            told = f"{counts.kept:,} kept, {rejected:,} rejected, {pace:,.0f} rows/s"
-            bar.update(task, completed=done, total=shards, told=told)
+    def show(done: int, shards: int, counts: Counts) -> None:
+        rejected = sum(counts.rejected.values())
+        rows, now = counts.kept + rejected, time.monotonic()
+        if not begun:
+            begun.append((now, rows))
+            bar.start()
+        seconds = now - begun[0][0]
+        pace = (rows - begun[0][1]) / seconds if seconds else 0.0
+        told = f"{counts.kept:,} kept, {rejected:,} rejected, {pace:,.0f} rows/s"
+        bar.update(task, completed=done, total=shards, told=told)
 
+    try:
         yield show
+    finally:
+        # What is refused before anything is made has no bar.
+        if begun:
+            bar.stop()
 
 
 def _show_report(folder: AnyPath, name: str) -> None:

@@ -1,6 +1,7 @@
 """From the records of an origin to rows, and reasons why a record makes none."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -62,14 +63,21 @@ class Rules:
         if not texts.native and not self.cleaning.fits(texts.caption_en, "en"):
             raise UnfitError(OTHER_SCRIPT_EN)
         self.filters.check_scores(record.fields, self.mapping, native=texts.native)
+        height, width = self._size(record.image)
+        return dataclasses.replace(row, height=height, width=width)
+
+    def _size(self, image: bytes) -> tuple[int, int]:
+        """Height and width of a picture that is worth learning from and can be decoded."""
         try:
-            self.filters.check_size(*images.size_of(record.image))
-            height, width = images.verify(record.image)
+            # Pillow warns of what is decided here.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.filters.check_size(*images.size_of(image))
+                return images.verify(image)
         except images.HugeImageError as error:
             raise UnfitError(HUGE) from error
         except images.CorruptImageError as error:
             raise UnfitError(UNREADABLE) from error
-        return dataclasses.replace(row, height=height, width=width)
 
 
 @dataclass(frozen=True)

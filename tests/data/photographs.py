@@ -8,10 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-import pytest
+import skimage
 from PIL import Image
-
-skimage = pytest.importorskip("skimage")
 
 #: Of those that are in the wheel.
 NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg")

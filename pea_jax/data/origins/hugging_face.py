@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pea_jax.data.origins import picture
+from pea_jax.data.origins import picture, sets
 from pea_jax.data.origins.record import BAD_ROW, Record
 
 #: With one of these a folder is one of save_to_disk.
@@ -24,16 +24,14 @@ class SetShard:
     """Yields a stretch of a set's rows; their numbers are the samples' names.
 
     Attributes:
-      name: of the set, NAME or NAME:CONFIG, or a folder.
-      split: such as "train" or "train[:10%]".
+      of: the set; its name is NAME, NAME:CONFIG or a folder.
       fingerprint: of the content, by the package.
       image: the column of the picture.
       first: number of the first row.
       count: of rows.
     """
 
-    name: str
-    split: str
+    of: sets.Named
     fingerprint: str
     image: str
     first: int
@@ -42,12 +40,11 @@ class SetShard:
     @property
     def source(self) -> str:
         """What it is read from."""
-        return f"{self.name}#{self.split}"
+        return f"{self.of.name}#{self.of.split}"
 
     def __call__(self) -> Iterator[Record]:
         """The records, in the order of the set."""
-        rows = _open(self.name, self.split)
-        shard = Path(self.name).name
+        rows, shard = _open(self.of.name, self.of.split), self.of.label
         for number in range(self.first, self.first + self.count):
             try:
                 row = dict(rows[number])
@@ -75,21 +72,15 @@ def shards(where: Sequence[str], split: str, image: str, rows_per_shard: int) ->
             "sets of Hugging Face take the package datasets: pip install 'pea-jax[datasets]'"
         )
     found = []
-    for entry in where:
-        name, _, named = entry.partition("#")
-        rows = _open(name, named or split)
+    for each in sets.named(where, split):
+        rows = _open(each.name, each.split)
         if image not in rows.column_names:
-            raise ValueError(f"{entry}: no column {image!r} of pictures, but {rows.column_names}")
-        found += [
-            SetShard(
-                name,
-                named or split,
-                rows._fingerprint,
-                image,
-                first,
-                min(rows_per_shard, len(rows) - first),
+            raise ValueError(
+                f"{each.name}: no column {image!r} of pictures, but {rows.column_names}"
             )
-            for first in range(0, len(rows), rows_per_shard)
+        found += [
+            SetShard(each, rows._fingerprint, image, *stretch)
+            for stretch in sets.stretches(len(rows), rows_per_shard)
         ]
     return found
 

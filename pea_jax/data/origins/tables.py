@@ -6,12 +6,13 @@ is read once before, to see where each begins.
 """
 
 import csv
+import io
 import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -79,7 +80,7 @@ class TableShard:
                     raise
                 yield Record(str(number), shard, None, {}, DAMAGED)
 
-    def _rows(self, stream: BinaryIO) -> Iterator[_Fields]:
+    def _rows(self, stream: io.IOBase) -> Iterator[_Fields]:
         ending = PurePosixPath(self.file.path).suffix
         if ending == PARQUET:
             return _parquet_rows(stream, self.first, self.count)
@@ -147,7 +148,7 @@ def _check_column(file: files.File, columns: Sequence[str], image: str) -> None:
         raise ValueError(f"{file.path}: two columns of one name in {list(columns)}")
 
 
-def _json_lines(stream: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
+def _json_lines(stream: io.IOBase, offset: int) -> Iterator[tuple[int, bytes]]:
     """Each line that is not blank, and where it begins."""
     for line in iter(stream.readline, b""):
         if line.strip():
@@ -155,7 +156,7 @@ def _json_lines(stream: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
         offset += len(line)
 
 
-def _json_rows(stream: BinaryIO, offset: int) -> Iterator[tuple[int, _Fields]]:
+def _json_rows(stream: io.IOBase, offset: int) -> Iterator[tuple[int, _Fields]]:
     for begin, line in _json_lines(stream, offset):
         try:
             fields = json.loads(text_of(line))
@@ -165,7 +166,7 @@ def _json_rows(stream: BinaryIO, offset: int) -> Iterator[tuple[int, _Fields]]:
 
 
 def _csv_rows(
-    stream: BinaryIO, offset: int, delimiter: str
+    stream: io.IOBase, offset: int, delimiter: str
 ) -> Iterator[tuple[int, list[str] | None]]:
     """The cells of each row that is not blank, and where it begins; None for one that is none.
 
@@ -198,7 +199,7 @@ def _named(columns: Sequence[str], cells: list[str] | None) -> _Fields:
     return dict(zip(columns, cells, strict=True))
 
 
-def _parquet_rows(stream: BinaryIO, first: int, count: int) -> Iterator[_Fields]:
+def _parquet_rows(stream: io.IOBase, first: int, count: int) -> Iterator[_Fields]:
     table = parquet.ParquetFile(stream)
     begin, end = first, first + count
     number = 0

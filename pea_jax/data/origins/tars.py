@@ -5,6 +5,7 @@ A sample is what lies next to each other under one name up to the first dot of t
 the field "txt". A tar is read once, from its beginning to its end.
 """
 
+import io
 import json
 import lzma
 import re
@@ -12,7 +13,6 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 from pea_jax import storage
 from pea_jax.data.origins import files
@@ -139,7 +139,7 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
+def _members(stream: io.IOBase) -> Iterator[tuple[str, bytes]]:
     """Name and content of each file in a tar that is read as a stream; b"" for foreign endings.
 
     Raises:

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from pea_jax import storage
-from pea_jax.data.origins import picture
+from pea_jax.data.origins import picture, sets
 from pea_jax.data.origins.record import Record
 
 
@@ -17,19 +17,17 @@ class SetShard:
     """Yields a stretch of a set's rows; their numbers are the samples' names.
 
     Attributes:
-      name: of the set, NAME or NAME/CONFIG:VERSION, or a folder.
+      of: the set; its name is NAME, NAME/CONFIG:VERSION or a folder.
       data_dir: where named sets lie.
-      label: what the set calls itself, with its version.
-      split: such as "train" or "train[:10%]".
+      full_name: what the set calls itself, with its version.
       image: the feature of the picture.
       first: number of the first row.
       count: of rows.
     """
 
-    name: str
-    data_dir: str
-    label: str
-    split: str
+    of: sets.Named
+    data_dir: str = field(repr=False)
+    full_name: str
     image: str
     first: int
     count: int
@@ -37,15 +35,15 @@ class SetShard:
     @property
     def source(self) -> str:
         """What it is read from."""
-        return f"{self.name}#{self.split}"
+        return f"{self.of.name}#{self.of.split}"
 
     def __call__(self) -> Iterator[Record]:
         """The records, in the order of the set."""
-        rows = _rows(self.name, self.data_dir, self.split, self.image)
+        rows = _rows(self.of.name, self.data_dir, self.of.split, self.image)
         for number in range(self.first, self.first + self.count):
             row = dict(rows[number])
             image, fault = picture.read(row.pop(self.image), None)
-            yield Record(str(number), self.label, image, row, fault)
+            yield Record(str(number), self.of.label, image, row, fault)
 
 
 def shards(
@@ -64,21 +62,12 @@ def shards(
       ValueError: no such set, split or feature, or files of another format than ArrayRecord.
     """
     found = []
-    for entry in where:
-        name, _, named = entry.partition("#")
-        reader = _reader(name, data_dir)
-        count = len(_rows(name, data_dir, named or split, image))
+    for each in sets.named(where, split):
+        full_name = _reader(each.name, data_dir).info.full_name
+        rows = _rows(each.name, data_dir, each.split, image)
         found += [
-            SetShard(
-                name,
-                data_dir,
-                reader.info.full_name,
-                named or split,
-                image,
-                first,
-                min(rows_per_shard, count - first),
-            )
-            for first in range(0, count, rows_per_shard)
+            SetShard(each, data_dir, full_name, image, *stretch)
+            for stretch in sets.stretches(len(rows), rows_per_shard)
         ]
     return found
 
@@ -99,7 +88,7 @@ def _rows(name: str, data_dir: str, split: str, image: str) -> Any:
     """A split of a set at random access, its pictures not decoded."""
     reader = _reader(name, data_dir)
     features = reader.info.features
-    if not isinstance(features.get(image), tfds.features.Image):
+    if image not in features or not isinstance(features[image], tfds.features.Image):
         raise ValueError(f"{name}: no feature {image!r} of pictures, but {sorted(features)}")
     try:
         return reader.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})

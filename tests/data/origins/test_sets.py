@@ -6,6 +6,7 @@ import pytest
 
 from pea_jax.data import builder
 from pea_jax.data.origins import hugging_face, tfds_sets
+from pea_jax.data.origins.sets import named
 from tests.data import sets
 from tests.data.photographs import crop, encoded
 
@@ -66,6 +67,14 @@ def test_what_hugging_face_does_not_have_is_named(saved):
         hugging_face.shards([str(saved / "one")], "train", "image", 2)
     with pytest.raises(ValueError, match=r"splits \['test', 'train'\], not 'valid'"):
         hugging_face.shards([str(saved / "two")], "valid", "photo", 2)
+
+
+def test_sets_of_one_name_are_told_apart():
+    assert [each.label for each in named(["a/x", "b/y#test"], "train")] == ["x", "y"]
+    both = named(["a/x", "a/x#test"], "train")
+    assert [each.label for each in both] == ["a/x#train", "a/x#test"]
+    with pytest.raises(ValueError, match="a/x#train is named more than once"):
+        named(["a/x", "a/x#train"], "train")
 
 
 def test_without_the_package_its_sets_are_refused(monkeypatch):
