@@ -52,8 +52,12 @@ class Verb:
 
 VERBS = {
     "prepare": Verb(
-        "make the data set that a config names",
-        "--config configs/tiny_zh.py",
+        "make the data set that a config names; the same command goes on where it was stopped",
+        "--config configs/prepare_laion_wukong.py --workers 16",
+        (
+            _number("workers", "processes of this machine that make it; 1 by default"),
+            _text("beam_pipeline_options", "NAME=VALUE,... of an Apache Beam pipeline to make it"),
+        ),
         required=("config",),
         note="It needs no workdir.",
     ),
