@@ -186,6 +186,7 @@ def batch_shapes(
     """
     sharding = parallel.batch_sharding(trainer.mesh)
     fields = {"pixels": ((*size, 3), np.uint8), "time_ids": ((6,), np.int32)}
+    fields |= {"language": ((), np.int32)}
     fields |= {name: (text.shape[1:], np.int32) for name, text in trainer.frozen["empty"].items()}
     return {
         part: {

@@ -31,9 +31,10 @@ from pea_jax.data.source import Source
 Tokenize = Callable[[Sequence[str]], tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B L"]]]
 
 #: {"native": part, "parallel": part}, a part with no rows absent. A part is {"pixels": uint8
-#: [b, H, W, 3], "time_ids": int32 [b, 6], "ids": int32 [b, L], "mask": int32 [b, L]}; the parallel
-#: part also has "english_ids" and "english_mask". Time ids are what SDXL is told of a picture: its
-#: own height and width, top and left of the crop, height and width of the pixels.
+#: [b, H, W, 3], "time_ids": int32 [b, 6], "ids": int32 [b, L], "mask": int32 [b, L], "language":
+#: int32 [b]}; the parallel part also has "english_ids" and "english_mask". Time ids are what SDXL is
+#: told of a picture: its own height and width, top and left of the crop, height and width of the
+#: pixels. A language is its place in `Loader.languages`.
 Batch = dict[str, dict[str, np.ndarray]]
 
 _REPORTED = 10
@@ -80,6 +81,7 @@ class _Fetch:
     """Element number -> a decoded row. Elements count this host's rows through all its batches."""
 
     source: Source
+    languages: tuple[str, ...]
     parts: tuple[_Part, ...]
     shard_index: int
     image_size: int
@@ -109,6 +111,7 @@ class _Fetch:
                 "time_ids": np.array([row.height, row.width, *crop, *size], np.int32),
                 "caption": row.caption,
                 "caption_en": row.caption_en,
+                "language": np.int32(self.languages.index(row.language)),
                 "bad": bad,
             }
         return {"pixels": None, "bad": bad}
@@ -174,6 +177,11 @@ class Loader(grain.DatasetIterator):
     def bad(self) -> dict[str, str]:
         """Images that could not be read so far: key -> reason. Each counts once."""
         return dict(self._bad)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """What the numbers in a batch's "language" stand for."""
+        return self._fetch.languages
 
     @property
     def rows(self) -> dict[str, int]:
@@ -244,7 +252,7 @@ class Loader(grain.DatasetIterator):
             batch[part.name] = {
                 **{
                     name: np.stack([element[name] for element in elements[chosen]])
-                    for name in ("pixels", "time_ids")
+                    for name in ("pixels", "time_ids", "language")
                 },
                 "ids": ids[chosen],
                 "mask": mask[chosen],
@@ -350,7 +358,7 @@ def make_loader(
       native_tokenizer: for captions. Called in this process, once a batch.
       english_tokenizer: for English captions; None where parallel_batch is 0.
       image_size: height and width of the pixels; see `images.decode`.
-      languages: of the captions; all by default.
+      languages: of the captions; all by default. A batch numbers them in this order.
       shard_index: this host's number.
       shard_count: how many hosts there are; both batch sizes are multiples of it.
       workers: processes that decode; 0 decodes in threads of this process.
@@ -375,6 +383,7 @@ def make_loader(
         )
     if parallel_batch and english_tokenizer is None:
         raise ValueError("parallel rows need an english_tokenizer, got None")
+    languages = tuple(source.languages if languages is None else languages)
     parts = []
     for name, size in sizes.items():
         if not size:
@@ -383,8 +392,8 @@ def make_loader(
         if not len(rows):
             raise ValueError(
                 f"{source.folder}, split {source.split}, has no {name} rows of "
-                f"{list(languages or source.languages)}, but a step should take {size}"
+                f"{list(languages)}, but a step should take {size}"
             )
         parts.append(_make_part(name, rows, seed, size, shard_count))
-    fetch = _Fetch(source, tuple(parts), shard_index, image_size, max_bad)
+    fetch = _Fetch(source, languages, tuple(parts), shard_index, image_size, max_bad)
     return Loader(fetch, native_tokenizer, english_tokenizer, seed, workers)

@@ -24,7 +24,7 @@ PARALLEL = "parallel"
 PARTS = (NATIVE, PARALLEL)
 
 #: What the rows of each part have.
-_STUDENT = frozenset({"pixels", "time_ids", "ids", "mask"})
+_STUDENT = frozenset({"pixels", "time_ids", "ids", "mask", "language"})
 FIELDS = {NATIVE: _STUDENT, PARALLEL: _STUDENT | {"english_ids", "english_mask"}}
 
 #: What the empty prompt has, each [1, L].

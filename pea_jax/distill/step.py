@@ -169,8 +169,8 @@ def make_train_step(
         frozen: of `split_networks`.
         batch: {"native": part, "parallel": part}, a part without rows absent; a part is
             {"pixels": uint8 [b, H, W, 3], "time_ids": int32 [b, 6] (see `data.pipeline.Batch`),
-            "ids": int32 [b, L], "mask": int32 [b, L]}, and of the parallel part also "english_ids"
-            and "english_mask".
+            "ids": int32 [b, L], "mask": int32 [b, L], "language": int32 [b]}, and of the parallel
+            part also "english_ids" and "english_mask".
         key: of the whole run; the step folds its number in.
         data_shards: devices that the batch is split over; it changes no value.
         metrics: scalars, float32: those of `losses.total`, and "grad_norm" before clipping.
