@@ -32,9 +32,9 @@ Tokenize = Callable[[Sequence[str]], tuple[Int[np.ndarray, "B L"], Int[np.ndarra
 
 #: {"native": part, "parallel": part}, a part with no rows absent. A part is {"pixels": uint8
 #: [b, H, W, 3], "time_ids": int32 [b, 6], "ids": int32 [b, L], "mask": int32 [b, L], "language":
-#: int32 [b]}; the parallel part also has "english_ids" and "english_mask". Time ids are what SDXL is
-#: told of a picture: its own height and width, top and left of the crop, height and width of the
-#: pixels. A language is its place in `Loader.languages`.
+#: int32 [b]}; the parallel part also has "english_ids" and "english_mask". Time ids are what SDXL
+#: is told of a picture: its own height and width, top and left of the crop, height and width of
+#: the pixels. A language is its place in `Loader.languages`.
 Batch = dict[str, dict[str, np.ndarray]]
 
 _REPORTED = 10
