@@ -161,6 +161,7 @@ def make_trainer(config: ConfigDict, mesh: Mesh, *, abstract: bool = False) -> T
         tx,
         ema_decay=ema_decay,
         accumulation_steps=config.train.accumulation_steps,
+        languages=len(config.data.languages),
     )
     return Trainer(
         mesh=mesh,

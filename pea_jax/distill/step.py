@@ -47,6 +47,7 @@ def make_loss_and_gradient(
     settings: DistillSettings,
     *,
     accumulation_steps: int = 1,
+    languages: int = 1,
 ) -> LossAndGradient:
     """The pure function behind the step.
 
@@ -56,6 +57,7 @@ def make_loss_and_gradient(
         settings: the choices of the method.
         accumulation_steps: slices that each device's rows are computed in, one after another. The
             sums are the same; the activations are of one slice.
+        languages: how many the rows are in; the metrics tell several apart.
 
     Returns:
         (params, frozen, batch, key, *, data_shards=1) -> (loss, metrics, gradient), with the
@@ -136,7 +138,13 @@ def make_loss_and_gradient(
                     terms["output"] = squared_error(predicted, given.teacher[0])
                 if settings.feature_weight:
                     terms["features"] = feature_errors(seen, given.teacher[1])
-            return total(settings, batch_size, **terms)
+            return total(
+                settings,
+                batch_size,
+                **terms,
+                languages={part: batch[part]["language"] for part in learning},
+                language_count=languages,
+            )
 
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return value, metrics, gradient
@@ -152,6 +160,7 @@ def make_train_step(
     *,
     ema_decay: float = 0.0,
     accumulation_steps: int = 1,
+    languages: int = 1,
 ) -> TrainStep:
     """The step as a pure function; `jit_train_step` compiles it.
 
@@ -163,6 +172,7 @@ def make_train_step(
         ema_decay: of the moving average, if the state has one. The first steps average over fewer:
             the decay at step n, from 0, is min(ema_decay, (1 + n) / (10 + n)).
         accumulation_steps: see `make_loss_and_gradient`.
+        languages: likewise.
 
     Returns:
         train_step(state, frozen, batch, key, *, data_shards=1) -> (state, metrics):
@@ -173,7 +183,7 @@ def make_train_step(
             part also "english_ids" and "english_mask".
         key: of the whole run; the step folds its number in.
         data_shards: devices that the batch is split over; it changes no value.
-        metrics: scalars, float32: those of `losses.total`, and "grad_norm" before clipping.
+        metrics: float32: those of `losses.total`, and "grad_norm" before clipping.
         It raises ValueError while tracing, for a batch that cannot be.
 
     Raises:
@@ -182,7 +192,11 @@ def make_train_step(
     if not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
     loss_and_gradient = make_loss_and_gradient(
-        networks, schedule, settings, accumulation_steps=accumulation_steps
+        networks,
+        schedule,
+        settings,
+        accumulation_steps=accumulation_steps,
+        languages=languages,
     )
 
     def train_step(
