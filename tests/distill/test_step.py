@@ -32,7 +32,8 @@ KEY = jax.random.key(11)
 def literal_loss(adapter_params, modules, batch, settings, schedule, key):
     """method.md's formula with its masks: every row has a student, a teacher and a target.
 
-    Gives the loss, its terms, and the loss of each row. Native rows get the empty prompt for an English caption, which z then masks.
+    Native rows get the empty prompt for an English caption, which z then masks. Returns the loss,
+    and (its terms, the loss of each row).
     """
     empty = fakes.empty_prompt()
     rows = {name: part["pixels"].shape[0] for name, part in batch.items()}
