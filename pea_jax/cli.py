@@ -80,6 +80,7 @@ VERBS = {
     "prepare": Verb(
         "make the data set that a config names",
         "--config configs/tiny_zh.py",
+        (_switch("latents", "and keep what the VAE makes of its pictures, for data.latents"),),
         required=("config",),
         note="It needs no workdir.",
     ),

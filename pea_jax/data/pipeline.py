@@ -34,7 +34,8 @@ Tokenize = Callable[[Sequence[str]], tuple[Int[np.ndarray, "B L"], Int[np.ndarra
 #: [b, H, W, 3], "time_ids": int32 [b, 6], "ids": int32 [b, L], "mask": int32 [b, L], "language":
 #: int32 [b]}; the parallel part also has "english_ids" and "english_mask". Time ids are what SDXL
 #: is told of a picture: its own height and width, top and left of the crop, height and width of
-#: the pixels. A language is its place in `Loader.languages`.
+#: the pixels. A language is its place in `Loader.languages`. Rows of a `LatentSource` have
+#: "moments", float32 [b, 2, h, w, C], in place of pixels: mean and log variance, not sampled.
 Batch = dict[str, dict[str, np.ndarray]]
 
 _REPORTED = 10
@@ -99,22 +100,19 @@ class _Fetch:
         for attempt in range(min(self.max_bad + 1, len(part.rows))):
             row = self.source[int(part.rows[(place + attempt) % len(part.rows)])]
             try:
-                pixels = images.decode(row.image, self.image_size, self.image_size)
+                picture = self.source.picture(row, (self.image_size, self.image_size))
             except images.CorruptImageError as error:
                 bad.append((row.key, str(error)))
                 continue
-            size = self.image_size, self.image_size
-            crop = images.centre_crop(row.height, row.width, *size)
             return {
                 "key": row.key,
-                "pixels": pixels,
-                "time_ids": np.array([row.height, row.width, *crop, *size], np.int32),
+                "picture": picture,
                 "caption": row.caption,
                 "caption_en": row.caption_en,
                 "language": np.int32(self.languages.index(row.language)),
                 "bad": bad,
             }
-        return {"pixels": None, "bad": bad}
+        return {"picture": None, "bad": bad}
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -235,7 +233,7 @@ class Loader(grain.DatasetIterator):
                 warnings.warn(
                     f"image of row {key} can't be read: {reason}{last}", BadImageWarning, 1
                 )
-        if len(self._bad) > limit or element["pixels"] is None:
+        if len(self._bad) > limit or element["picture"] is None:
             rows = sum(self._plan["rows"].values())
             some = "; ".join(f"{key}: {why}" for key, why in list(self._bad.items())[:3])
             raise BadImagesError(
@@ -251,9 +249,10 @@ class Loader(grain.DatasetIterator):
             start += part.share
             batch[part.name] = {
                 **{
-                    name: np.stack([element[name] for element in elements[chosen]])
-                    for name in ("pixels", "time_ids", "language")
+                    name: np.stack([element["picture"][name] for element in elements[chosen]])
+                    for name in elements[chosen][0]["picture"]
                 },
+                "language": np.stack([element["language"] for element in elements[chosen]]),
                 "ids": ids[chosen],
                 "mask": mask[chosen],
             }

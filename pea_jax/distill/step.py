@@ -1,6 +1,6 @@
 """The train step: student and teacher through one frozen UNet, gradients to the adapter alone.
 
-    pixels -> VAE posterior -> latents -> noisy latents x_t
+    pixels -> VAE posterior, or its moments as they were kept -> latents -> noisy latents x_t
     native caption  -> language encoder -> adapter -> UNet(x_t) -> prediction, features     student
     English caption -> base text encoder           -> UNet(x_t) -> prediction, features     teacher
 
@@ -31,7 +31,17 @@ from pea_jax.distill.losses import (
     squared_error,
     total,
 )
-from pea_jax.distill.parts import NATIVE, PARALLEL, PARTS, Fields, Layout, count_rows, cut
+from pea_jax.distill.parts import (
+    MOMENTS,
+    NATIVE,
+    PARALLEL,
+    PARTS,
+    PIXELS,
+    Fields,
+    Layout,
+    count_rows,
+    cut,
+)
 from pea_jax.distill.state import Networks, Params, TrainState
 from pea_jax.models.conditioning import Conditioning
 
@@ -48,6 +58,7 @@ def make_loss_and_gradient(
     *,
     accumulation_steps: int = 1,
     languages: int = 1,
+    picture: str = PIXELS,
 ) -> LossAndGradient:
     """The pure function behind the step.
 
@@ -58,6 +69,8 @@ def make_loss_and_gradient(
         accumulation_steps: slices that each device's rows are computed in, one after another. The
             sums are the same; the activations are of one slice.
         languages: how many the rows are in; the metrics tell several apart.
+        picture: what batches hold of pictures, `parts.PIXELS` or `parts.MOMENTS`; with the latter
+            the VAE's encoder is no part of the program.
 
     Returns:
         (params, frozen, batch, key, *, data_shards=1) -> (loss, metrics, gradient), with the
@@ -79,6 +92,7 @@ def make_loss_and_gradient(
             hybrid=settings.hybrid,
             data_shards=data_shards,
             slices=accumulation_steps,
+            picture=picture,
         )
         learning = {name: count for name, count in rows.items() if _learns(name, settings)}
         if not learning:
@@ -116,7 +130,7 @@ def make_loss_and_gradient(
         learning = {name: len(batch[name]["place"]) for name in PARTS if name in batch}
         layout = Layout(learning, data_shards)
         unet = nnx.merge(networks.unet, frozen["unet"])
-        given = _given(networks, schedule, settings, layout, unet, frozen, batch, key)
+        given = _given(networks, schedule, settings, layout, unet, frozen, batch, key, picture)
         # The student begins when the teacher has ended: weights that each of them gathers are not
         # kept from the one to the other, nor are the activations of both at once.
         weights, given = jax.lax.optimization_barrier((frozen["unet"], given))
@@ -161,6 +175,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     accumulation_steps: int = 1,
     languages: int = 1,
+    picture: str = PIXELS,
 ) -> TrainStep:
     """The step as a pure function; `jit_train_step` compiles it.
 
@@ -173,6 +188,7 @@ def make_train_step(
             the decay at step n, from 0, is min(ema_decay, (1 + n) / (10 + n)).
         accumulation_steps: see `make_loss_and_gradient`.
         languages: likewise.
+        picture: likewise.
 
     Returns:
         train_step(state, frozen, batch, key, *, data_shards=1) -> (state, metrics):
@@ -180,7 +196,9 @@ def make_train_step(
         batch: {"native": part, "parallel": part}, a part without rows absent; a part is
             {"pixels": uint8 [b, H, W, 3], "time_ids": int32 [b, 6] (see `data.pipeline.Batch`),
             "ids": int32 [b, L], "mask": int32 [b, L], "language": int32 [b]}, and of the parallel
-            part also "english_ids" and "english_mask".
+            part also "english_ids" and "english_mask". With `parts.MOMENTS` there is "moments" in
+            place of pixels, float32 [b, 2, h, w, C]: mean and log variance, neither sampled nor
+            scaled.
         key: of the whole run; the step folds its number in.
         data_shards: devices that the batch is split over; it changes no value.
         metrics: float32: those of `losses.total`, and "grad_norm" before clipping.
@@ -197,6 +215,7 @@ def make_train_step(
         settings,
         accumulation_steps=accumulation_steps,
         languages=languages,
+        picture=picture,
     )
 
     def train_step(
@@ -317,14 +336,18 @@ def _given(
     frozen: Frozen,
     batch: Batch,
     key: PRNGKeyArray,
+    picture: str,
 ) -> _Given:
     """Runs everything but the student's adapter and UNet."""
-    fields = ("pixels", "time_ids", "ids", "mask")
+    fields = (picture, "time_ids", "ids", "mask")
     student = layout.join([{name: batch[part][name] for name in fields} for part in layout.rows])
     empty = frozen["empty"]
 
     vae = nnx.merge(networks.vae, frozen["vae"])
-    mean, logvar = _posterior(vae, student["pixels"])
+    if picture == MOMENTS:
+        mean, logvar = student[MOMENTS][:, 0], student[MOMENTS][:, 1]
+    else:
+        mean, logvar = posterior(vae, student[PIXELS])
     places = {part: batch[part]["place"] for part in layout.rows}
     draws = draw(key, layout, mean.shape[1:], schedule, settings, places)
     latents = vae.config.scaling_factor * (mean + jnp.exp(0.5 * logvar) * draws.posterior)
@@ -356,7 +379,7 @@ def _given(
     )
 
 
-def _posterior(
+def posterior(
     vae: nnx.Module, pixels: UInt8[Array, "B H W 3"]
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
     """Mean and log variance of the latents of the images, unscaled."""
