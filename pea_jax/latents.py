@@ -27,8 +27,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pea_jax import parallel
 from pea_jax.data import builder, images, latents, schema
-from pea_jax.data.executors import Run, in_turn
-from pea_jax.data.parts import Counts, Job
+from pea_jax.data.buckets import Bucket, allot
+from pea_jax.data.executors import Hosts, Run, in_turn
+from pea_jax.data.parts import Counts
 from pea_jax.data.pipeline import BadImagesError
 from pea_jax.data.source import Source
 from pea_jax.distill.step import posterior
@@ -72,9 +73,9 @@ def recipe_of(config: ConfigDict, dataset: str, dtype: DTypeLike) -> latents.Rec
         split=SPLIT,
         languages=tuple(sorted(set(data.languages))),
         parts=tuple(sorted(part for part, there in parts.items() if there)),
-        sizes=((data.image_size, data.image_size),),
-        crop="centre",
-        flips=False,
+        sizes=tuple(sorted(bucket[:2] for bucket in _buckets(config))),
+        crop=data.crop,
+        flips=data.random_flip,
         dtype=data.latents_dtype,
         vae=hash_vae(config.model.base, dtype=dtype),
     )
@@ -96,23 +97,24 @@ def make(config: ConfigDict, pixels: Source, dtype: DTypeLike) -> AnyPath:
       ValueError: as for `recipe_of` and `builder.build`, or no row to encode.
     """
     recipe = recipe_of(config, pixels.folder.parent.name, dtype)
-    rows = rows_of(pixels, recipe)
+    rows, sizes = allotted(pixels, recipe, _buckets(config))
     base = read_base_config(config.model.base)
     factor, channels = base.vae.downsampling_factor, base.vae.latent_channels
     if uneven := [size for size in recipe.sizes if size[0] % factor or size[1] % factor]:
         raise ValueError(f"latents: expected sizes that are multiples of {factor}, got {uneven}")
-    places = sum(height * width for height, width in recipe.sizes) // len(recipe.sizes) // factor**2
+    places = max(height * width for height, width in recipe.sizes) // factor**2
     bytes_a_row = 2 * channels * places * np.dtype(np.float32).itemsize * (1 + recipe.flips)
     each = max(1, min(PART_ROWS, PART_BYTES // bytes_a_row))
     encoder = Encoder(lambda mesh: load_vae(config.model.base, dtype=dtype, mesh=mesh))
+    parts = [slice(start, start + each) for start in range(0, len(rows), each)]
     shards = [
-        functools.partial(_encoded, pixels, recipe, rows[start : start + each], encoder)
-        for start in range(0, len(rows), each)
+        functools.partial(_encoded, pixels, rows[part], sizes[part], recipe.flips, encoder)
+        for part in parts
     ]
 
     run: Run = in_turn
     if parallel.process_count() > 1:
-        run = Shared(parallel.process_index(), parallel.process_count(), parallel.wait_for_all)
+        run = Hosts(parallel.process_index(), parallel.process_count(), parallel.wait_for_all)
     with Bar(len(rows), enabled=parallel.process_index() == 0) as bar:
 
         def progress(done: int, parts: int, counts: Counts) -> None:
@@ -135,27 +137,43 @@ def make(config: ConfigDict, pixels: Source, dtype: DTypeLike) -> AnyPath:
             run=run,
             progress=progress,
         )
-    if isinstance(run, Shared):
+    if isinstance(run, Hosts):
         run.end()
     return folder
 
 
-def rows_of(pixels: Source, recipe: latents.Recipe) -> Int64[np.ndarray, "N"]:
-    """Numbers of the rows that a set of latents holds, ascending.
+def _buckets(config: ConfigDict) -> Sequence[Bucket]:
+    side = config.data.image_size
+    return config.data.buckets or ((side, side, 1.0),)
+
+
+def allotted(
+    pixels: Source, recipe: latents.Recipe, buckets: Sequence[Bucket]
+) -> tuple[Int64[np.ndarray, "N"], Int64[np.ndarray, "N 2"]]:
+    """Numbers of the rows that a set of latents holds, ascending; and the height and width that
+    training sees each of them in.
 
     Raises:
-      ValueError: there are none, or a language is not in the set.
+      ValueError: a part has no rows, or a language is not in the set.
     """
-    chosen = [
-        pixels.select(native=part == "native", languages=recipe.languages) for part in recipe.parts
-    ]
-    rows = np.sort(np.concatenate(chosen))
-    if not len(rows):
+    rows = {
+        part: pixels.select(native=part == "native", languages=recipe.languages)
+        for part in recipe.parts
+    }
+    if lacking := [part for part, chosen in rows.items() if not len(chosen)]:
         raise ValueError(
-            f"{pixels.folder}, split {pixels.split}, has no {' or '.join(recipe.parts)} rows of "
+            f"{pixels.folder}, split {pixels.split}, has no {' and no '.join(lacking)} rows of "
             f"{list(recipe.languages)}"
         )
-    return rows
+    sides = {
+        part: (pixels.index["height"][chosen], pixels.index["width"][chosen])
+        for part, chosen in rows.items()
+    }
+    used, places = allot(sides, buckets)
+    numbers = np.concatenate(list(rows.values()))
+    sizes = np.array([bucket[:2] for bucket in used])[np.concatenate(list(places.values()))]
+    order = np.argsort(numbers)
+    return numbers[order], sizes[order]
 
 
 class Bar:
@@ -189,56 +207,6 @@ class Bar:
             self._bar.update(self._task, completed=done)
         elif self._enabled:
             print(f"encoded {done} of {self._rows} rows", file=sys.stderr, flush=True)
-
-
-class Shared:
-    """A `Run` of several hosts, which write to one storage: each makes its share of the parts.
-
-    The first host then puts the set together, while the others wait for it.
-
-    Args:
-      index: which of the hosts this is.
-      count: how many they are.
-      wait: waits for all of them at a place of that name (`parallel.wait_for_all`).
-    """
-
-    def __init__(self, index: int, count: int, wait: Callable[[str], None]):
-        self._index, self._count, self._wait = index, count, wait
-        self._made = self._ended = False
-
-    def __call__(self, jobs: Sequence[Job]) -> Iterator[int]:
-        """Do this host's jobs, and yield all of them once they are done."""
-        if self._made:  # what is left is for one host
-            yield from in_turn(jobs)
-            return
-        self._made = True
-        for number, job in enumerate(jobs):
-            # Not by its number here: hosts that start apart may find other parts done.
-            if int(job.part.name.rpartition("-")[2]) % self._count == self._index:
-                job()
-                yield number
-        self._wait("latents: parts")
-        if self._index:
-            self.end()
-            raise BuiltElsewhereError("the first host was to put the set together, and did not")
-        for number, job in enumerate(jobs):
-            if int(job.part.name.rpartition("-")[2]) % self._count:
-                if not job.part.is_done():
-                    raise ValueError(
-                        f"part {job.part.name} is not in {job.part.top}, but another host has made "
-                        "it: hosts make a set together in a storage that all of them share"
-                    )
-                yield number
-
-    def end(self) -> None:
-        """Wait until every host knows that the set is there."""
-        if self._made and not self._ended:
-            self._ended = True
-            self._wait("latents: set")
-
-
-class BuiltElsewhereError(ValueError):
-    """Another host puts the set together; `builder.build` takes it for done when it is there."""
 
 
 class Encoder:
@@ -292,52 +260,61 @@ class Encoder:
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-    """A row with what training would see of its picture; None where it can't be read."""
+    """A row with what training would see of its picture; nothing where it can't be read.
+
+    Attributes:
+      place: in its part.
+      row: of the pixel set.
+      seen: `Source.picture` of each view.
+    """
 
     place: int
     row: schema.Row
-    seen: dict[str, np.ndarray] | None
+    seen: tuple[dict[str, np.ndarray], ...]
 
 
 def _encoded(
-    pixels: Source, recipe: latents.Recipe, rows: Int64[np.ndarray, "n"], encoder: Encoder
+    pixels: Source,
+    rows: Int64[np.ndarray, "n"],
+    sizes: Int64[np.ndarray, "n 2"],
+    flips: bool,
+    encoder: Encoder,
 ) -> Iterator[latents.LatentRow | schema.Rejected]:
     """The rows of a part, in order."""
     done: dict[int, latents.LatentRow | schema.Rejected] = {}
-    (size,) = recipe.sizes
+    views = [images.CENTRE, images.View(flipped=True)][: 1 + flips]
 
     def look(place: int) -> _Look:
-        row = pixels[int(rows[place])]
+        row, size = pixels[int(rows[place])], tuple(sizes[place].tolist())
         try:
-            return _Look(place, row, pixels.picture(row, size))
+            return _Look(place, row, tuple(pixels.picture(row, size, view) for view in views))
         except images.CorruptImageError:
-            return _Look(place, row, None)
+            return _Look(place, row, ())
 
-    def batches() -> Iterator[tuple[list[_Look], np.ndarray]]:
-        for looks in _ahead(look, range(len(rows)), encoder.batch_size(size)):
-            good = [one for one in looks if one.seen is not None]
-            for one in looks:
-                if one.seen is None:
-                    done[one.place] = schema.Rejected(one.row.key, UNREADABLE)
-            if good:
-                yield good, np.stack([one.seen["pixels"] for one in good])
+    def batches() -> Iterator[tuple[tuple[list[_Look], int], np.ndarray]]:
+        for size in dict.fromkeys(map(tuple, sizes.tolist())):
+            places = np.flatnonzero((sizes == size).all(axis=1)).tolist()
+            for looks in _ahead(look, places, encoder.batch_size(size)):
+                for one in looks:
+                    if not one.seen:
+                        done[one.place] = schema.Rejected(one.row.key, UNREADABLE)
+                good = [one for one in looks if one.seen]
+                for view in range(len(views)) if good else ():
+                    yield (good, view), np.stack([one.seen[view]["pixels"] for one in good])
 
-    for looks, moments in encoder(batches()):
+    for (looks, view), moments in encoder(batches()):
         for one, each in zip(looks, moments, strict=True):
-            done[one.place] = _row(one, each)
+            if view:
+                done[one.place] = dataclasses.replace(done[one.place], mirrored=each)
+            else:
+                done[one.place] = _row(one, each)
     yield from (done[place] for place in range(len(rows)))
 
 
 def _row(one: _Look, moments: Float[np.ndarray, "2 h w C"]) -> latents.LatentRow:
-    row, time_ids = one.row, one.seen["time_ids"].tolist()
+    row, time_ids = one.row, one.seen[0]["time_ids"].tolist()
     return latents.LatentRow(
-        key=row.key,
-        caption=row.caption,
-        caption_en=row.caption_en,
-        language=row.language,
-        native=row.native,
-        height=row.height,
-        width=row.width,
+        **{name: getattr(row, name) for name in schema.Described.__annotations__},
         crop=tuple(time_ids[2:4]),
         size=tuple(time_ids[4:6]),
         moments=moments,

@@ -7,6 +7,7 @@ from which the rows of a language and kind are chosen without reading any image.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -281,6 +282,7 @@ class _Build:
                     "rejected": dict(sorted(told[split].rejected.items())),
                     "examples": dict(sorted(told[split].examples.items())),
                     "files": dict(zip(files, sizes, strict=True)),
+                    "digest": _digest([each for _, each in some]),
                 }
             for _ in storage.each(_place, placed):
                 pass
@@ -300,6 +302,12 @@ class _Build:
                     (self.folder / file).unlink()
             for file in sorted(storage.held(draft), key=lambda file: (file == _MARK, file)):
                 storage.copy(draft / file, self.folder / file)
+
+
+def _digest(reports: Sequence[Report]) -> str:
+    """Of all the records of a split, however often it is made from the same rows."""
+    digests = "\n".join(report.digest for report in reports)
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def _template(name: str, split: str) -> tfds.core.ShardedFileTemplate:

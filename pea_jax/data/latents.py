@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from pea_jax import storage
-from pea_jax.data import builder, schema
+from pea_jax.data import buckets, builder, images, schema
 from pea_jax.data import recipe as recipes
+from pea_jax.data.plan import CENTRE
 from pea_jax.data.source import DatasetError, Source
 from pea_jax.storage import AnyPath
 
@@ -47,7 +48,7 @@ class Recipe:
       languages: whose rows are in, sorted.
       parts: "native", "parallel" or both, sorted: the kinds of rows that are in.
       sizes: height and width of the pictures that were encoded, sorted; a row has the one that
-        training would give it.
+        training would give it (`buckets.allot`).
       crop: of the pictures.
       flips: whether the mirrored pictures are there too.
       dtype: of the stored moments, one of `DTYPES`.
@@ -72,7 +73,7 @@ class Recipe:
         problems = []
         if self.dtype not in DTYPES:
             problems.append(f"expected a dtype of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.crop != "centre":
+        if self.crop != CENTRE:
             problems.append(
                 f"a {self.crop} crop is another picture at every step, and cannot be kept: "
                 "expected a centre crop"
@@ -206,26 +207,24 @@ class LatentSource(Source):
             mirrored=array("mirrored") if self.recipe.flips else None,
         )
 
-    def picture(self, row: LatentRow, size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """Its moments in place of pixels.
+    def picture(
+        self, row: LatentRow, size: tuple[int, int], view: images.View = images.CENTRE
+    ) -> dict[str, np.ndarray]:
+        """Its "moments" in place of pixels.
 
         Raises:
-          DatasetError: the row was encoded in another size.
+          DatasetError: what was encoded is not what is to be seen.
         """
-        if row.size != size:
+        moments = row.mirrored if view.flipped else row.moments
+        kept = dataclasses.replace(view, flipped=False) == images.CENTRE and moments is not None
+        if row.size != size or not kept:
             raise DatasetError(
-                f"row {row.key} of {self.folder}: expected latents of {_by(size)} pixels, "
-                f"got {_by(row.size)}"
+                f"row {row.key} of {self.folder}: expected latents of {buckets.name(size)} pixels, "
+                f"{view}, got {buckets.name(row.size)}, {images.CENTRE}"
+                f"{'' if row.mirrored is None else ' and its mirror image'}"
             )
-        return {"moments": row.moments, "time_ids": _time_ids(row)}
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def _time_ids(row: LatentRow) -> Int[np.ndarray, "6"]:
-    return np.array([row.height, row.width, *row.crop, *row.size], np.int32)
+        time_ids = np.array([row.height, row.width, *row.crop, *row.size], np.int32)
+        return {"moments": moments, "time_ids": time_ids}
 
 
 def recipe_file(recipe: Recipe, pixels: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ same set may share it, and the next one goes on from it.
 import abc
 import contextlib
 import functools
+import hashlib
 import io
 import itertools
 import json
@@ -57,12 +58,14 @@ class Report:
       rejected: rows by reason.
       examples: the first keys of each reason.
       size: of the records in bytes.
+      digest: of the records, SHA-256; of a split it is not known here.
     """
 
     kept: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     size: int = 0
+    digest: str = ""
 
     def reject(self, reason: str, key: str) -> None:
         """Count a row that is not kept."""
@@ -223,6 +226,8 @@ class Job(abc.ABC):
         with self.part.appearing() as folder:
             report = self._write(folder)
             report.size = (folder / RECORDS).stat().st_size
+            with (folder / RECORDS).open("rb") as records:
+                report.digest = hashlib.file_digest(records, "sha256").hexdigest()
             text = json.dumps(vars(report), ensure_ascii=False)
             (folder / REPORT).write_text(text, encoding="utf-8")
 

@@ -123,30 +123,33 @@ class Source:
         """The row of what TFDS read."""
         return schema.from_example(example)
 
-    def picture(self, row: schema.Row, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    def picture(
+        self, row: schema.Row, size: tuple[int, int], view: images.View = images.CENTRE
+    ) -> dict[str, np.ndarray]:
         """What a step sees of a row's picture: "pixels", and the "time_ids" that SDXL is told.
 
         Args:
           row: of this source.
           size: height and width, in pixels.
+          view: the part that is seen.
 
         Raises:
           CorruptImageError: the picture can't be read.
         """
-        crop = images.centre_crop(row.height, row.width, *size)
+        corner = images.corner(row.height, row.width, *size, view)
         return {
-            "pixels": images.decode(row.image, *size),
-            "time_ids": np.array([row.height, row.width, *crop, *size], np.int32),
+            "pixels": images.decode(row.image, *size, view),
+            "time_ids": np.array([row.height, row.width, *corner, *size], np.int32),
         }
 
     @cached_property
     def digest(self) -> str:
-        """Hex digits that tell this split from others: of its rows' keys and sizes, of its files'
-        sizes, and of what the set was made from.
+        """Hex digits that tell this split from others: of its rows' keys and sizes, and of its
+        report, which has a digest of the records.
         """
         digest = hashlib.sha256(np.ascontiguousarray(self.index).view(np.uint8).data)
-        for file in (builder.report_file(self.folder), builder.recipe_file(self.folder)):
-            digest.update(file.read_bytes() if file.exists() else b"-")
+        report = json.loads(builder.report_file(self.folder).read_text("utf-8"))[self.split]
+        digest.update(json.dumps(report, sort_keys=True).encode())
         return digest.hexdigest()
 
     @cached_property

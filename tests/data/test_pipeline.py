@@ -154,8 +154,9 @@ def test_the_seed_alone_decides_the_order(source, load):
     assert len(set(map(tuple, others))) == 3
     # The parts are shuffled apart: with as many rows of each, places would otherwise agree.
     loader = load(source, native_batch=1, parallel_batch=1, languages=None)
-    orders = [part.order for part in loader._fetch.parts]
-    assert [orders[0][n] for n in range(13)] != [orders[1][n] for n in range(13)]
+    streams = [part.streams[0][0] for part in loader._fetch.plan.parts]
+    orders = [[stream.order[n] for n in range(13)] for stream in streams]
+    assert orders[0] != orders[1]
 
 
 def test_only_chosen_languages_are_taken(source, load):
