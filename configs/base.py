@@ -60,6 +60,11 @@ def get_config() -> ConfigDict:
     config.data.workers = 8
     # Unreadable pictures that are skipped before the run stops.
     config.data.max_bad_images = 1000
+    # Train from the VAE's moments of every picture, which `pea-jax prepare --latents` kept, and run
+    # no VAE. They are of this very base model, data set, size and these languages.
+    config.data.latents = False
+    # What they are kept in: "float32", or "float16" at half the size.
+    config.data.latents_dtype = "float32"
 
     config.prepare = ConfigDict()
     # What `pea-jax prepare` makes data.dataset of: "tars" (webdataset, as img2dataset writes them),

@@ -1,4 +1,4 @@
-"""The task that makes a data set, and the one place that finds the set a config names."""
+"""`pea-jax prepare`: make the data set that a config names, and the latents of its pictures."""
 
 import hashlib
 import json
@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pea_jax import storage
-from pea_jax.config import UsageError
+from pea_jax import latents as encoding
+from pea_jax import parallel, storage
+from pea_jax.config import UsageError, model_dtype
 from pea_jax.data import executors
-from pea_jax.data.builder import build, folder_of, is_built, report_file
+from pea_jax.data.builder import build, report_file
 from pea_jax.data.captions import Cleaning
 from pea_jax.data.filters import Filters
 from pea_jax.data.mapping import FieldMapping
@@ -23,33 +25,11 @@ from pea_jax.data.origins import hugging_face, tables, tars, tfds_sets
 from pea_jax.data.origins.record import RecordShard
 from pea_jax.data.parts import Counts
 from pea_jax.data.rows import Rows, Rules
-from pea_jax.data.source import Source, locate
+from pea_jax.data.source import Source
+from pea_jax.sources import TINYWORLD, open_split
 from pea_jax.storage import AnyPath
-from pea_jax.tinyworld import dataset as tinyworld
 
-TINYWORLD = "tinyworld"
 ORIGINS = ("tars", "table", "hugging_face", "tfds")
-
-
-def open_split(dataset: str, data_dir: AnyPath | str, split: str = "train") -> Source:
-    """A split of a data set; tinyworld is built on first use.
-
-    Args:
-      dataset: "tinyworld", or the "name" or "name/version" of a set in `data_dir`.
-      data_dir: holds the prepared sets.
-      split: "train" or "test", or what else the set has.
-
-    Raises:
-      DatasetError: there is no such set or split (a ValueError).
-    """
-    if dataset == TINYWORLD:
-        folder = folder_of(data_dir, tinyworld.name())
-        if not is_built(folder):
-            print(f"building the tinyworld data set in {folder}, once", flush=True)
-            tinyworld.prepare(data_dir)
-    else:
-        folder = locate(data_dir, dataset)
-    return Source(folder, split)
 
 
 def prepare(
@@ -58,20 +38,22 @@ def prepare(
     *,
     workers: int | None = None,
     beam_pipeline_options: str | None = None,
+    latents: bool = False,
 ) -> None:
     """Makes the data set of `config.data`, unless it is there, and says what it holds.
 
     Args:
-      config: of the run; only `data.dataset`, `data.data_dir` and `prepare` matter.
+      config: of the run.
       workdir: not used: data sets lie in `data.data_dir`, for every run.
       workers: processes of this machine that make it; one by default.
       beam_pipeline_options: of the Apache Beam pipeline that makes it instead; see
         `executors.beam_options`.
+      latents: make the set of its latents, too.
 
     Raises:
       UsageError: both workers and Beam.
       ValueError: values that cannot be, files that are not there, or a set that is neither there
-        nor can be made.
+        nor can be made; and as for `latents.make`.
     """
     del workdir
     if workers is not None and beam_pipeline_options is not None:
@@ -87,8 +69,21 @@ def prepare(
     print(f"{config.data.dataset} is in {source.folder}:")
     for language in source.languages:
         native = len(source.select(native=True, languages=[language]))
-        parallel = len(source.select(native=False, languages=[language]))
-        print(f"  {language}: {parallel} parallel rows, {native} native rows")
+        paired = len(source.select(native=False, languages=[language]))
+        print(f"  {language}: {paired} parallel rows, {native} native rows")
+    if latents:
+        _make_latents(config, source)
+
+
+def _make_latents(config: ConfigDict, source: Source) -> None:
+    platform = parallel.platform(parallel.make_mesh(devices=jax.local_devices()))
+    folder = encoding.make(config, source, model_dtype(config.model.dtype, platform))
+    report = json.loads(report_file(folder).read_text("utf-8"))[encoding.SPLIT]
+    bad = sum(report["rejected"].values())
+    gigabytes = sum(report["files"].values()) / 1e9
+    print(f"their latents are in {folder}: {report['kept']} rows, {gigabytes:.3g} GB")
+    if bad:
+        print(f"  {bad} pictures could not be read; examples are in report.json")
 
 
 def _make(config: ConfigDict, run: executors.Run) -> AnyPath:

@@ -119,8 +119,8 @@ def test_full_size_adapters_have_the_published_numbers_of_parameters(name):
 
 
 def test_auto_dtype_goes_by_the_devices():
-    assert run.model_dtype("auto", "cpu") == "float32"
-    assert run.model_dtype("auto", "tpu") == "bfloat16"
-    assert jnp.dtype(run.model_dtype("float32", "tpu")) == jnp.float32
+    assert config.model_dtype("auto", "cpu") == "float32"
+    assert config.model_dtype("auto", "tpu") == "bfloat16"
+    assert jnp.dtype(config.model_dtype("float32", "tpu")) == jnp.float32
     with pytest.raises(ValueError, match="expected auto, float32 or bfloat16, got 'fp16'"):
-        run.model_dtype("fp16", "cpu")
+        config.model_dtype("fp16", "cpu")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pea_jax import cli, prepare
+from pea_jax import cli, prepare, sources
 from pea_jax import config as configs
 from pea_jax.data import builder, filters, mapping, parts, rows, schema
 from pea_jax.data.origins import tars
@@ -39,7 +39,7 @@ def config(data_dir, name, **fields):
 
 def test_a_set_is_found_by_its_name_and_told(tmp_path, capsys):
     sets.source(tmp_path)
-    source = prepare.open_split("small", tmp_path)
+    source = sources.open_split("small", tmp_path)
     assert (source.split, len(source)) == ("train", sum(sets.COUNTS.values()))
     prepare.prepare(config(tmp_path, "small"))
     told = capsys.readouterr().out.splitlines()
@@ -61,11 +61,11 @@ def test_tinyworld_is_built_where_it_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dataset, "VARIANTS", {"train": 1, "test": 1})
     monkeypatch.setenv("HOME", str(tmp_path))
     dataset.fingerprint.cache_clear()
-    source = prepare.open_split("tinyworld", "~/data", "test")
+    source = sources.open_split("tinyworld", "~/data", "test")
     assert source.folder.is_relative_to(tmp_path / "data")
     assert source.languages == ("it", "ja", "ko", "ru", "zh")
     assert "building the tinyworld data set" in capsys.readouterr().out
-    assert prepare.open_split("tinyworld", "~/data", "test").folder == source.folder
+    assert sources.open_split("tinyworld", "~/data", "test").folder == source.folder
     assert capsys.readouterr().out == ""
     dataset.fingerprint.cache_clear()
 
@@ -393,7 +393,7 @@ def test_splits_and_tables_go_the_same_way(tmp_path, rng):
     where = {f"where__{split}": (f"{tmp_path}/{split}.jsonl",) for split in tables}
     prepare.prepare(config(tmp_path / "data", "small", **changes, **where))
     for split, some in tables.items():
-        source = prepare.open_split("small", tmp_path / "data", split)
+        source = sources.open_split("small", tmp_path / "data", split)
         found = [source[number] for number in range(len(source))]
         assert [(row.key, row.caption, row.caption_en, row.language) for row in found] == [
             (f"{split}/{number}", line["text"], "x", "ru") for number, line in enumerate(some)

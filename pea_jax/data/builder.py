@@ -7,6 +7,7 @@ from which the rows of a language and kind are chosen without reading any image.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -75,6 +76,7 @@ def build(
     description: str = "",
     *,
     recipe: Mapping[str, Any] | None = None,
+    form: schema.Form = schema.PICTURES,
     run: Run = in_turn,
     progress: Progress | None = None,
 ) -> AnyPath:
@@ -91,6 +93,7 @@ def build(
         come. Rows keep the order of shards and of rows in them.
       description: goes into the set's dataset_info.json.
       recipe: what the rows are made from, as JSON can hold it: a set is never made from two.
+      form: how the rows that the shards yield are stored.
       run: who makes the parts: `executors.in_turn`, `processes(n)` or `on_beam(options)`.
       progress: called with what is done at the beginning, and after each part.
 
@@ -109,7 +112,7 @@ def build(
     _check_names(name, splits)
     if not is_built(folder):
         try:
-            _Build(folder, splits, wanted, run, progress or _no_progress).make(description)
+            _Build(folder, splits, wanted, form, run, progress or _no_progress).make(description)
         except Exception:
             # Another process that built the same set was first to put it in its place, and has
             # removed the parts.
@@ -150,11 +153,12 @@ class _Build:
         folder: AnyPath,
         splits: Mapping[str, Sequence[Shard]],
         recipe: Any,
+        form: schema.Form,
         run: Run,
         progress: Progress,
     ):
         self.folder, self.top = folder, unfinished(folder)
-        self.splits, self.recipe = splits, recipe
+        self.splits, self.recipe, self.form = splits, recipe, form
         self.run, self.progress = run, progress
 
     def make(self, description: str) -> None:
@@ -164,7 +168,7 @@ class _Build:
         self._begin()
         jobs = {
             split: [
-                parts.Making(Part(str(self.top), f"{split}-{number:05d}"), shard)
+                parts.Making(Part(str(self.top), f"{split}-{number:05d}"), shard, self.form)
                 for number, shard in enumerate(shards)
             ]
             for split, shards in self.splits.items()
@@ -278,6 +282,7 @@ class _Build:
                     "rejected": dict(sorted(told[split].rejected.items())),
                     "examples": dict(sorted(told[split].examples.items())),
                     "files": dict(zip(files, sizes, strict=True)),
+                    "digest": _digest([each for _, each in some]),
                 }
             for _ in storage.each(_place, placed):
                 pass
@@ -285,7 +290,7 @@ class _Build:
             report_file(draft).write_text(text, encoding="utf-8")
             if self.recipe is not None:
                 recipes.write(recipe_file(draft), self.recipe)
-            _write_info(draft, name, description, infos)
+            _write_info(draft, name, description, self.form, infos)
             if target is draft:
                 parts.sync(draft)
                 draft.rename(self.folder)
@@ -297,6 +302,12 @@ class _Build:
                     (self.folder / file).unlink()
             for file in sorted(storage.held(draft), key=lambda file: (file == _MARK, file)):
                 storage.copy(draft / file, self.folder / file)
+
+
+def _digest(reports: Sequence[Report]) -> str:
+    """Of all the records of a split, however often it is made from the same rows."""
+    digests = "\n".join(report.digest for report in reports)
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def _template(name: str, split: str) -> tfds.core.ShardedFileTemplate:
@@ -321,7 +332,11 @@ def _write_index(file: Path, made: Sequence[Part], rows: int) -> None:
 
 
 def _write_info(
-    folder: Path, name: str, description: str, splits: Sequence[tfds.core.SplitInfo]
+    folder: Path,
+    name: str,
+    description: str,
+    form: schema.Form,
+    splits: Sequence[tfds.core.SplitInfo],
 ) -> None:
     """Writes what TFDS knows of a set: its features and splits."""
     identity = tfds.core.dataset_info.DatasetIdentity(
@@ -333,7 +348,7 @@ def _write_info(
     info = tfds.core.DatasetInfo(
         builder=identity,
         description=description,
-        features=schema.features(),
+        features=form.features(),
         disable_shuffling=True,
     )
     info.set_file_format("array_record")

@@ -7,6 +7,7 @@ same set may share it, and the next one goes on from it.
 import abc
 import contextlib
 import functools
+import hashlib
 import io
 import itertools
 import json
@@ -27,7 +28,7 @@ from pea_jax.data import schema
 from pea_jax.storage import AnyPath
 
 #: A function that yields the rows of one shard (one file), and what it found in place of rows.
-Shard = Callable[[], Iterable[schema.Row | schema.Rejected]]
+Shard = Callable[[], Iterable[schema.Described | schema.Rejected]]
 
 #: Of all rows with one key the first is kept.
 REPEATED_KEY = "key occurs more than once"
@@ -57,12 +58,14 @@ class Report:
       rejected: rows by reason.
       examples: the first keys of each reason.
       size: of the records in bytes.
+      digest: of the records, SHA-256; of a split it is not known here.
     """
 
     kept: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     size: int = 0
+    digest: str = ""
 
     def reject(self, reason: str, key: str) -> None:
         """Count a row that is not kept."""
@@ -223,6 +226,8 @@ class Job(abc.ABC):
         with self.part.appearing() as folder:
             report = self._write(folder)
             report.size = (folder / RECORDS).stat().st_size
+            with (folder / RECORDS).open("rb") as records:
+                report.digest = hashlib.file_digest(records, "sha256").hexdigest()
             text = json.dumps(vars(report), ensure_ascii=False)
             (folder / REPORT).write_text(text, encoding="utf-8")
 
@@ -236,30 +241,34 @@ class Making(Job):
     """Makes the part of a shard, row by row. Of rows with one key the first good one is kept."""
 
     shard: Shard
+    form: schema.Form = schema.PICTURES
 
     def _write(self, folder: Path) -> Report:
         report = Report()
-        np.save(folder / INDEX, _write_rows(self.shard(), folder, report))
+        np.save(folder / INDEX, _write_rows(self.shard(), folder, report, self.form))
         return report
 
 
 def _write_rows(
-    rows: Iterable[schema.Row | schema.Rejected], folder: Path, report: Report
+    rows: Iterable[schema.Described | schema.Rejected],
+    folder: Path,
+    report: Report,
+    form: schema.Form,
 ) -> np.ndarray:
     """Writes records and keys; returns the index."""
-    features, seen = schema.features(), set()
+    features, seen = form.features(), set()
     with writing(folder / RECORDS) as write, (folder / KEYS).open("w") as keys:
 
         def kept() -> Iterator[tuple]:
             for row in rows:
-                reason = row.reason if isinstance(row, schema.Rejected) else schema.problem(row)
+                reason = row.reason if isinstance(row, schema.Rejected) else form.problem(row)
                 if reason is None and row.key in seen:
                     reason = REPEATED_KEY
                 if reason is not None:
                     report.reject(reason, row.key)
                     continue
                 record = schema.index_record(row)
-                write(features.serialize_example(schema.to_example(row)))
+                write(features.serialize_example(form.to_example(row)))
                 keys.write(json.dumps(row.key) + "\n")
                 seen.add(row.key)
                 report.kept += 1
