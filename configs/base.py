@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     config.prepare.mapping.key = "{shard}/{name}"
     # Fields of the caption and of its English counterpart, the first that is not blank counts.
     # A field in a field is "texts.zh" or "captions.0"; that of a txt in a tar is "txt".
-    config.prepare.mapping.caption = ("caption",)
+    config.prepare.mapping.caption = ("caption", "txt")
     config.prepare.mapping.caption_en = ()
     # Of all captions, a BCP 47 code; or "" and the field that holds it.
     config.prepare.mapping.language = "zh"

@@ -32,7 +32,7 @@ _TRANSLATED, _ENGLISH = "caption_zh", "caption_en"
 _HAN = regex.compile(r"\p{Script=Han}")
 _OF_NEIGHBOURS = regex.compile(r"[\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}]")
 _PLACE = re.compile(r"\{([^{}]*)\}")
-_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _LONGEST_CODE = schema.INDEX_DTYPE["language"].itemsize // np.dtype("U1").itemsize
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -76,7 +76,7 @@ class FieldMapping:
 
     preset: str = ""
     key: str = "{shard}/{name}"
-    caption: Sequence[str] = ("caption",)
+    caption: Sequence[str] = ("caption", "txt")
     caption_en: Sequence[str] = ()
     language: str = "zh"
     language_field: str = ""
