@@ -48,6 +48,7 @@ def make_batch(
             "time_ids": np.tile(np.array([[*shape[1:3], 0, 0, *shape[1:3]]], np.int32), (count, 1)),
             "ids": ids,
             "mask": mask,
+            "language": np.zeros(count, np.int32),
         }
         if name == "parallel":
             english_ids, english_mask = base.tokenizer(["a red circle"] * count)

@@ -88,6 +88,23 @@ def listed(config: ConfigDict) -> list[str]:
     return lines
 
 
+def model_dtype(name: str, platform: str) -> str:
+    """The dtype of frozen weights that `model.dtype` asks for; "auto" goes by the devices.
+
+    Args:
+        name: "auto", "float32" or "bfloat16".
+        platform: of the devices, as `parallel.platform` gives it.
+
+    Raises:
+        ValueError: it is none of those that models compute in.
+    """
+    if name == "auto":
+        return "float32" if platform == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"model.dtype: expected auto, float32 or bfloat16, got {name!r}")
+    return name
+
+
 @contextlib.contextmanager
 def _import_path(*folders: Path) -> Iterator[None]:
     before = list(sys.path)

@@ -1,4 +1,6 @@
-"""What is read of a run while it goes: the pace of steps, waiting for data, compiling, memory."""
+"""What is read of a run while it goes: the pace of steps, waiting for data, compiling, memory, and
+the loss of each language.
+"""
 
 import contextlib
 import functools
@@ -6,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import numpy as np
+from jaxtyping import Float
 
 from pea_jax import chips
 
@@ -87,6 +91,42 @@ class Throughput:
     def restart(self) -> None:
         """Begin another reading."""
         self._steps, self._seconds, self._waiting = 0, 0.0, 0.0
+
+
+class LanguageLosses:
+    """The mean loss of the rows of each language, over some steps.
+
+    Args:
+        languages: of the run, in the order of the sums. One alone is not told apart.
+    """
+
+    def __init__(self, languages: Sequence[str]):
+        self._names = [f"loss/{language}" for language in languages]
+        self.restart()
+
+    def add(
+        self, sums: Float[np.ndarray, "languages"], rows: Float[np.ndarray, "languages"]
+    ) -> dict[str, float]:
+        """Count a step in; returns what `read` would tell of this step alone.
+
+        Args:
+            sums: of the losses of each language's rows.
+            rows: how many these are.
+        """
+        self._sums, self._rows = self._sums + sums, self._rows + rows
+        return self._means(sums, rows)
+
+    def read(self) -> dict[str, float]:
+        """The means since the last `restart`, as "loss/zh"; a language without rows has none."""
+        return self._means(self._sums, self._rows)
+
+    def restart(self) -> None:
+        """Begin another reading."""
+        self._sums, self._rows = (np.zeros(len(self._names)) for _ in range(2))
+
+    def _means(self, sums: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+        told = zip(self._names, sums, rows, strict=True)
+        return {name: float(total / count) for name, total, count in told if count}
 
 
 class Compilations:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
+from pea_jax.batches import open_loader
 from pea_jax.data.pipeline import Batch
-from pea_jax.data.source import Source
-from pea_jax.run import batch_rows, check, open_loader
+from pea_jax.run import batch_rows, check
+from pea_jax.sources import open_source
 from pea_jax.weights.base import read_base_config, read_tokenizer
 from pea_jax.weights.language import read_language_config, read_tokenizers
 from pea_jax.weights.tokenizer import join
@@ -84,25 +86,26 @@ def readings(
         yield Reading(count * images, took, own, None if cpu is None else cpu_seconds() - cpu)
 
 
-def show(config: ConfigDict, source: Source) -> None:
+def show(config: ConfigDict) -> None:
     """Takes batches from the loader of a run for a while, and prints the pace of every second.
 
-    No weights are read and no device is used. This host makes the whole batch, as the only one of a
-    run does, or where `data.per_device` the batch of one device.
+    No weights are read, and no device is used but for `data.latents`, whose type goes by it. This
+    host makes the whole batch, as the only one of a run does, or where `data.per_device` that of
+    one device.
 
     Args:
       config: see configs/base.py.
-      source: the data set of the run.
 
     Raises:
       ValueError: a config that cannot be, or does not fit the data set.
     """
     check(config, data_shards=1)
+    platform = jax.local_devices()[0].platform if config.data.latents else ""
     language = read_language_config(config.model.language_encoder)
     rows = batch_rows(config, data_shards=1)
     loader = open_loader(
         config,
-        source,
+        open_source(config, platform),
         rows,
         native_tokenizer=join(read_tokenizers(language, config.model.language_max_length)),
         english_tokenizer=read_tokenizer(read_base_config(config.model.base)),

@@ -15,16 +15,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pea_jax import chips, optim, parallel, storage
-from pea_jax.data.pipeline import Loader, Tokenize, make_loader
-from pea_jax.data.source import Source
+from pea_jax.batches import open_loader
+from pea_jax.config import model_dtype
+from pea_jax.data.pipeline import Loader
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.losses import DistillSettings
-from pea_jax.distill.parts import FIELDS, check_rows
+from pea_jax.distill.parts import MOMENTS, PIXELS, check_rows, fields
 from pea_jax.distill.state import TrainState, init_train_state, split_networks
 from pea_jax.distill.step import TrainStep, jit_train_step, make_train_step
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.pipeline import Pipeline
-from pea_jax.prepare import open_split
+from pea_jax.sources import open_source
 from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
 from pea_jax.weights.base import load_base, read_base_config
 from pea_jax.weights.language import load_language_encoder, read_language_config
@@ -43,6 +44,7 @@ class Trainer:
         learning_rate: of a step, counted from 0.
         pipeline: for sample grids, with the same frozen weights.
         adapter: the shape of what is trained.
+        picture: what batches hold of pictures, `parts.PIXELS` or `parts.MOMENTS`.
     """
 
     mesh: Mesh
@@ -53,6 +55,7 @@ class Trainer:
     learning_rate: optax.Schedule
     pipeline: Pipeline
     adapter: AdapterConfig
+    picture: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,7 @@ def build(config: ConfigDict) -> Run:
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp)
     check(config, parallel.data_shards(mesh))
-    source = open_split(config.data.dataset, storage.as_path(config.data.data_dir))
+    source = open_source(config, parallel.platform(mesh))
     trainer = make_trainer(config, mesh)
     loader = open_loader(
         config,
@@ -88,43 +91,6 @@ def build(config: ConfigDict) -> Run:
     return Run(
         **{field.name: getattr(trainer, field.name) for field in dataclasses.fields(trainer)},
         loader=loader,
-    )
-
-
-def open_loader(
-    config: ConfigDict,
-    source: Source,
-    rows: Mapping[str, int],
-    *,
-    native_tokenizer: Tokenize,
-    english_tokenizer: Tokenize,
-    shard_index: int = 0,
-    shard_count: int = 1,
-) -> Loader:
-    """The loader of a config, as training reads it.
-
-    Args:
-        config: see configs/base.py.
-        source: of the rows.
-        rows: of a step, native and parallel, over all hosts (`batch_rows`).
-        native_tokenizer: of the language encoder.
-        english_tokenizer: of the base model.
-        shard_index: of this host.
-        shard_count: how many hosts there are.
-    """
-    return make_loader(
-        source,
-        native_batch=rows["native"],
-        parallel_batch=rows["parallel"],
-        seed=config.seed,
-        shard_index=shard_index,
-        shard_count=shard_count,
-        native_tokenizer=native_tokenizer,
-        english_tokenizer=english_tokenizer,
-        image_size=config.data.image_size,
-        languages=config.data.languages,
-        workers=config.data.workers,
-        max_bad=config.data.max_bad_images,
     )
 
 
@@ -193,6 +159,8 @@ def make_trainer(config: ConfigDict, mesh: Mesh, *, abstract: bool = False) -> T
         tx,
         ema_decay=ema_decay,
         accumulation_steps=config.train.accumulation_steps,
+        languages=len(config.data.languages),
+        picture=_picture(config),
     )
     return Trainer(
         mesh=mesh,
@@ -203,6 +171,7 @@ def make_trainer(config: ConfigDict, mesh: Mesh, *, abstract: bool = False) -> T
         learning_rate=learning_rate,
         pipeline=Pipeline(base, language, adapter, mesh),
         adapter=adapter_config,
+        picture=_picture(config),
     )
 
 
@@ -217,14 +186,14 @@ def batch_shapes(
         size: height and width of the pictures, in pixels.
     """
     sharding = parallel.batch_sharding(trainer.mesh)
-    fields = {"pixels": ((*size, 3), np.uint8), "time_ids": ((6,), np.int32)}
-    fields |= {name: (text.shape[1:], np.int32) for name, text in trainer.frozen["empty"].items()}
+    latent = trainer.pipeline.latent_shape(*size)
+    forms = {PIXELS: ((*size, 3), np.uint8), MOMENTS: ((2, *latent), np.float32)}
+    forms |= {"time_ids": ((6,), np.int32), "language": ((), np.int32)}
+    forms |= {name: (text.shape[1:], np.int32) for name, text in trainer.frozen["empty"].items()}
     return {
         part: {
-            name: jax.ShapeDtypeStruct(
-                (count, *fields[name][0]), fields[name][1], sharding=sharding
-            )
-            for name in FIELDS[part]
+            name: jax.ShapeDtypeStruct((count, *forms[name][0]), forms[name][1], sharding=sharding)
+            for name in fields(part, trainer.picture)
         }
         for part, count in rows.items()
         if count
@@ -300,21 +269,9 @@ def batch_rows(config: ConfigDict, data_shards: int) -> dict[str, int]:
     return {"native": native, "parallel": data.batch_size * times - native}
 
 
-def model_dtype(name: str, platform: str) -> str:
-    """The dtype of frozen weights that `model.dtype` asks for; "auto" goes by the devices.
-
-    Args:
-        name: "auto", "float32" or "bfloat16".
-        platform: of the devices, as `parallel.platform` gives it.
-
-    Raises:
-        ValueError: it is none of those that models compute in.
-    """
-    if name == "auto":
-        return "float32" if platform == "cpu" else "bfloat16"
-    if name not in ("float32", "bfloat16"):
-        raise ValueError(f"model.dtype: expected auto, float32 or bfloat16, got {name!r}")
-    return name
+def _picture(config: ConfigDict) -> str:
+    """What batches hold of pictures."""
+    return MOMENTS if config.data.latents else PIXELS
 
 
 def _adapter_config(config: ConfigDict, published_too: bool) -> AdapterConfig:

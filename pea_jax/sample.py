@@ -27,7 +27,6 @@ from pea_jax import checkpoint, parallel, storage
 from pea_jax.evals import grid
 from pea_jax.models.adapter import Adapter
 from pea_jax.pipeline import Pipeline, Settings
-from pea_jax.run import model_dtype
 from pea_jax.storage import AnyPath
 from pea_jax.weights.save import refuse_used
 

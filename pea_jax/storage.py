@@ -7,12 +7,16 @@ renaming is copying. What needs one of these is written here for both.
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -23,6 +27,9 @@ BUCKETS = "gs://"
 
 #: A bucket's object that grows by lines is written anew, at most this often in seconds.
 REWRITE_SECONDS = 30.0
+
+#: Files of one kind that are read or copied at the same time.
+_AT_ONCE = 16
 
 #: Packages whose errors are of the way to a bucket.
 _CLIENTS = ("gcsfs", "aiohttp", "google", "requests", "urllib3")
@@ -194,8 +201,27 @@ def move(source: AnyPath, target: AnyPath) -> None:
     with faults():
         # Renaming is copying, so what is cut off here leaves `source` whole.
         for file in files(source):
-            file.copy(target / file.relative_to(source), overwrite=True)
+            copy(file, target / file.relative_to(source))
         source.rmtree()
+
+
+def copy(source: AnyPath, target: AnyPath) -> None:
+    """Copy a file over `target`. In a bucket it appears when it is whole; from one place in buckets
+    to another it is copied by the storage, and does not come through here.
+    """
+    if not (is_bucket(source) or is_bucket(target)):
+        shutil.copyfile(source, target)
+        return
+    import fsspec
+
+    client = fsspec.filesystem("gs")
+    with faults():
+        if not is_bucket(source):
+            client.put_file(str(source), str(target))
+        elif not is_bucket(target):
+            client.get_file(str(source), str(target))
+        else:
+            client.cp_file(str(source), str(target))
 
 
 def files(folder: AnyPath) -> list[AnyPath]:
@@ -270,25 +296,32 @@ def _naming(file: AnyPath) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(file)) from error
 
 
-def upload(folder: Path, output: AnyPath, *, last: str = "") -> None:
+def upload(folder: Path, output: AnyPath) -> None:
     """Copy a local folder into a bucket; what an error leaves there of it is removed.
 
     Args:
       folder: of files.
       output: its name in the bucket.
-      last: the name of the file that is copied when all others are there.
 
     Raises:
       StorageError: one line.
     """
     try:
         with faults():
-            for file in sorted(files(folder), key=lambda file: (file.name == last, file)):
-                epath.Path(file).copy(output / str(file.relative_to(folder)), overwrite=True)
+            for file in files(folder):
+                copy(file, output / str(file.relative_to(folder)))
     except BaseException:
         with contextlib.suppress(Exception):
             output.rmtree(missing_ok=True)
         raise
+
+
+def each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """`function` of each item, in order; several at once, because a bucket takes its time."""
+    items = iter(items)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        while some := list(itertools.islice(items, 4 * _AT_ONCE)):
+            yield from pool.map(function, some)
 
 
 def size(file: AnyPath) -> int:
@@ -299,3 +332,29 @@ def size(file: AnyPath) -> int:
 def held(folder: AnyPath) -> Iterable[str]:
     """Names of what lies in `folder`; none where it is missing."""
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+def sizes(folder: AnyPath) -> dict[str, int | None]:
+    """Names of what lies in `folder`, with the bytes of files, None for folders; none if missing.
+
+    One request to a bucket for many files.
+    """
+    if not is_bucket(folder):
+        if not folder.is_dir():
+            return {}
+        with os.scandir(folder) as entries:
+            return {each.name: None if each.is_dir() else each.stat().st_size for each in entries}
+    import fsspec
+
+    top = str(folder).removeprefix(BUCKETS).rstrip("/")
+    with faults():
+        try:
+            found = fsspec.filesystem("gs").ls(top, detail=True)
+        except FileNotFoundError:
+            return {}
+    named = {each["name"].removeprefix(f"{top}/").rstrip("/"): each for each in found}
+    return {
+        name: None if each["type"] == "directory" else each["size"]
+        for name, each in named.items()
+        if name and "/" not in name
+    }

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from pea_jax import checkpoint, meters, parallel, profiling, storage
-from pea_jax.distill.losses import require_finite
+from pea_jax.distill.losses import BY_LANGUAGE, require_finite
 from pea_jax.distill.state import TrainState
 from pea_jax.evals import grid
 from pea_jax.metrics import MetricWriter, TrainingBar
@@ -146,6 +146,7 @@ class Report(contextlib.ExitStack):
         self._first = True
         self._throughput = meters.Throughput(rows, list(run.mesh.devices.flat))
         self.waiting = self._throughput.waiting
+        self._languages = meters.LanguageLosses(config.data.languages)
         self._compilations = meters.Compilations()
         self._flops = model_flops(config, run.mesh) if enabled else lambda: None
         self._writer = self.enter_context(MetricWriter(workdir, resumed=start, enabled=enabled))
@@ -166,17 +167,20 @@ class Report(contextlib.ExitStack):
 
         Args:
             step: counted from 1.
-            metrics: scalars, still on the devices.
+            metrics: of `distill.step.make_train_step`, still on the devices.
             timed: False where no other step is under way, or something else follows this one.
 
         Raises:
             FloatingPointError: a value is not finite.
         """
-        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        fetched = jax.device_get(dict(metrics))
+        by_language = [fetched.pop(name) for name in BY_LANGUAGE if name in fetched]
+        values = {name: float(value) for name, value in fetched.items()}
+        seen = values | (self._languages.add(*by_language) if by_language else {})
         try:
-            require_finite(values, step)
+            require_finite(seen, step)
         except FloatingPointError as error:
-            raise FloatingPointError(f"{error} (its rows: {self._dump(step, values)})") from None
+            raise FloatingPointError(f"{error} (its rows: {self._dump(step, seen)})") from None
         self._losses.append(values["loss"])
         if timed:
             self._throughput.step()
@@ -190,11 +194,13 @@ class Report(contextlib.ExitStack):
         self._bar.update(step, values, rate)
         if step % self._settings.log_every == 0 or step == self._settings.steps:
             values["learning_rate"] = float(self._run.learning_rate(step - 1))
+            values |= self._languages.read()
             values |= self._throughput.read(self._flops()) | meters.memory()
             values["compilations"] = self._compilations.count
             values["compile_seconds"] = self._compilations.seconds
             self._writer.scalars(step, values)
             self._throughput.restart()
+            self._languages.restart()
         if not timed:
             # A checkpoint may follow, and is not to be ahead of the record.
             self._writer.flush()

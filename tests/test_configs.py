@@ -25,6 +25,8 @@ WIDTHS = {
     "sdxl_multilingual": (1024, 2048, 1280),
     "ssd1b_zh": (1024, 2048, 1280),
 }
+#: Configs that make a data set, and the config of the run that it is for.
+DATA = {"prepare_laion_wukong": "sdxl_zh"}
 PARAMETERS = {
     "sd15_zh": 7_866_368,
     "sd21_zh": 8_390_656,
@@ -37,7 +39,7 @@ SAMPLED = {"sdxl_zh": 1024, "sdxl_multilingual": 1024, "ssd1b_zh": 1024}
 
 
 def test_there_are_the_configs_that_the_docs_name():
-    assert {*NAMES} == {"base", *WIDTHS, "tiny_zh"}
+    assert {*NAMES} == {"base", *WIDTHS, *DATA, "tiny_zh"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
@@ -53,7 +55,8 @@ def test_a_config_can_be_run(file):
     _, schedule = optim.make_optimizer(**optimizer)
     last = schedule(made.train.steps)
     assert made.optim.end_learning_rate <= last <= made.optim.learning_rate * (1 + 1e-6)
-    assert sample_settings(made).height == SAMPLED.get(file.stem, made.data.image_size)
+    stem = DATA.get(file.stem, file.stem)
+    assert sample_settings(made).height == SAMPLED.get(stem, made.data.image_size)
     # What config.json gives back is the same config, of the same types.
     assert config.from_json(json.loads(json.dumps(made.to_dict()))) == made
 
@@ -64,7 +67,8 @@ def test_a_config_is_a_short_delta_that_says_how_to_run_it(file):
     docstring = ast.get_docstring(ast.parse(text))
     if file.stem != "base":
         assert len(text.splitlines()) < 60
-        assert f"pea-jax train --config configs/{file.name} --workdir runs/" in docstring
+        command = "prepare" if file.stem in DATA else "train"
+        assert f"pea-jax {command} --config configs/{file.name} --work" in docstring
     # A command that the docstring shows can be given: its flags and fields are there.
     for verb, words in re.findall(r"^    pea-jax (\w+) (.*)$", docstring, re.MULTILINE):
         _, rest = cli.parse(verb, words.split())
@@ -75,7 +79,7 @@ def test_every_field_of_base_is_commented():
     lines = (FOLDER / "base.py").read_text("utf-8").splitlines()
     bare = []
     for number, line in enumerate(lines):
-        if re.match(r"    config\.\w+\.?\w* = (?!ConfigDict)", line):
+        if re.match(r"    config(\.\w+)+ = (?!ConfigDict)", line):
             # A comment covers the fields that follow it without a gap.
             above = number - 1
             while re.match(r"    config\.", lines[above]) and "ConfigDict()" not in lines[above]:
@@ -115,8 +119,8 @@ def test_full_size_adapters_have_the_published_numbers_of_parameters(name):
 
 
 def test_auto_dtype_goes_by_the_devices():
-    assert run.model_dtype("auto", "cpu") == "float32"
-    assert run.model_dtype("auto", "tpu") == "bfloat16"
-    assert jnp.dtype(run.model_dtype("float32", "tpu")) == jnp.float32
+    assert config.model_dtype("auto", "cpu") == "float32"
+    assert config.model_dtype("auto", "tpu") == "bfloat16"
+    assert jnp.dtype(config.model_dtype("float32", "tpu")) == jnp.float32
     with pytest.raises(ValueError, match="expected auto, float32 or bfloat16, got 'fp16'"):
-        run.model_dtype("fp16", "cpu")
+        config.model_dtype("fp16", "cpu")

@@ -15,12 +15,15 @@ emulator = pytest.importorskip("gcp_storage_emulator.server", reason="no gcp-sto
 gcsfs = pytest.importorskip("gcsfs")
 
 from pea_jax import checkpoint, cli, saved, storage
+from pea_jax import config as configs
 from pea_jax.data.source import DatasetError, Source, locate
 from pea_jax.export import export
 from pea_jax.metrics import MetricWriter, read_metrics
+from pea_jax.prepare import prepare
 from pea_jax.sample import sample
 from pea_jax.train import train
 from tests import tiny
+from tests.data.photographs import crop, dumped, encoded, write_tar
 from tests.test_checkpoint import ADAPTER, blank, make_state, numbers, save
 
 
@@ -246,3 +249,39 @@ def test_a_data_set_is_built_into_a_bucket_and_read_there(bucket, data_dir):
     next(there.folder.glob("*train*")).unlink()
     with pytest.raises(DatasetError, match=r"is damaged: .* is missing"):
         Source(there.folder, "train")
+
+
+def test_a_data_set_is_made_of_tars_and_tables_in_a_bucket(bucket, tmp_path, rng):
+    pictures = [encoded(crop(rng)) for _ in range(4)]
+    text = dumped({"caption": "一只猫", "caption_en": "a cat"})
+    for number, picture in enumerate(pictures[:2]):
+        tar = write_tar(tmp_path / "x.tar", [("0.jpg", picture), ("0.json", text)])
+        storage.upload(tar.parent, bucket / "tars" / f"{number}")
+    for number, picture in enumerate(pictures[2:]):
+        (bucket / "table" / f"{number}.jpg").write_bytes(picture)
+    (bucket / "table" / "t.csv").write_bytes(
+        "image,caption,caption_en\n0.jpg,一只猫,a cat\n1.jpg,一只猫,a cat\n".encode()
+    )
+
+    def made(name: str, origin: str, where: str) -> list[tuple[str, bytes]]:
+        config = configs.load(Path(__file__).parents[1] / "configs" / "base.py")
+        fields = {
+            "data.dataset": name,
+            "data.data_dir": str(bucket / "data"),
+            "prepare.origin": origin,
+            "prepare.where.train": (f"{bucket}/{where}",),
+            "prepare.mapping.caption_en": ("caption_en",),
+            "prepare.rows_per_shard": 1,
+        }
+        config.update_from_flattened_dict(fields)
+        prepare(config)
+        source = Source(locate(bucket / "data", name), "train")
+        return [(source[number].key, source[number].image) for number in range(len(source))]
+
+    assert made("tars", "tars", "tars/{0..1}/*.tar") == [
+        ("0/x/0", pictures[0]),
+        ("1/x/0", pictures[1]),
+    ]
+    assert made("table", "table", "table") == [("t/0", pictures[2]), ("t/1", pictures[3])]
+    with pytest.raises(ValueError, match=r"no file .*tars/2\.tar"):
+        made("none", "tars", "tars/2.tar")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pea_jax import meters
-from pea_jax.meters import Compilations, Throughput
+from pea_jax.meters import Compilations, LanguageLosses, Throughput
 
 
 class Clock:
@@ -76,6 +76,19 @@ def test_utilisation_is_of_the_peak_of_all_chips():
     clock.now += 2.0
     unknown.step()
     assert "mfu" not in unknown.read(model_flops=1e12)
+
+
+def test_the_loss_of_a_language_is_a_mean_over_the_rows_of_several_steps():
+    """Not a mean of the steps' means, and no number for a language without rows."""
+    losses = LanguageLosses(["zh", "ja", "ko"])
+    assert losses.read() == {}
+    step = losses.add(np.float32([3.0, 0.0, 0.0]), np.float32([3, 0, 0]))
+    assert step == {"loss/zh": 1.0}
+    step = losses.add(np.float32([5.0, 2.0, 0.0]), np.float32([1, 4, 0]))
+    assert step == {"loss/zh": 5.0, "loss/ja": 0.5}
+    assert losses.read() == {"loss/zh": 2.0, "loss/ja": 0.5}
+    losses.restart()
+    assert losses.read() == {}
 
 
 def test_each_program_counts_once():

@@ -102,7 +102,7 @@ class FakeRun(run.Run):
 def go(monkeypatch, tmp_path):
     """Trains a fake run in tmp_path/run: go(steps=..., ...) -> the fake."""
 
-    def go(on_step=lambda step: None, **fields) -> FakeRun:
+    def go(on_step=lambda step: None, *, languages=("zh",), **fields) -> FakeRun:
         fake = FakeRun(on_step)
         monkeypatch.setattr(train, "build", lambda config: fake)
         fetch = jax.device_get
@@ -114,7 +114,8 @@ def go(monkeypatch, tmp_path):
 
         monkeypatch.setattr(train.jax, "device_get", device_get)
         fields = {"train__" + name: value for name, value in fields.items()}
-        made = tiny.config(Path("models"), Path("data"), data__batch_size=ROWS, **fields)
+        fields |= {"data__batch_size": ROWS, "data__languages": languages}
+        made = tiny.config(Path("models"), Path("data"), **fields)
         train.train(made, tmp_path / "run")
         return fake
 
@@ -193,6 +194,35 @@ def test_a_term_that_is_not_finite_stops_before_it_is_saved_or_logged(go, tmp_pa
     assert dumped["keys"] == {"parallel": [f"row {FakeRun.drawn(4)}"]}
     assert saved(tmp_path / "run") == [2]
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_the_loss_of_each_language_is_over_the_steps_since_the_last_line(go, tmp_path):
+    """Saving fetches a step apart from the others, and loses none of them."""
+
+    def on_step(step):
+        rows = np.float32([step % 2, 2, 0])
+        return {"language_loss": rows * np.float32([step, 2 * step, 0]), "language_rows": rows}
+
+    languages = ("zh", "ja", "ko")
+    go(on_step, steps=5, save_every=3, log_every=2, languages=languages)
+    told = [
+        {name: value for name, value in line.items() if name.startswith(("loss/", "language"))}
+        for line in lines(tmp_path / "run")
+    ]
+    assert told == [
+        {"loss/zh": 1.0, "loss/ja": 3.0},
+        {"loss/zh": 3.0, "loss/ja": 7.0},
+        {"loss/zh": 5.0, "loss/ja": 10.0},
+    ]
+
+
+def test_a_language_whose_loss_is_not_finite_is_named(go, tmp_path):
+    def on_step(step):
+        sums = np.float32([1, np.inf if step == 3 else 1])
+        return {"language_loss": sums, "language_rows": np.float32([1, 1])}
+
+    with pytest.raises(FloatingPointError, match="step 3: not finite: loss/ja = inf"):
+        go(on_step, steps=5, languages=("zh", "ja"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,22 +1,119 @@
-"""The sizes of pictures that SDXL was distilled at."""
+"""Sizes of pictures, of several aspects: which of them a picture is made to fit."""
 
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
-#: (height, width) in pixels -> how often the authors drew it, about 0.4 megapixels each
-#: (method.md, "Official training settings"; their probabilities sum to 1.0001).
-SDXL: Mapping[tuple[int, int], float] = {
-    (896, 448): 0.0049,
-    (832, 448): 0.0068,
-    (768, 512): 0.0807,
-    (704, 576): 0.0723,
-    (640, 640): 0.2208,
-    (576, 704): 0.2068,
-    (512, 768): 0.2939,
-    (448, 832): 0.0924,
-    (448, 896): 0.0215,
-}
+import numpy as np
+from jaxtyping import Int, Int64
+
+#: Height and width in pixels, and how often a step has that size.
+Bucket = tuple[int, int, float]
+
+#: Those that SDXL was distilled at, about 0.4 megapixels each (method.md, "Official training
+#: settings"; the authors' probabilities sum to 1.0001).
+SDXL: tuple[Bucket, ...] = (
+    (896, 448, 0.0049),
+    (832, 448, 0.0068),
+    (768, 512, 0.0807),
+    (704, 576, 0.0723),
+    (640, 640, 0.2208),
+    (576, 704, 0.2068),
+    (512, 768, 0.2939),
+    (448, 832, 0.0924),
+    (448, 896, 0.0215),
+)
 
 
-def largest(buckets: Mapping[tuple[int, int], float]) -> tuple[int, int]:
-    """The bucket with the most pixels, the most frequent of equals."""
-    return max(buckets, key=lambda size: (size[0] * size[1], buckets[size]))
+class BucketWarning(UserWarning):
+    """A bucket is not used, or has few rows."""
+
+
+def largest(buckets: Sequence[Bucket]) -> tuple[int, int]:
+    """Height and width of the bucket with the most pixels, the most frequent of equals."""
+    height, width, _ = max(buckets, key=lambda bucket: (bucket[0] * bucket[1], bucket[2]))
+    return height, width
+
+
+def problems(buckets: Sequence[Bucket]) -> list[str]:
+    """What is wrong with them, one line each."""
+    found, seen = [], {}
+    for bucket in buckets:
+        if (
+            not isinstance(bucket, Sequence)
+            or len(bucket) != 3
+            or not all(type(side) is int and side > 0 for side in bucket[:2])
+            or not (type(bucket[2]) in (int, float) and 0 < bucket[2] < math.inf)
+        ):
+            found.append(f"expected (height, width, probability), all positive, got {bucket!r}")
+            continue
+        size = bucket[0], bucket[1]
+        other = seen.setdefault(Fraction(*size), size)
+        if other is not size:
+            found.append(f"expected one bucket of an aspect, got {name(other)} and {name(size)}")
+    return found
+
+
+def nearest(
+    heights: Int[np.ndarray, "N"], widths: Int[np.ndarray, "N"], sizes: Sequence[tuple[int, int]]
+) -> Int64[np.ndarray, "N"]:
+    """The place in `sizes` of the aspect nearest to each picture's, by the ratio of the two.
+
+    A picture halfway between two goes to the taller.
+    """
+    wanted = np.log([height / width for height, width in sizes])
+    order = np.argsort(wanted)
+    # Rounded: a square is as near to 2:3 as to 3:2, whatever the last digits say.
+    halfway = ((wanted[order][1:] + wanted[order][:-1]) / 2).round(9)
+    aspects = np.log(np.asarray(heights) / np.asarray(widths)).round(9)
+    return order[np.searchsorted(halfway, aspects, side="right")]
+
+
+def allot(
+    sides: Mapping[str, tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]],
+    buckets: Sequence[Bucket],
+) -> tuple[tuple[Bucket, ...], dict[str, Int64[np.ndarray, "_"]]]:
+    """The bucket of every row, of those that have rows of every part.
+
+    Without the others, of which it warns: a step has rows of every part, and all in one size. Their
+    rows go to the nearest aspect that remains.
+
+    Args:
+      sides: part -> heights and widths of its pictures, one or more.
+      buckets: one or more.
+
+    Returns:
+      The buckets that remain, and for each part the place of every row's bucket among them.
+    """
+    without = {
+        part: int(np.minimum(heights, widths).min())
+        for part, (heights, widths) in sides.items()
+        if len(buckets) > 1
+    }
+    if any(side < 1 for side in without.values()):
+        raise ValueError(f"pictures have sides of at least 1 pixel, got {without} of the parts")
+    remaining = list(buckets)
+    while True:
+        sizes = [bucket[:2] for bucket in remaining]
+        places = {part: nearest(*each, sizes) for part, each in sides.items()}
+        counts = {part: np.bincount(each, minlength=len(sizes)) for part, each in places.items()}
+        empty = [place for place in range(len(sizes)) if not all(c[place] for c in counts.values())]
+        if not empty:
+            return tuple(remaining), places
+        # One at a time, with the fewest rows to move: they may fill what else would be left out.
+        least = min(empty, key=lambda place: (sum(c[place] for c in counts.values()), place))
+        lacking = " or ".join(part for part, count in counts.items() if not count[least])
+        moved = sum(int(count[least]) for count in counts.values())
+        warnings.warn(
+            f"bucket {name(sizes[least])} has no {lacking} rows: it is left out, and its "
+            f"{moved} other rows go to the nearest aspects that remain",
+            BucketWarning,
+            stacklevel=2,
+        )
+        del remaining[least]
+
+
+def name(size: Sequence[float]) -> str:
+    """Of a bucket or a size, for people: "768x512", height first."""
+    return f"{size[0]}x{size[1]}"

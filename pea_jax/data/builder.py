@@ -1,32 +1,42 @@
-"""Writes rows as a TFDS data set (ArrayRecord), without TensorFlow.
+"""Builds data sets: rows in, a TFDS data set (ArrayRecord) out.
 
-A set appears whole or not at all: it is written into a folder beside its place and renamed. Next
-to the records of a split lies its index, one small record a row, from which the rows of a language
-and kind are chosen without reading any image.
+Every shard becomes a part (parts.py), which lies beside the set's place until all are there. Then
+the set is put together from them and appears whole or not at all: a build that was stopped, at any
+moment, goes on where it was. Next to the records of a split lies its index, one small record a row,
+from which the rows of a language and kind are chosen without reading any image.
 """
 
-import collections
+import contextlib
+import hashlib
 import json
+import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+import pea_jax
 from pea_jax import storage
-from pea_jax.data import schema
+from pea_jax.data import parts, repeats, schema
+from pea_jax.data import recipe as recipes
+from pea_jax.data.executors import Run, in_turn
+from pea_jax.data.parts import Counts, Part, Report, Shard
 from pea_jax.storage import AnyPath
-
-#: A function that yields the rows of one shard (one file), and what it found in place of rows.
-Shard = Callable[[], Iterable[schema.Row | schema.Rejected]]
 
 #: Of the layout of a set: features, index, report.
 VERSION = "1.0.0"
-_EXAMPLES = 5
 #: The file that is written last: with it a set is whole.
 _MARK = "dataset_info.json"
+#: What the parts of an unfinished set are of.
+_PLAN = "plan.json"
+
+#: Is told how many parts are done, of how many, and what became of their rows.
+Progress = Callable[[int, int, Counts], None]
 
 
 def index_file(folder: AnyPath, split: str) -> AnyPath:
@@ -49,106 +59,14 @@ def report_file(folder: AnyPath) -> AnyPath:
     return folder / "report.json"
 
 
-class _ShardWriter:
-    """Yields one shard's examples to TFDS; leaves its index and rejections in `part`, a prefix.
-
-    What a shard leaves goes through files, so that shards may be written by several processes.
-    """
-
-    def __init__(self, rows: Shard, part: Path):
-        self.rows = rows
-        self.part = part
-
-    def __call__(self) -> Iterator[tuple[str, dict]]:
-        index, rejected = [], collections.defaultdict(list)
-        for row in self.rows():
-            reason = row.reason if isinstance(row, schema.Rejected) else schema.problem(row)
-            if reason is not None:
-                rejected[reason].append(row.key)
-                continue
-            index.append(schema.index_record(row))
-            yield row.key, schema.to_example(row)
-        np.save(self.part.with_suffix(".npy"), np.array(index, schema.INDEX_DTYPE))
-        self.part.with_suffix(".json").write_text(json.dumps(rejected))
+def recipe_file(folder: AnyPath) -> AnyPath:
+    """Where what the set was made from lies, if `build` was told."""
+    return folder / "recipe.json"
 
 
-class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """The one builder of the project. Shards keep their order; shuffling happens at reading."""
-
-    def __init__(
-        self, name: str, description: str, splits: Mapping[str, Sequence[Shard]], **kwargs
-    ):
-        self.name = name
-        self.VERSION = tfds.core.Version(VERSION)
-        self._description = description
-        self._splits = splits
-        super().__init__(file_format="array_record", **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=self._description,
-            features=schema.features(),
-            disable_shuffling=True,
-        )
-
-    def _shard_iterators_per_split(self, dl_manager):
-        del dl_manager
-        parts = Path(self.data_path) / "parts"
-        parts.mkdir()
-        return {
-            split: [
-                _ShardWriter(shard, parts / f"{split}-{number:05d}")
-                for number, shard in enumerate(shards)
-            ]
-            for split, shards in self._splits.items()
-        }
-
-    def _download_and_prepare(self, dl_manager, download_config=None) -> None:
-        super()._download_and_prepare(dl_manager, download_config)
-        folder = Path(self.data_path)
-        report = {split: _gather(folder, split) for split in self._splits}
-        for split, info in self.info.splits.items():
-            files = {path.name: path.stat().st_size for path in map(Path, info.filepaths)}
-            report[split]["files"] = files
-        shutil.rmtree(folder / "parts")
-        report_file(folder).write_text(json.dumps(report, indent=2, ensure_ascii=False))
-
-    # TFDS prints two lines here, whatever the log level.
-    def _log_download_bytes(self) -> None:
-        pass
-
-    def _log_download_done(self) -> None:
-        pass
-
-
-def _gather(folder: Path, split: str) -> dict:
-    """Joins the parts of a split's shards: writes its index, returns its report.
-
-    Raises:
-      ValueError: no row was kept, or two rows share a key.
-    """
-    parts = sorted((folder / "parts").glob(f"{split}-?????.npy"))
-    index = np.concatenate([np.load(part) for part in parts])
-    rejected = collections.defaultdict(list)
-    for part in parts:
-        for reason, keys in json.loads(part.with_suffix(".json").read_text()).items():
-            rejected[reason] += keys
-    counts = {reason: len(keys) for reason, keys in sorted(rejected.items())}
-    if not len(index):
-        raise ValueError(f"split {split!r} has no row to keep (rejected: {counts})")
-    _, first, times = np.unique(index["key_hash"], return_index=True, return_counts=True)
-    if (times > 1).any():
-        raise ValueError(
-            f"split {split!r}: {int((times > 1).sum())} keys occur more than once, "
-            f"first that of row {int(first[times > 1].min())}"
-        )
-    np.save(index_file(folder, split), index)
-    return {
-        "kept": len(index),
-        "rejected": counts,
-        "examples": {reason: keys[:_EXAMPLES] for reason, keys in sorted(rejected.items())},
-    }
+def unfinished(folder: AnyPath) -> AnyPath:
+    """Where the parts of a set lie until it is whole."""
+    return folder.with_name(f"unfinished.{folder.name}")
 
 
 def build(
@@ -156,41 +74,312 @@ def build(
     name: str,
     splits: Mapping[str, Sequence[Shard]],
     description: str = "",
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    form: schema.Form = schema.PICTURES,
+    run: Run = in_turn,
+    progress: Progress | None = None,
 ) -> AnyPath:
-    """Writes a data set, unless it is there already.
+    """Writes a data set, unless it is there already; goes on with one that was begun.
 
     Rows without a caption, without an English caption where one is needed, without a language or
-    an image are left out and counted in ``report.json``.
+    an image are left out and counted in ``report.json``, and so are rows whose key an earlier row
+    of their split has (see `repeats.find`).
 
     Args:
       data_dir: holds all data sets.
       name: of the data set, lower case with underscores.
-      splits: by name, for each shard (one file; its examples are held in memory while it is
-        written, so at most some hundred MB) a function that yields its rows.
+      splits: by name, for each shard a function that yields its rows, which are written as they
+        come. Rows keep the order of shards and of rows in them.
       description: goes into the set's dataset_info.json.
+      recipe: what the rows are made from, as JSON can hold it: a set is never made from two.
+      form: how the rows that the shards yield are stored.
+      run: who makes the parts: `executors.in_turn`, `processes(n)` or `on_beam(options)`.
+      progress: called with what is done at the beginning, and after each part.
 
     Returns:
       The folder of the finished set: data_dir/name/version.
 
     Raises:
-      ValueError: a split keeps no row, two rows of a split share a key, or the set's place is
-        taken by something else.
+      ValueError: a split keeps no row, the set or what was begun of it is of another recipe, a
+        name can't be, or the set's place is taken by something else. Whatever a shard raises, too:
+        the parts that are done stay for the next call.
     """
     folder = folder_of(data_dir, name)
-    if storage.is_bucket(folder):
-        if not is_built(folder):
-            # ArrayRecord reads from buckets, but writes to disks alone.
-            with tempfile.TemporaryDirectory() as draft:
-                made = build(draft, name, splits, description)
-                storage.upload(made, folder, last=_MARK)
-        return folder
-    builder = _Builder(name, description, splits, data_dir=str(folder.parent.parent))
-    try:
-        builder.download_and_prepare()
-    except OSError:
-        # Two processes built the same set at once, and the other was first to put it in its place.
-        if not is_built(folder):
-            raise
+    if not storage.is_bucket(folder):
+        folder = folder.absolute()
+    wanted = recipes.as_json(recipe)
+    _check_names(name, splits)
     if not is_built(folder):
-        raise ValueError(f"{folder} is in the way: it holds no data set, remove it")
+        try:
+            _Build(folder, splits, wanted, form, run, progress or _no_progress).make(description)
+        except Exception:
+            # Another process that built the same set was first to put it in its place, and has
+            # removed the parts.
+            if not is_built(folder):
+                raise
+    if wanted is not None:
+        there = recipes.read(recipe_file(folder))
+        _check_recipe(folder, there, wanted)
+    _remove(unfinished(folder))
     return folder
+
+
+def _no_progress(done: int, shards: int, counts: Counts) -> None:
+    pass
+
+
+def _check_names(name: str, splits: Mapping[str, Sequence[Shard]]) -> None:
+    wrong = [] if re.fullmatch(r"[a-z][a-z0-9_]*", name) else [f"data set {name!r}"]
+    wrong += [f"split {split!r}" for split in splits if not re.fullmatch(r"[a-z]\w*", split)]
+    if wrong or not splits:
+        got = ", ".join(wrong) or "no split"
+        raise ValueError(f"expected names of lower case letters, digits and underscores, got {got}")
+
+
+def _check_recipe(folder: AnyPath, there: Any, now: Any) -> None:
+    if told := recipes.difference(there, now):
+        raise ValueError(
+            f"{folder} was made from something else: {told}. Remove it, or give the new data set "
+            "another name"
+        )
+
+
+class _Build:
+    """One call of `build` for a set that is not there."""
+
+    def __init__(
+        self,
+        folder: AnyPath,
+        splits: Mapping[str, Sequence[Shard]],
+        recipe: Any,
+        form: schema.Form,
+        run: Run,
+        progress: Progress,
+    ):
+        self.folder, self.top = folder, unfinished(folder)
+        self.splits, self.recipe, self.form = splits, recipe, form
+        self.run, self.progress = run, progress
+
+    def make(self, description: str) -> None:
+        """Makes what is missing, and puts the set in its place."""
+        if not storage.is_bucket(self.folder) and self.folder.exists():
+            raise ValueError(f"{self.folder} is in the way: it holds no data set, remove it")
+        self._begin()
+        jobs = {
+            split: [
+                parts.Making(Part(str(self.top), f"{split}-{number:05d}"), shard, self.form)
+                for number, shard in enumerate(shards)
+            ]
+            for split, shards in self.splits.items()
+        }
+        reports = self._make_parts([job for some in jobs.values() for job in some])
+        pieces, told = {}, {}
+        for split, some in jobs.items():
+            made = [job.part for job in some]
+            pieces[split], told[split] = self._thinned(split, made, [reports[p] for p in made])
+        self._check_plan()
+        self._put_together(description, pieces, told)
+
+    def _plan(self) -> dict[str, Any]:
+        shards = {split: len(shards) for split, shards in self.splits.items()}
+        return {"pea_jax": pea_jax.__version__, "shards": shards, "recipe": self.recipe}
+
+    def _begin(self) -> None:
+        """Have a folder for the parts, which says what they are of."""
+        plan = self.top / _PLAN
+        if storage.is_bucket(self.top):
+            if not plan.exists():
+                recipes.write(plan, self._plan())
+        elif self.top.exists():
+            parts.remove_orphans(self.top)
+        else:
+            self.top.parent.mkdir(parents=True, exist_ok=True)
+            with parts.drafts(self.top.parent, self.top.name) as draft:
+                recipes.write(draft / _PLAN, self._plan())
+                # Of two at once, one is first.
+                with contextlib.suppress(OSError):
+                    draft.rename(self.top)
+        self._check_plan()
+
+    def _check_plan(self) -> None:
+        """The parts are of this set."""
+        there, now = recipes.read(self.top / _PLAN), self._plan()
+        if there is None:
+            raise ValueError(f"{self.top} holds no {_PLAN}: remove it")
+        if self.recipe is None:
+            there["recipe"] = None
+        _check_recipe(self.top, there, now)
+
+    def _make_parts(self, jobs: Sequence[parts.Making]) -> dict[Part, Report]:
+        """Does the jobs that are not done."""
+        there = set(storage.held(self.top))
+        made = [job.part for job in jobs if job.part.name in there]
+        whole = storage.each(Part.is_done, made)
+        made = [part for part, done in zip(made, whole, strict=True) if done]
+        reports = dict(zip(made, storage.each(Part.report, made), strict=True))
+        total = Report()
+        for report in reports.values():
+            total.add(report)
+        self.progress(len(reports), len(jobs), total.counts)
+        todo = [job for job in jobs if job.part not in reports]
+        for number in self.run(todo):
+            part = todo[number].part
+            reports[part] = part.report()
+            total.add(reports[part])
+            self.progress(len(reports), len(jobs), total.counts)
+        return reports
+
+    def _thinned(
+        self, split: str, made: list[Part], reports: list[Report]
+    ) -> tuple[list[tuple[Part, Report]], Report]:
+        """The parts of a split, no key twice, with the report of each; and that of the split."""
+        told = Report()
+        for report in reports:
+            told.add(report)
+        if not told.kept:
+            counts = dict(sorted(told.rejected.items()))
+            raise ValueError(f"split {split!r} has no row to keep (rejected: {counts})")
+        drop = repeats.find(made, [report.kept for report in reports])
+        jobs = [repeats.Thinning.plan(made[number], drop[number]) for number in drop]
+        for _ in self.run(jobs):
+            pass
+        thinned = {job.source: job.part for job in jobs}
+        pieces = []
+        for part, report in zip(made, reports, strict=True):
+            if part in thinned:
+                part = thinned[part]
+                told.kept, told.size = told.kept - report.kept, told.size - report.size
+                report = part.report()
+                told.add(report)
+            pieces.append((part, report))
+        return [(part, report) for part, report in pieces if report.kept], told
+
+    def _put_together(
+        self,
+        description: str,
+        pieces: Mapping[str, list[tuple[Part, Report]]],
+        told: Mapping[str, Report],
+    ) -> None:
+        """Puts the set in its place."""
+        name, report, infos, placed = self.folder.parent.name, {}, [], []
+        with parts.drafts(self.top, "set") as draft:
+            target = self.folder if storage.is_bucket(self.folder) else draft
+            for split, some in pieces.items():
+                template = _template(name, split)
+                files = [
+                    template.sharded_filepath(shard_index=number, num_shards=len(some)).name
+                    for number in range(len(some))
+                ]
+                for (part, each), file in zip(some, files, strict=True):
+                    placed.append((part.folder / parts.RECORDS, target / file, each.size))
+                lengths = [each.kept for _, each in some]
+                infos.append(tfds.core.SplitInfo(split, lengths, told[split].size, template))
+                _write_index(index_file(draft, split), [part for part, _ in some], sum(lengths))
+                sizes = [each.size for _, each in some]
+                report[split] = {
+                    "kept": told[split].kept,
+                    "rejected": dict(sorted(told[split].rejected.items())),
+                    "examples": dict(sorted(told[split].examples.items())),
+                    "files": dict(zip(files, sizes, strict=True)),
+                    "digest": _digest([each for _, each in some]),
+                }
+            for _ in storage.each(_place, placed):
+                pass
+            text = json.dumps(report, indent=2, ensure_ascii=False)
+            report_file(draft).write_text(text, encoding="utf-8")
+            if self.recipe is not None:
+                recipes.write(recipe_file(draft), self.recipe)
+            _write_info(draft, name, description, self.form, infos)
+            if target is draft:
+                parts.sync(draft)
+                draft.rename(self.folder)
+                return
+            mine = {file.name for _, file, _ in placed}
+            for file in storage.held(self.folder):
+                # Of another build that was stopped here.
+                if file.startswith(f"{name}-") and file not in mine:
+                    (self.folder / file).unlink()
+            for file in sorted(storage.held(draft), key=lambda file: (file == _MARK, file)):
+                storage.copy(draft / file, self.folder / file)
+
+
+def _digest(reports: Sequence[Report]) -> str:
+    """Of all the records of a split, however often it is made from the same rows."""
+    digests = "\n".join(report.digest for report in reports)
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _template(name: str, split: str) -> tfds.core.ShardedFileTemplate:
+    """How TFDS calls the files of a split."""
+    return tfds.core.ShardedFileTemplate(
+        data_dir=Path(),
+        dataset_name=name,
+        split=split,
+        filetype_suffix="array_record",
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    )
+
+
+def _write_index(file: Path, made: Sequence[Part], rows: int) -> None:
+    """Joins the indices of parts, on the disk."""
+    index = np.lib.format.open_memmap(file, mode="w+", dtype=schema.INDEX_DTYPE, shape=(rows,))
+    start = 0
+    for some in storage.each(Part.index, made):
+        index[start : start + len(some)] = some
+        start += len(some)
+    index.flush()
+
+
+def _write_info(
+    folder: Path,
+    name: str,
+    description: str,
+    form: schema.Form,
+    splits: Sequence[tfds.core.SplitInfo],
+) -> None:
+    """Writes what TFDS knows of a set: its features and splits."""
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name,
+        version=tfds.core.Version(VERSION),
+        data_dir=str(folder),
+        module_name=__name__,
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description=description,
+        features=form.features(),
+        disable_shuffling=True,
+    )
+    info.set_file_format("array_record")
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.write_to_directory(folder)
+
+
+def _place(piece: tuple[AnyPath, AnyPath, int]) -> None:
+    """Gives the records of a part their name in the set: (records, target, bytes)."""
+    source, target, size = piece
+    if storage.is_bucket(target):
+        storage.copy(source, target)
+    else:
+        try:
+            os.link(source, target)
+        except OSError:  # some disks have no hard links
+            shutil.copyfile(source, target)
+    if (got := storage.size(target)) != size:
+        raise ValueError(
+            f"{source} has {got} bytes of {size}: remove {source.parent}, and it is made again"
+        )
+
+
+def _remove(top: AnyPath) -> None:
+    """Removes the parts of a set that is whole; another process may be at it, too."""
+    if storage.is_bucket(top):
+        with contextlib.suppress(FileNotFoundError):
+            top.rmtree(missing_ok=True)
+    elif top.exists():
+        # Who still writes to it must not find it any more.
+        gone = Path(tempfile.mkdtemp(dir=top.parent, prefix=f".{top.name}."))
+        with contextlib.suppress(FileNotFoundError):
+            top.rename(gone / top.name)
+        shutil.rmtree(gone)

@@ -1,6 +1,8 @@
 """From an encoded picture to the pixels that training sees."""
 
+import dataclasses
 import io
+import math
 import struct
 import zlib
 
@@ -46,15 +48,19 @@ class CorruptImageError(ValueError):
     """These bytes are no picture that can be shown; the message says why, in one line."""
 
 
+class HugeImageError(CorruptImageError):
+    """A picture of more than ``MAX_PIXELS``."""
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except _BOMB as error:
-        raise CorruptImageError(f"more than {MAX_PIXELS} pixels") from error
+        raise HugeImageError(f"more than {MAX_PIXELS} pixels") from error
     except _BROKEN as error:
         raise CorruptImageError(f"none of {', '.join(FORMATS)} ({len(data)} bytes)") from error
     if image.width * image.height > MAX_PIXELS:
-        raise CorruptImageError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
+        raise HugeImageError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
     return image
 
 
@@ -75,9 +81,34 @@ def size_of(data: bytes) -> tuple[int, int]:
     Raises:
       CorruptImageError: the header can't be read, or promises more than ``MAX_PIXELS``.
     """
-    image = _open(data)
+    return _shown(_open(data))
+
+
+def _shown(image: Image.Image) -> tuple[int, int]:
     lying = _orientation(image) in _LYING
     return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def verify(data: bytes) -> tuple[int, int]:
+    """Height and width, as `size_of`, of a picture that can be decoded to its end.
+
+    JPEGs are decoded at an eighth of their size: all of their data is read, for less time.
+
+    Raises:
+      CorruptImageError: truncated, damaged or foreign data, or more than ``MAX_PIXELS``.
+    """
+    image = _open(data)
+    try:
+        size = _shown(image)
+        image.draft(None, (1, 1))
+        image.load()
+    except _BROKEN as error:
+        raise CorruptImageError(_reason(error)) from error
+    return size
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -95,31 +126,64 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def centre_box(
-    height: int, width: int, target_height: int, target_width: int
-) -> tuple[float, float, float, float]:
-    """The largest centred box of the target's aspect: (left, top, right, bottom), source pixels.
+@dataclasses.dataclass(frozen=True)
+class View:
+    """Which part of a picture is seen, whatever its size; by default the middle.
 
-    Resizing this box to the target is to resize the picture until it just covers the target and to
-    crop its middle, without ever making the resized whole (20,000 x 10 would become gigantic).
+    Attributes:
+      down: how far down the crop lies, of the room that there is: in (0, 1].
+      right: likewise, to the right.
+      flipped: the picture is mirrored, left to right, and then cropped.
+    """
+
+    down: float = 0.5
+    right: float = 0.5
+    flipped: bool = False
+
+
+CENTRE = View()
+
+
+def corner(
+    height: int, width: int, target_height: int, target_width: int, view: View = CENTRE
+) -> tuple[int, int]:
+    """Where the crop lies in the picture that was resized to cover the target: (top, left).
+
+    In whole pixels of the resized picture, as SDXL is told of its crops (arXiv 2307.01952, section
+    2.2); where that is flipped, of the flipped picture, whose left is the right of the original.
+    """
+    if target_height * width >= target_width * height:
+        room = 0, target_height * width // height - target_width
+    else:
+        room = target_width * height // width - target_height, 0
+    # Each of the room + 1 places is as likely; the middle of an odd room is rounded up and left.
+    top, left = (
+        math.ceil(place * (pixels + 1)) - 1
+        for place, pixels in zip((view.down, view.right), room, strict=True)
+    )
+    return top, left
+
+
+def box(
+    height: int, width: int, target_height: int, target_width: int, view: View = CENTRE
+) -> tuple[float, float, float, float]:
+    """What the crop at `corner` shows of the picture: (left, top, right, bottom), source pixels.
+
+    Resizing this box to the target, and mirroring it where the view is flipped, is to resize the
+    picture until it just covers the target and then to crop it, without ever making the resized
+    whole (20,000 x 10 would become gigantic).
     """
     scale = min(height / target_height, width / target_width)
-    box_height, box_width = target_height * scale, target_width * scale
-    left, top = (width - box_width) / 2, (height - box_height) / 2
-    return left, top, left + box_width, top + box_height
+    top, left = corner(height, width, target_height, target_width, view)
+    right, bottom = (left + target_width) * scale, (top + target_height) * scale
+    left, top, right, bottom = left * scale, top * scale, min(right, width), min(bottom, height)
+    return (
+        (width - right, top, width - left, bottom) if view.flipped else (left, top, right, bottom)
+    )
 
 
-def centre_crop(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
-    """Where `centre_box` lies in the picture that was resized to cover the target: (top, left).
-
-    In pixels of the resized picture, as SDXL is told of its crops (arXiv 2307.01952, section 2.2).
-    """
-    scale = max(target_height / height, target_width / width)
-    return int(height * scale - target_height) // 2, int(width * scale - target_width) // 2
-
-
-def decode(data: bytes, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Pixels of an encoded picture, resized to cover (height, width) and cropped to its middle.
+def decode(data: bytes, height: int, width: int, view: View = CENTRE) -> UInt8[np.ndarray, "H W 3"]:
+    """Pixels of an encoded picture, resized to cover (height, width) and cropped to them.
 
     JPEG, PNG and WebP (of an animation the first frame), upright by their EXIF orientation. Grey,
     palette and CMYK become RGB; transparent parts are laid on white. Resampling is bicubic with
@@ -130,6 +194,7 @@ def decode(data: bytes, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
       data: the whole file.
       height: of the result, pixels.
       width: of the result, pixels.
+      view: the part that is kept.
 
     Raises:
       CorruptImageError: truncated, damaged or foreign data, or more than ``MAX_PIXELS``.
@@ -138,15 +203,21 @@ def decode(data: bytes, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
     try:
         orientation = _orientation(image)
         lying = orientation in _LYING
+        shown = image.size[::-1] if lying else image.size
         image.draft(None, (height, width) if lying else (width, height))
         image.load()
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         image = _to_rgb(image)
     except _BROKEN as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CorruptImageError(reason) from error
+        raise CorruptImageError(_reason(error)) from error
     if image.size != (width, height):
-        box = centre_box(image.height, image.width, height, width)
-        image = image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+        left, top, right, bottom = box(shown[1], shown[0], height, width, view)
+        # The decoder may have scaled it down, and rounded its sides up.
+        across, down = image.width / shown[0], image.height / shown[1]
+        right, bottom = min(right * across, image.width), min(bottom * down, image.height)
+        part = left * across, top * down, right, bottom
+        image = image.resize((width, height), Image.Resampling.BICUBIC, box=part, reducing_gap=3.0)
+    if view.flipped:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(image)

@@ -1,11 +1,11 @@
 """From a data set to batches: an endless, deterministic stream, this host's share of it.
 
-Everything follows from the seed and the step. The rows of a kind (native, parallel) are laid end to
-end, one shuffled epoch after another; step s takes the next rows of each kind, host i of n its n-th
-of them, in order. So the state is a number, the batch that all hosts make together doesn't depend
-on how many they are, and neither worker processes nor threads can change what comes out.
+Everything follows from the seed and the step (`plan`). Host i of n takes its n-th of the rows of
+every part, in order. So the state is a number, the batch that all hosts make together
+doesn't depend on how many they are, and neither worker processes nor threads can change what comes
+out.
 
-A row whose image can't be read is replaced by the next readable row of its kind in storage order,
+A row whose image can't be read is replaced by the next readable row of its stream in storage order,
 which keeps all others where they were.
 """
 
@@ -16,24 +16,27 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Int, Int64
+from jaxtyping import Int
 
-from pea_jax.data import images
+from pea_jax.data.buckets import Bucket
+from pea_jax.data.fetch import Fetch
+from pea_jax.data.plan import CENTRE, make_plan, problems
 from pea_jax.data.source import Source
 
 #: Texts to token ids and mask, each [texts, length]. `weights.tokenizer.Tokenizer` is one.
 Tokenize = Callable[[Sequence[str]], tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B L"]]]
 
 #: {"native": part, "parallel": part}, a part with no rows absent. A part is {"pixels": uint8
-#: [b, H, W, 3], "time_ids": int32 [b, 6], "ids": int32 [b, L], "mask": int32 [b, L]}; the parallel
-#: part also has "english_ids" and "english_mask". Time ids are what SDXL is told of a picture: its
-#: own height and width, top and left of the crop, height and width of the pixels.
+#: [b, H, W, 3], "time_ids": int32 [b, 6], "ids": int32 [b, L], "mask": int32 [b, L], "language":
+#: int32 [b]}; the parallel part also has "english_ids" and "english_mask". Time ids are what SDXL
+#: is told of a picture: its own height and width, top and left of the crop, height and width of
+#: the pixels. A language is its place in `Loader.languages`. Rows of a `LatentSource` have
+#: "moments", float32 [b, 2, h, w, C], in place of pixels: mean and log variance, not sampled.
 Batch = dict[str, dict[str, np.ndarray]]
 
 _REPORTED = 10
@@ -45,73 +48,6 @@ class BadImagesError(ValueError):
 
 class BadImageWarning(UserWarning):
     """An image of the data set can't be read; another row takes its place."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One kind of rows, and how many of them a step takes.
-
-    Attributes:
-      name: the part's key in a batch.
-      rows: their numbers in the source.
-      order: position in the endless stream -> place in `rows`, one shuffled epoch after another.
-      batch: rows a step, all hosts together.
-      share: rows a step, this host.
-    """
-
-    name: str
-    rows: Int64[np.ndarray, "N"]
-    order: grain.MapDataset
-    batch: int
-    share: int
-
-
-def _make_part(name: str, rows: np.ndarray, seed: int, batch: int, shard_count: int) -> _Part:
-    # A seed of its own, hashed: Grain adds the epoch's number to it, and seeds one apart would
-    # give one kind's epoch the order of the other's next.
-    stream = int.from_bytes(name.encode(), "little")
-    (own_seed,) = np.random.SeedSequence([seed, stream]).generate_state(1)
-    order = grain.MapDataset.range(len(rows)).shuffle(seed=int(own_seed)).repeat()
-    return _Part(name, rows, order, batch, batch // shard_count)
-
-
-@dataclass(frozen=True)
-class _Fetch:
-    """Element number -> a decoded row. Elements count this host's rows through all its batches."""
-
-    source: Source
-    parts: tuple[_Part, ...]
-    shard_index: int
-    image_size: int
-    max_bad: int
-
-    def __call__(self, number: int) -> dict[str, Any]:
-        step, slot = divmod(number, sum(part.share for part in self.parts))
-        for part in self.parts:
-            if slot < part.share:
-                break
-            slot -= part.share
-        place = part.order[step * part.batch + self.shard_index * part.share + slot]
-        bad = []
-        # One try more than the run accepts: then the iterator raises, whatever follows here.
-        for attempt in range(min(self.max_bad + 1, len(part.rows))):
-            row = self.source[int(part.rows[(place + attempt) % len(part.rows)])]
-            try:
-                pixels = images.decode(row.image, self.image_size, self.image_size)
-            except images.CorruptImageError as error:
-                bad.append((row.key, str(error)))
-                continue
-            size = self.image_size, self.image_size
-            crop = images.centre_crop(row.height, row.width, *size)
-            return {
-                "key": row.key,
-                "pixels": pixels,
-                "time_ids": np.array([row.height, row.width, *crop, *size], np.int32),
-                "caption": row.caption,
-                "caption_en": row.caption_en,
-                "bad": bad,
-            }
-        return {"pixels": None, "bad": bad}
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -142,17 +78,18 @@ class Loader(grain.DatasetIterator):
     """An endless iterator of batches; make one with `make_loader`.
 
     Its state is JSON: the step, the keys of the images that could not be read, and what it must
-    agree with (seed, batch sizes, number of rows). A state taken at any moment, prefetching or not,
-    goes on with the very batch that would have come next, with any number of workers and hosts: all
-    hosts have the same step, and the list of bad images is of what this host met.
+    agree with: seed, batch sizes, number of rows, and buckets, crops, flips and language weights
+    where there are any. A state taken at any moment, prefetching or not, goes on with the very
+    batch that would have come next, with any number of workers and hosts: all hosts have the same
+    step, and the list of bad images is of what this host met.
     """
 
     def __init__(
         self,
-        fetch: _Fetch,
+        fetch: Fetch,
         native_tokenizer: Tokenize,
         english_tokenizer: Tokenize | None,
-        seed: int,
+        agreed: Mapping[str, Any],
         workers: int,
     ):
         super().__init__()
@@ -160,12 +97,7 @@ class Loader(grain.DatasetIterator):
         self._native_tokenizer = native_tokenizer
         self._english_tokenizer = english_tokenizer
         self._workers = workers
-        self._share = sum(part.share for part in fetch.parts)
-        self._plan = {
-            "seed": seed,
-            "batch": {part.name: part.batch for part in fetch.parts},
-            "rows": {part.name: len(part.rows) for part in fetch.parts},
-        }
+        self._agreed = dict(agreed)
         self._step = 0
         self._bad: dict[str, str] = {}
         self._elements: grain.DatasetIterator | None = None
@@ -176,16 +108,30 @@ class Loader(grain.DatasetIterator):
         return dict(self._bad)
 
     @property
+    def languages(self) -> tuple[str, ...]:
+        """What the numbers in a batch's "language" stand for."""
+        return self._fetch.languages
+
+    @property
     def rows(self) -> dict[str, int]:
         """Rows of an epoch: part -> number, all hosts together."""
-        return dict(self._plan["rows"])
+        return {part.name: part.rows for part in self._fetch.plan.parts}
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The sizes of pictures that steps have."""
+        return self._fetch.plan.buckets
+
+    def size(self, step: int) -> tuple[int, int]:
+        """Height and width of the pictures of a step, counted from 0."""
+        return self._fetch.plan.size(step)
 
     def __next__(self) -> Batch:
         self._assert_not_closed()
         if self._elements is None:
             self._elements = self._start()
         try:
-            elements = [next(self._elements) for _ in range(self._share)]
+            elements = [next(self._elements) for _ in range(self._fetch.share)]
             for element in elements:
                 self._count_bad(element)
             batch = self._assemble(elements)
@@ -197,11 +143,12 @@ class Loader(grain.DatasetIterator):
         return batch
 
     def _start(self) -> grain.DatasetIterator:
-        elements = grain.MapDataset.range(self._step * self._share, sys.maxsize).map(self._fetch)
+        first = self._step * self._fetch.share
+        elements = grain.MapDataset.range(first, sys.maxsize).map(self._fetch)
         if not self._workers:
             threads = min(16, os.cpu_count() or 1)
             options = grain.ReadOptions(
-                num_threads=threads, prefetch_buffer_size=max(threads, 2 * self._share)
+                num_threads=threads, prefetch_buffer_size=max(threads, 2 * self._fetch.share)
             )
             return iter(elements.to_iter_dataset(options))
         if not flags.FLAGS.is_parsed():
@@ -211,7 +158,7 @@ class Loader(grain.DatasetIterator):
         plain = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(
             num_workers=self._workers,
-            per_worker_buffer_size=max(1, -(-2 * self._share // self._workers)),
+            per_worker_buffer_size=max(1, -(-2 * self._fetch.share // self._workers)),
         )
         elements = elements.to_iter_dataset(plain)
         return iter(elements.mp_prefetch(options, worker_init_fn=_start_worker))
@@ -227,8 +174,8 @@ class Loader(grain.DatasetIterator):
                 warnings.warn(
                     f"image of row {key} can't be read: {reason}{last}", BadImageWarning, 1
                 )
-        if len(self._bad) > limit or element["pixels"] is None:
-            rows = sum(self._plan["rows"].values())
+        if len(self._bad) > limit or element["picture"] is None:
+            rows = sum(self.rows.values())
             some = "; ".join(f"{key}: {why}" for key, why in list(self._bad.items())[:3])
             raise BadImagesError(
                 f"{len(self._bad)} of {rows} images in {self._fetch.source.folder} can't be read, "
@@ -238,14 +185,15 @@ class Loader(grain.DatasetIterator):
     def _assemble(self, elements: list[dict[str, Any]]) -> Batch:
         ids, mask = _tokens(self._native_tokenizer, [element["caption"] for element in elements])
         batch, start = {}, 0
-        for part in self._fetch.parts:
+        for part in self._fetch.plan.parts:
             chosen = slice(start, start + part.share)
             start += part.share
             batch[part.name] = {
                 **{
-                    name: np.stack([element[name] for element in elements[chosen]])
-                    for name in ("pixels", "time_ids")
+                    name: np.stack([element["picture"][name] for element in elements[chosen]])
+                    for name in elements[chosen][0]["picture"]
                 },
+                "language": np.stack([element["language"] for element in elements[chosen]]),
                 "ids": ids[chosen],
                 "mask": mask[chosen],
             }
@@ -257,8 +205,8 @@ class Loader(grain.DatasetIterator):
 
     def keys(self, step: int) -> dict[str, list[str]]:
         """The keys of this host's rows of a step, counted from 0, by part; they are read again."""
-        found, number = {}, step * self._share
-        for part in self._fetch.parts:
+        found, number = {}, step * self._fetch.share
+        for part in self._fetch.plan.parts:
             rows = [self._fetch(number + slot) for slot in range(part.share)]
             found[part.name] = [row["key"] for row in rows]
             number += part.share
@@ -266,18 +214,19 @@ class Loader(grain.DatasetIterator):
 
     def get_state(self) -> dict[str, Any]:
         """What `set_state` takes; holds nothing that changes later."""
-        return {"step": self._step, "bad": dict(self._bad), **self._plan}
+        return {"step": self._step, "bad": dict(self._bad), **self._agreed}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from a state.
 
         Raises:
-          ValueError: the state is of another seed, batch size or data set.
+          ValueError: the state is of another seed, batch size, data set, or way to take its rows.
         """
+        names = [*self._agreed, *(name for name in state if name not in self.get_state())]
         wrong = [
-            f"{name} {state.get(name)!r}, here {value!r}"
-            for name, value in self._plan.items()
-            if state.get(name) != value
+            f"{name} {state.get(name)!r}, here {self._agreed.get(name)!r}"
+            for name in names
+            if state.get(name) != self._agreed.get(name)
         ]
         if wrong:
             raise ValueError(f"the data iterator's state is of another run: {'; '.join(wrong)}")
@@ -334,7 +283,11 @@ def make_loader(
     native_tokenizer: Tokenize,
     english_tokenizer: Tokenize | None,
     image_size: int,
+    buckets: Sequence[Bucket] = (),
+    crop: str = CENTRE,
+    random_flip: bool = False,
     languages: Sequence[str] | None = None,
+    language_weights: Sequence[float] = (),
     shard_index: int = 0,
     shard_count: int = 1,
     workers: int = 0,
@@ -346,11 +299,15 @@ def make_loader(
       source: the split to read.
       native_batch: native rows a step, all hosts together; 0 for none.
       parallel_batch: parallel rows a step, all hosts together; 0 for none.
-      seed: of the order.
+      seed: of the order, the crops and the flips.
       native_tokenizer: for captions. Called in this process, once a batch.
       english_tokenizer: for English captions; None where parallel_batch is 0.
-      image_size: height and width of the pixels; see `images.decode`.
-      languages: of the captions; all by default.
+      image_size: height and width of the pixels, where there are no buckets; see `images.decode`.
+      buckets: sizes of the pixels, one a step; see `plan`.
+      crop: which part of a picture that has another aspect: "centre" or "random".
+      random_flip: mirror one picture of two.
+      languages: of the captions; all by default. A batch numbers them in this order.
+      language_weights: how often each comes, in its order; none takes rows as the set has them.
       shard_index: this host's number.
       shard_count: how many hosts there are; both batch sizes are multiples of it.
       workers: processes that decode; 0 decodes in threads of this process.
@@ -375,16 +332,28 @@ def make_loader(
         )
     if parallel_batch and english_tokenizer is None:
         raise ValueError("parallel rows need an english_tokenizer, got None")
-    parts = []
-    for name, size in sizes.items():
-        if not size:
-            continue
-        rows = source.select(native=name == "native", languages=languages)
-        if not len(rows):
-            raise ValueError(
-                f"{source.folder}, split {source.split}, has no {name} rows of "
-                f"{list(languages or source.languages)}, but a step should take {size}"
-            )
-        parts.append(_make_part(name, rows, seed, size, shard_count))
-    fetch = _Fetch(source, tuple(parts), shard_index, image_size, max_bad)
-    return Loader(fetch, native_tokenizer, english_tokenizer, seed, workers)
+    languages = tuple(source.languages if languages is None else languages)
+    wrong = problems(buckets, crop, languages, language_weights)
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    plan = make_plan(
+        source,
+        batch=sizes,
+        seed=seed,
+        buckets=buckets or [(image_size, image_size, 1.0)],
+        languages=languages,
+        weights=dict(zip(languages, language_weights, strict=False)),
+        shard_count=shard_count,
+    )
+    agreed = {
+        "seed": seed,
+        "batch": {part.name: part.batch for part in plan.parts},
+        "rows": {part.name: part.rows for part in plan.parts},
+        # What is as it is by default goes without saying.
+        **({"buckets": [list(bucket) for bucket in plan.buckets]} if buckets else {}),
+        **({"crop": crop} if crop != CENTRE else {}),
+        **({"random_flip": True} if random_flip else {}),
+        **({"weights": [list(languages), list(language_weights)]} if language_weights else {}),
+    }
+    fetch = Fetch(source, languages, plan, shard_index, crop, random_flip, max_bad)
+    return Loader(fetch, native_tokenizer, english_tokenizer, agreed, workers)

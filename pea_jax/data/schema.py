@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -45,6 +47,19 @@ class Row:
 
     key: str
     image: bytes
+    caption: str
+    caption_en: str
+    language: str
+    native: bool
+    height: int
+    width: int
+
+
+@runtime_checkable
+class Described(Protocol):
+    """What every row has, however its picture is stored; as in `Row`."""
+
+    key: str
     caption: str
     caption_en: str
     language: str
@@ -123,7 +138,7 @@ def from_example(example: dict[str, object]) -> Row:
     )
 
 
-def index_record(row: Row) -> tuple:
+def index_record(row: Described) -> tuple:
     """A row's record of ``INDEX_DTYPE``.
 
     Raises:
@@ -146,3 +161,22 @@ def index_record(row: Row) -> tuple:
         row.native,
         not row.native and bool(row.caption_en.strip()),
     )
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the rows of a data set are stored; small to pickle.
+
+    Attributes:
+      features: makes the TFDS features.
+      to_example: a row as TFDS writes it.
+      problem: why a row is not kept, or None.
+    """
+
+    features: Callable[[], tfds.features.FeaturesDict]
+    to_example: Callable[[Any], dict[str, object]]
+    problem: Callable[[Any], str | None]
+
+
+#: Of `Row`.
+PICTURES = Form(features, to_example, problem)

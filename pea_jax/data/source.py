@@ -1,16 +1,18 @@
 """Reads the rows of a TFDS data set at random, and chooses among them without reading them."""
 
+import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int64
 
 from pea_jax import storage
-from pea_jax.data import builder, schema
+from pea_jax.data import builder, images, schema
 from pea_jax.storage import AnyPath
 
 
@@ -53,6 +55,9 @@ class Source:
       DatasetError: the folder holds no such split, or was not written by `builder.build`.
     """
 
+    #: What TFDS is not to decode.
+    _decoders: Mapping[str, Any] = {"image": tfds.decode.SkipDecoding()}
+
     def __init__(self, folder: AnyPath | str, split: str):
         self.folder = storage.as_path(folder)
         self.split = split
@@ -75,9 +80,7 @@ class Source:
             self.index = np.load(file, mmap_mode="r")
         if self.index.dtype != schema.INDEX_DTYPE:
             raise DatasetError(f"{file} was written by another version of pea_jax: build it again")
-        self._records = reader.as_data_source(
-            self.split, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        self._records = reader.as_data_source(self.split, decoders=self._decoders or None)
         if len(self.index) != len(self._records):
             raise DatasetError(
                 f"{file} is of {len(self.index)} rows, but the split has {len(self._records)}"
@@ -107,14 +110,47 @@ class Source:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, number: int) -> schema.Row:
+    def __getitem__(self, number: int) -> schema.Described:
         try:
             example = self._records[number]
         except RuntimeError as error:
             raise DatasetError(
                 f"row {number} of split {self.split} in {self.folder} can't be read: {error}"
             ) from error
+        return self._from_example(example)
+
+    def _from_example(self, example: Mapping[str, Any]) -> Any:
+        """The row of what TFDS read."""
         return schema.from_example(example)
+
+    def picture(
+        self, row: schema.Row, size: tuple[int, int], view: images.View = images.CENTRE
+    ) -> dict[str, np.ndarray]:
+        """What a step sees of a row's picture: "pixels", and the "time_ids" that SDXL is told.
+
+        Args:
+          row: of this source.
+          size: height and width, in pixels.
+          view: the part that is seen.
+
+        Raises:
+          CorruptImageError: the picture can't be read.
+        """
+        corner = images.corner(row.height, row.width, *size, view)
+        return {
+            "pixels": images.decode(row.image, *size, view),
+            "time_ids": np.array([row.height, row.width, *corner, *size], np.int32),
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex digits that tell this split from others: of its rows' keys and sizes, and of its
+        report, which has a digest of the records.
+        """
+        digest = hashlib.sha256(np.ascontiguousarray(self.index).view(np.uint8).data)
+        report = json.loads(builder.report_file(self.folder).read_text("utf-8"))[self.split]
+        digest.update(json.dumps(report, sort_keys=True).encode())
+        return digest.hexdigest()
 
     @cached_property
     def languages(self) -> tuple[str, ...]:

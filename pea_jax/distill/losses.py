@@ -15,9 +15,16 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-Metrics = dict[str, Float[Array, ""]]
+from pea_jax.distill.parts import NATIVE, PARALLEL
+
+#: Scalars; and the two of `BY_LANGUAGE`, where there are several languages.
+Metrics = dict[str, Float[Array, "..."]]
+
+#: For each language, [languages]: the sum of its rows' losses, and how many rows these are. Sums of
+#: several steps divide to the mean over all of their rows.
+BY_LANGUAGE = ("language_loss", "language_rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +111,8 @@ def total(
     native: Float[Array, "N"] | None = None,
     output: Float[Array, "P"] | None = None,
     features: Mapping[str, Float[Array, "P"]] | None = None,
+    languages: Mapping[str, Int[Array, "_"]] | None = None,
+    language_count: int = 1,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss, and every term of it that is there.
 
@@ -113,10 +122,13 @@ def total(
         native: diffusion errors of the rows that have that term; None if there are none.
         output: output errors of the rows that have a teacher; None if there are none.
         features: their errors of every block; None if there are none.
+        languages: of the rows that learn, by part; numbers from 0.
+        language_count: how many languages there are; one is not told apart.
 
     Returns:
         The loss and the metrics: "loss"; "loss_native", "loss_output" and "loss_feature", before
-        their weights; "feature/<block>" for every block. A term that was not computed has no entry.
+        their weights; "feature/<block>" for every block; `BY_LANGUAGE`, where a row's loss is that
+        of its own terms with their weights. A term that was not computed has no entry.
     """
 
     def mean(errors: Float[Array, "_"]) -> Float[Array, ""]:
@@ -135,7 +147,41 @@ def total(
         metrics["loss_feature"] = sum(blocks.values(), jnp.zeros((), jnp.float32))
         loss += settings.feature_weight * metrics["loss_feature"]
         metrics |= blocks
+    if language_count > 1:
+        row_losses = _row_losses(settings, native, output, features)
+        metrics |= _by_language(row_losses, languages or {}, language_count)
     return loss, {"loss": loss, **metrics}
+
+
+def _row_losses(
+    settings: DistillSettings,
+    native: Float[Array, "N"] | None,
+    output: Float[Array, "P"] | None,
+    features: Mapping[str, Float[Array, "P"]] | None,
+) -> dict[str, Float[Array, "_"]]:
+    """Each row's own terms with their weights, by part."""
+    terms = []
+    if native is not None:
+        terms.append((NATIVE if settings.hybrid else PARALLEL, settings.native_weight * native))
+    if output is not None:
+        terms.append((PARALLEL, settings.output_weight * output))
+    terms += [(PARALLEL, settings.feature_weight * errors) for errors in (features or {}).values()]
+    losses: dict[str, Float[Array, "_"]] = {}
+    for part, weighted in terms:
+        losses[part] = losses[part] + weighted if part in losses else weighted
+    return losses
+
+
+def _by_language(
+    losses: Mapping[str, Float[Array, "_"]], languages: Mapping[str, Int[Array, "_"]], count: int
+) -> Metrics:
+    """Sum and number of the rows of every language, over both parts; see `BY_LANGUAGE`."""
+    sums, rows = jnp.zeros(count, jnp.float32), jnp.zeros(count, jnp.float32)
+    for part, errors in losses.items():
+        own = languages[part][:, None] == jnp.arange(count)[None]
+        sums += jnp.sum(jnp.where(own, errors[:, None], 0.0), axis=0)
+        rows += jnp.sum(own, axis=0, dtype=jnp.float32)
+    return dict(zip(BY_LANGUAGE, (sums, rows), strict=True))
 
 
 def require_finite(metrics: Mapping[str, ArrayLike], step: int) -> None:

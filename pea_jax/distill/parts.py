@@ -23,9 +23,12 @@ PARALLEL = "parallel"
 #: The parts in their order within a shard. The position also tells a part's random key.
 PARTS = (NATIVE, PARALLEL)
 
-#: What the rows of each part have.
-_STUDENT = frozenset({"pixels", "time_ids", "ids", "mask"})
-FIELDS = {NATIVE: _STUDENT, PARALLEL: _STUDENT | {"english_ids", "english_mask"}}
+#: What a step may see of pictures: themselves, or what the VAE made of them.
+PIXELS, MOMENTS = "pixels", "moments"
+
+#: What the rows of each part have beside their pictures.
+_STUDENT = frozenset({"time_ids", "ids", "mask", "language"})
+_FIELDS = {NATIVE: _STUDENT, PARALLEL: _STUDENT | {"english_ids", "english_mask"}}
 
 #: What the empty prompt has, each [1, L].
 EMPTY_FIELDS = ("ids", "mask", "english_ids", "english_mask")
@@ -34,6 +37,11 @@ EMPTY_FIELDS = ("ids", "mask", "english_ids", "english_mask")
 Fields = Mapping[str, Shaped[Array | np.ndarray | jax.ShapeDtypeStruct, "_ ..."]]
 
 Tree = TypeVar("Tree")
+
+
+def fields(part: str, picture: str = PIXELS) -> frozenset[str]:
+    """What the rows of a part have, of `PARTS`; their picture is `PIXELS` or `MOMENTS`."""
+    return _FIELDS[part] | {picture}
 
 
 def check_rows(rows: Mapping[str, int], data_shards: int, slices: int = 1) -> None:
@@ -61,6 +69,7 @@ def count_rows(
     hybrid: bool,
     data_shards: int,
     slices: int = 1,
+    picture: str = PIXELS,
 ) -> dict[str, int]:
     """The rows of each part, once the batch is known to be whole.
 
@@ -70,6 +79,7 @@ def count_rows(
         hybrid: whether native rows may come.
         data_shards: devices that the batch is split over.
         slices: of each device's rows.
+        picture: `PIXELS` or `MOMENTS`.
 
     Raises:
         ValueError: names everything that is wrong with the batch, in one raise.
@@ -78,26 +88,23 @@ def count_rows(
     if not batch:
         problems.append(f"no part: expected one of {PARTS} or both")
     rows = {}
-    for name, fields in batch.items():
-        if name not in FIELDS:
+    for name, part in batch.items():
+        if name not in PARTS:
             problems.append(f"part {name!r}: expected one of {PARTS}")
             continue
-        if set(fields) != FIELDS[name]:
-            problems.append(
-                f"{name}: expected the fields {sorted(FIELDS[name])}, got {sorted(fields)}"
-            )
+        if set(part) != fields(name, picture):
+            expected = sorted(fields(name, picture))
+            problems.append(f"{name}: expected the fields {expected}, got {sorted(part)}")
             continue
-        counts = {field: array.shape[0] for field, array in fields.items()}
-        if len(set(counts.values())) > 1 or not fields["pixels"].shape[0]:
+        counts = {field: array.shape[0] for field, array in part.items()}
+        if len(set(counts.values())) > 1 or not counts[picture]:
             problems.append(f"{name}: expected one positive number of rows, got {counts}")
-        rows[name] = counts["pixels"]
+        rows[name] = counts[picture]
         problems += [
-            f"{name}: {field} has {fields[field].shape[1]} tokens a row, "
+            f"{name}: {field} has {part[field].shape[1]} tokens a row, "
             f"the empty prompt {empty[field].shape[1]}"
             for field in EMPTY_FIELDS
-            if field in fields
-            and field in empty
-            and fields[field].shape[1] != empty[field].shape[1]
+            if field in part and field in empty and part[field].shape[1] != empty[field].shape[1]
         ]
     if NATIVE in rows and not hybrid:
         problems.append(

@@ -1,6 +1,6 @@
 """The train step: student and teacher through one frozen UNet, gradients to the adapter alone.
 
-    pixels -> VAE posterior -> latents -> noisy latents x_t
+    pixels -> VAE posterior, or its moments as they were kept -> latents -> noisy latents x_t
     native caption  -> language encoder -> adapter -> UNet(x_t) -> prediction, features     student
     English caption -> base text encoder           -> UNet(x_t) -> prediction, features     teacher
 
@@ -31,7 +31,17 @@ from pea_jax.distill.losses import (
     squared_error,
     total,
 )
-from pea_jax.distill.parts import NATIVE, PARALLEL, PARTS, Fields, Layout, count_rows, cut
+from pea_jax.distill.parts import (
+    MOMENTS,
+    NATIVE,
+    PARALLEL,
+    PARTS,
+    PIXELS,
+    Fields,
+    Layout,
+    count_rows,
+    cut,
+)
 from pea_jax.distill.state import Networks, Params, TrainState
 from pea_jax.models.conditioning import Conditioning
 
@@ -47,6 +57,8 @@ def make_loss_and_gradient(
     settings: DistillSettings,
     *,
     accumulation_steps: int = 1,
+    languages: int = 1,
+    picture: str = PIXELS,
 ) -> LossAndGradient:
     """The pure function behind the step.
 
@@ -56,6 +68,9 @@ def make_loss_and_gradient(
         settings: the choices of the method.
         accumulation_steps: slices that each device's rows are computed in, one after another. The
             sums are the same; the activations are of one slice.
+        languages: how many the rows are in; the metrics tell several apart.
+        picture: what batches hold of pictures, `parts.PIXELS` or `parts.MOMENTS`; with the latter
+            the VAE's encoder is no part of the program.
 
     Returns:
         (params, frozen, batch, key, *, data_shards=1) -> (loss, metrics, gradient), with the
@@ -77,6 +92,7 @@ def make_loss_and_gradient(
             hybrid=settings.hybrid,
             data_shards=data_shards,
             slices=accumulation_steps,
+            picture=picture,
         )
         learning = {name: count for name, count in rows.items() if _learns(name, settings)}
         if not learning:
@@ -114,7 +130,7 @@ def make_loss_and_gradient(
         learning = {name: len(batch[name]["place"]) for name in PARTS if name in batch}
         layout = Layout(learning, data_shards)
         unet = nnx.merge(networks.unet, frozen["unet"])
-        given = _given(networks, schedule, settings, layout, unet, frozen, batch, key)
+        given = _given(networks, schedule, settings, layout, unet, frozen, batch, key, picture)
         # The student begins when the teacher has ended: weights that each of them gathers are not
         # kept from the one to the other, nor are the activations of both at once.
         weights, given = jax.lax.optimization_barrier((frozen["unet"], given))
@@ -136,7 +152,13 @@ def make_loss_and_gradient(
                     terms["output"] = squared_error(predicted, given.teacher[0])
                 if settings.feature_weight:
                     terms["features"] = feature_errors(seen, given.teacher[1])
-            return total(settings, batch_size, **terms)
+            return total(
+                settings,
+                batch_size,
+                **terms,
+                languages={part: batch[part]["language"] for part in learning},
+                language_count=languages,
+            )
 
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return value, metrics, gradient
@@ -152,6 +174,8 @@ def make_train_step(
     *,
     ema_decay: float = 0.0,
     accumulation_steps: int = 1,
+    languages: int = 1,
+    picture: str = PIXELS,
 ) -> TrainStep:
     """The step as a pure function; `jit_train_step` compiles it.
 
@@ -163,17 +187,21 @@ def make_train_step(
         ema_decay: of the moving average, if the state has one. The first steps average over fewer:
             the decay at step n, from 0, is min(ema_decay, (1 + n) / (10 + n)).
         accumulation_steps: see `make_loss_and_gradient`.
+        languages: likewise.
+        picture: likewise.
 
     Returns:
         train_step(state, frozen, batch, key, *, data_shards=1) -> (state, metrics):
         frozen: of `split_networks`.
         batch: {"native": part, "parallel": part}, a part without rows absent; a part is
             {"pixels": uint8 [b, H, W, 3], "time_ids": int32 [b, 6] (see `data.pipeline.Batch`),
-            "ids": int32 [b, L], "mask": int32 [b, L]}, and of the parallel part also "english_ids"
-            and "english_mask".
+            "ids": int32 [b, L], "mask": int32 [b, L], "language": int32 [b]}, and of the parallel
+            part also "english_ids" and "english_mask". With `parts.MOMENTS` there is "moments" in
+            place of pixels, float32 [b, 2, h, w, C]: mean and log variance, neither sampled nor
+            scaled.
         key: of the whole run; the step folds its number in.
         data_shards: devices that the batch is split over; it changes no value.
-        metrics: scalars, float32: those of `losses.total`, and "grad_norm" before clipping.
+        metrics: float32: those of `losses.total`, and "grad_norm" before clipping.
         It raises ValueError while tracing, for a batch that cannot be.
 
     Raises:
@@ -182,7 +210,12 @@ def make_train_step(
     if not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
     loss_and_gradient = make_loss_and_gradient(
-        networks, schedule, settings, accumulation_steps=accumulation_steps
+        networks,
+        schedule,
+        settings,
+        accumulation_steps=accumulation_steps,
+        languages=languages,
+        picture=picture,
     )
 
     def train_step(
@@ -303,14 +336,18 @@ def _given(
     frozen: Frozen,
     batch: Batch,
     key: PRNGKeyArray,
+    picture: str,
 ) -> _Given:
     """Runs everything but the student's adapter and UNet."""
-    fields = ("pixels", "time_ids", "ids", "mask")
+    fields = (picture, "time_ids", "ids", "mask")
     student = layout.join([{name: batch[part][name] for name in fields} for part in layout.rows])
     empty = frozen["empty"]
 
     vae = nnx.merge(networks.vae, frozen["vae"])
-    mean, logvar = _posterior(vae, student["pixels"])
+    if picture == MOMENTS:
+        mean, logvar = student[MOMENTS][:, 0], student[MOMENTS][:, 1]
+    else:
+        mean, logvar = posterior(vae, student[PIXELS])
     places = {part: batch[part]["place"] for part in layout.rows}
     draws = draw(key, layout, mean.shape[1:], schedule, settings, places)
     latents = vae.config.scaling_factor * (mean + jnp.exp(0.5 * logvar) * draws.posterior)
@@ -342,7 +379,7 @@ def _given(
     )
 
 
-def _posterior(
+def posterior(
     vae: nnx.Module, pixels: UInt8[Array, "B H W 3"]
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
     """Mean and log variance of the latents of the images, unscaled."""

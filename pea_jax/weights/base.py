@@ -1,8 +1,10 @@
 """A base model, the text-to-image model that is taught another language: a diffusers folder."""
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +193,8 @@ def load_base(
     """
     config = read_base_config(name, revision=revision, published_too=abstract)
     tokenizer = read_tokenizer(config, abstract=abstract)
-    upcast = config.unet.pooled_width is not None and config.vae.force_upcast
-    dtypes = {part: jnp.float32 if part == "vae" and upcast else dtype for part in config.stems}
-    files: dict[str, list[Path]] = {}
-    for half in (True, False):
-        stems = {p: stem for p, stem in config.stems.items() if prefers_half(dtypes[p]) == half}
-        if stems and not abstract:
-            files |= fetch_weights(name, stems, half=half, revision=revision)
+    dtypes = _dtypes(config, dtype)
+    files = {} if abstract else _fetch(name, config, dtypes, config.stems, revision)
     sharding = None if mesh is None else parallel.parameter_sharding(mesh)
 
     def load(part: str, build: Callable[..., nnx.Module], ignore: tuple[str, ...] = ()) -> Any:
@@ -231,6 +228,69 @@ def load_base(
         zero_empty_prompt=config.zero_empty_prompt,
         folder=config.folder,
     )
+
+
+def load_vae(
+    name: str | Path,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+) -> VAE:
+    """The VAE of `load_base` alone, by the same arguments.
+
+    Raises:
+      ValueError: as for `load_base`.
+    """
+    config = read_base_config(name, revision=revision)
+    dtypes = _dtypes(config, dtype)
+    build = functools.partial(
+        VAE, config.vae, rngs=OneKey(), dtype=dtypes["vae"], param_dtype=dtypes["vae"]
+    )
+    files = _fetch(name, config, dtypes, ["vae"], revision)["vae"]
+    sharding = None if mesh is None else parallel.parameter_sharding(mesh)
+    return load_module(build, files, sharding=sharding)
+
+
+def hash_vae(
+    name: str | Path, *, dtype: DTypeLike = jnp.float32, revision: str | None = None
+) -> str:
+    """What tells the VAE of `load_vae` from others: SHA-256 of its weight files and its config.
+
+    The fp16 file of a VAE and its full one differ in it, as they do in what they encode.
+
+    Raises:
+      ValueError: as for `load_base`.
+    """
+    config = read_base_config(name, revision=revision)
+    digest = hashlib.sha256()
+    for file in _fetch(name, config, _dtypes(config, dtype), ["vae"], revision)["vae"]:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    digest.update(json.dumps(asdict(config.vae), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _dtypes(config: BaseConfig, dtype: DTypeLike) -> dict[str, DTypeLike]:
+    """Of every part, where `dtype` is asked for; see `load_base` on SDXL's VAE."""
+    upcast = config.unet.pooled_width is not None and config.vae.force_upcast
+    return {part: jnp.float32 if part == "vae" and upcast else dtype for part in config.stems}
+
+
+def _fetch(
+    name: str | Path,
+    config: BaseConfig,
+    dtypes: Mapping[str, DTypeLike],
+    parts: Iterable[str],
+    revision: str | None,
+) -> dict[str, list[Path]]:
+    """The weight files of some parts."""
+    files: dict[str, list[Path]] = {}
+    for half in (True, False):
+        stems = {p: config.stems[p] for p in parts if prefers_half(dtypes[p]) == half}
+        if stems:
+            files |= fetch_weights(name, stems, half=half, revision=revision)
+    return files
 
 
 def _class_of(index: Mapping[str, Any], part: str) -> str | None:

@@ -81,7 +81,7 @@ def test_a_batch_holds_both_parts_in_exact_numbers(source, load):
             arrays = {name: (array.shape, array.dtype) for name, array in batch[part].items()}
             tokens = {"ids": ((size, 6), np.int32), "mask": ((size, 6), np.int32)}
             picture = {"pixels": ((size, 8, 8, 3), np.uint8), "time_ids": ((size, 6), np.int32)}
-            expected = picture | tokens
+            expected = picture | tokens | {"language": ((size,), np.int32)}
             if part == "parallel":
                 expected |= {f"english_{name}": form for name, form in tokens.items()}
             assert arrays == expected
@@ -154,8 +154,9 @@ def test_the_seed_alone_decides_the_order(source, load):
     assert len(set(map(tuple, others))) == 3
     # The parts are shuffled apart: with as many rows of each, places would otherwise agree.
     loader = load(source, native_batch=1, parallel_batch=1, languages=None)
-    orders = [part.order for part in loader._fetch.parts]
-    assert [orders[0][n] for n in range(13)] != [orders[1][n] for n in range(13)]
+    streams = [part.streams[0][0] for part in loader._fetch.plan.parts]
+    orders = [[stream.order[n] for n in range(13)] for stream in streams]
+    assert orders[0] != orders[1]
 
 
 def test_only_chosen_languages_are_taken(source, load):
@@ -165,6 +166,17 @@ def test_only_chosen_languages_are_taken(source, load):
         ja = set(sets.numbers("ja", native))
         assert set(numbers(japanese, part)) == ja
         assert set(numbers(both, part)) == ja | set(ZH[part])
+
+
+@pytest.mark.parametrize("languages", [None, ["ja", "zh"], ["zh", "ja"]])
+def test_batches_tell_the_language_of_every_row(source, load, languages):
+    loader = load(source, languages=languages)
+    assert loader.languages == tuple(languages or ["ja", "zh"])
+    for batch in take(loader, 12):
+        for part, arrays in batch.items():
+            native = part == "native"
+            for number, language in zip(numbers([batch], part), arrays["language"], strict=True):
+                assert number in sets.numbers(loader.languages[language], native)
 
 
 def test_a_state_goes_on_with_the_next_batch_wherever_it_was_taken(source, load):

@@ -20,6 +20,7 @@ from tests.models.random_module import random_module
 
 CHANNELS, TOKENS, WIDTH, LANGUAGE_WIDTH, VOCABULARY = 4, 5, 8, 6, 16
 IMAGE = 8  # side; the fake VAE halves it
+LANGUAGES = 2
 
 #: Options for a compiler that is to be done soon.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -148,6 +149,7 @@ def make_batch(native: int, parallel: int, *, image: int = IMAGE, vocabulary: in
         pixels = generator.integers(0, 256, (rows, image, image, 3), dtype=np.uint8)
         time_ids = np.array([[image, image, 0, 0, image, image]] * rows, np.int32)
         batch[name] = {"pixels": pixels, "time_ids": time_ids, "ids": ids, "mask": mask}
+        batch[name]["language"] = np.arange(rows, dtype=np.int32) % LANGUAGES
     if parallel:
         ids, mask = tokens(parallel)
         batch["parallel"] |= {"english_ids": ids, "english_mask": mask}

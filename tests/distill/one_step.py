@@ -49,7 +49,12 @@ def one_step(name, data, fsdp, accumulation_steps=1):
         frozen["unet"] = _kernels_alone_are_split(frozen["unet"], mesh)
     before = _flat(state.params)
     train_step = make_train_step(
-        networks, fakes.schedule(), SETTINGS, tx, accumulation_steps=accumulation_steps
+        networks,
+        fakes.schedule(),
+        SETTINGS,
+        tx,
+        accumulation_steps=accumulation_steps,
+        languages=fakes.LANGUAGES,
     )
     step = jit_train_step(train_step, mesh, gathering=own)
     compiled = step.lower(state, frozen, batch, KEY).compile(fakes.QUICK)

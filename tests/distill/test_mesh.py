@@ -54,7 +54,8 @@ def test_only_weights_and_gradients_are_sent_between_devices(name, data, fsdp, s
     assert sent == {}
     assert gathered <= weights
     assert bool(gathered) == (fsdp > 1)
-    assert summed <= trained | _empty_prompt_shapes(params) | {()}
+    by_language = canonical((fakes.LANGUAGES,))
+    assert summed <= trained | _empty_prompt_shapes(params) | {(), by_language}
 
 
 def _empty_prompt_shapes(params):

@@ -32,7 +32,8 @@ KEY = jax.random.key(11)
 def literal_loss(adapter_params, modules, batch, settings, schedule, key):
     """method.md's formula with its masks: every row has a student, a teacher and a target.
 
-    Native rows get the empty prompt for an English caption, which z then masks.
+    Native rows get the empty prompt for an English caption, which z then masks. Returns the loss,
+    and (its terms, the loss of each row).
     """
     empty = fakes.empty_prompt()
     rows = {name: part["pixels"].shape[0] for name, part in batch.items()}
@@ -81,7 +82,12 @@ def literal_loss(adapter_params, modules, batch, settings, schedule, key):
         "loss_feature": sum(jnp.mean(to_teacher * mse(f_s[k], f_t[k])) for k in f_s),
     }
     weights = (settings.native_weight, settings.output_weight, settings.feature_weight)
-    return sum(w * term for w, term in zip(weights, terms.values(), strict=True)), terms
+    return sum(w * term for w, term in zip(weights, terms.values(), strict=True)), (
+        terms,
+        weights[0] * to_image * mse(e_s, wanted)
+        + weights[1] * to_teacher * mse(e_s, e_t)
+        + weights[2] * to_teacher * sum(mse(f_s[k], f_t[k]) for k in f_s),
+    )
 
 
 CASES = {
@@ -120,7 +126,7 @@ def test_loss_and_gradient_are_those_of_the_formula(case):
     loss, metrics, gradient = ours(params, frozen, batch, KEY, data_shards=shards)
 
     literal = jax.value_and_grad(literal_loss, has_aux=True)
-    (wanted, terms), wanted_gradient = fakes.quick(
+    (wanted, (terms, _)), wanted_gradient = fakes.quick(
         lambda params, batch: literal(params, modules, batch, settings, schedule, KEY)
     )(params, batch)
 
@@ -136,6 +142,46 @@ def test_loss_and_gradient_are_those_of_the_formula(case):
     for got, want in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted_gradient), strict=True):
         assert float(jnp.abs(want).max()) > 1e-6
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("slices", [1, 2])
+def test_the_loss_of_a_language_is_that_of_its_rows_one_by_one(case, slices):
+    """Sums and counts, of the rows that a term applies to, each with its terms' weights."""
+    native, count, settings, prediction_type = CASES[case]
+    schedule = fakes.schedule(prediction_type)
+    modules = fakes.modules()
+    networks, params, frozen = split_networks(**modules, empty=fakes.empty_prompt())
+    batch = fakes.make_batch(native, count)
+    spoken = {"native": [2, 0, 2, 0], "parallel": [0, 0, 2, 2]}  # nothing is said in language 1
+    for name, part in batch.items():
+        part["language"] = np.array(spoken[name][: len(part["ids"])], np.int32)
+
+    def literal(params, batch):
+        return literal_loss(params, modules, batch, settings, schedule, KEY)[1][1]
+
+    step = make_loss_and_gradient(
+        networks, schedule, settings, accumulation_steps=slices, languages=3
+    )
+    metrics = fakes.quick(step)(params, frozen, batch, KEY)[1]
+    losses = iter(np.asarray(fakes.quick(literal)(params, batch), np.float64))
+    sums, rows = np.zeros(3), np.zeros(3)
+    for name, part in batch.items():
+        for language in part["language"]:
+            loss = next(losses)
+            if name == "parallel" or settings.native_weight:
+                sums[language] += loss
+                rows[language] += 1
+    np.testing.assert_array_equal(metrics["language_rows"], rows)
+    np.testing.assert_allclose(metrics["language_loss"], sums, rtol=2e-5)
+    assert (sums > 0).tolist() == [True, False, True]
+    # All of them together are the loss, but for rows that nothing is learnt from.
+    np.testing.assert_allclose(sums.sum() / (native + count), metrics["loss"], rtol=2e-5)
+
+
+def test_one_language_is_not_told_apart():
+    _, metrics = traced_calls(DistillSettings(), 2, 4)
+    assert not {name for name in metrics if name.startswith("language")}
 
 
 def traced_calls(settings, native, count):

@@ -160,6 +160,7 @@ def make_batch(family):
         pixels = generator.integers(0, 256, (rows, IMAGE, IMAGE, 3), dtype=np.uint8)
         time_ids = generator.integers(0, 1000, (rows, 6), dtype=np.int32)
         batch[name] = {"pixels": pixels, "time_ids": time_ids, "ids": ids[1:], "mask": mask[1:]}
+        batch[name]["language"] = np.zeros(rows, np.int32)
     # Ids of two towers lie side by side; here they differ in their padding, as SDXL's do.
     sides = [tokens(np.random.default_rng(9), PARALLEL + 1, padding=2 - i) for i in range(towers)]
     english_ids, english_mask = (np.concatenate(side, axis=1) for side in zip(*sides, strict=True))
