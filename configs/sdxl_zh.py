@@ -3,8 +3,9 @@
     pea-jax train --config configs/sdxl_zh.py --workdir runs/sdxl_zh --config.data.data_dir=DIR
 
 Needs a data set as configs/sd15_zh.py does. Adapter: 6,033,408 parameters, the "6M" of the paper.
-The authors stopped after about 50,000 steps of 240 rows on 24 GPUs, at pictures of about 640x640
-pixels; images are sampled at 1024. With fewer devices lower data.batch_size and
+The authors stopped after about 50,000 steps of 240 rows on 24 GPUs, at pictures of nine aspects and
+about 640x640 pixels; images are sampled at 1024. Each aspect compiles a program of its own;
+--config.data.buckets='()' trains on squares alone. With fewer devices lower data.batch_size and
 data.native_batch_size together, and the learning rate with them; model.remat and mesh.fsdp save
 memory.
 """
@@ -12,6 +13,7 @@ memory.
 from ml_collections import ConfigDict
 
 from configs import base
+from pea_jax.data import buckets
 
 
 def get_config() -> ConfigDict:
@@ -24,6 +26,7 @@ def get_config() -> ConfigDict:
 
     config.data.dataset = "laion_wukong"
     config.data.image_size = 640
+    config.data.buckets = buckets.SDXL
     config.data.batch_size = 240
     config.data.native_batch_size = 48
 
