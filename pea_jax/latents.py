@@ -31,6 +31,7 @@ from pea_jax.data.buckets import Bucket, allot
 from pea_jax.data.executors import Hosts, Run, in_turn
 from pea_jax.data.parts import Counts
 from pea_jax.data.pipeline import BadImagesError
+from pea_jax.data.plan import problems
 from pea_jax.data.source import Source
 from pea_jax.distill.step import posterior
 from pea_jax.models.vae import VAE
@@ -96,6 +97,9 @@ def make(config: ConfigDict, pixels: Source, dtype: DTypeLike) -> AnyPath:
       BadImagesError: more pictures can't be read than `data.max_bad_images`.
       ValueError: as for `recipe_of` and `builder.build`, or no row to encode.
     """
+    data = config.data
+    if wrong := problems(data.buckets, data.crop, data.languages, data.language_weights):
+        raise ValueError("; ".join(wrong))
     recipe = recipe_of(config, pixels.folder.parent.name, dtype)
     rows, sizes = allotted(pixels, recipe, _buckets(config))
     base = read_base_config(config.model.base)
@@ -120,10 +124,10 @@ def make(config: ConfigDict, pixels: Source, dtype: DTypeLike) -> AnyPath:
         def progress(done: int, parts: int, counts: Counts) -> None:
             del done, parts
             bad = sum(counts.rejected.values())
-            if bad > config.data.max_bad_images:
+            if bad > data.max_bad_images:
                 raise BadImagesError(
                     f"{bad} images in {pixels.folder} can't be read, at most "
-                    f"{config.data.max_bad_images} are accepted"
+                    f"{data.max_bad_images} are accepted"
                 )
             bar.update(counts.kept + bad)
 

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +109,7 @@ def build(
         folder = folder.absolute()
     wanted = recipes.as_json(recipe)
     _check_names(name, splits)
+    parts.remove_orphans(folder.parent)
     if not is_built(folder):
         try:
             _Build(folder, splits, wanted, form, run, progress or _no_progress).make(description)
@@ -187,20 +187,27 @@ class _Build:
 
     def _begin(self) -> None:
         """Have a folder for the parts, which says what they are of."""
+        parts.remove_orphans(self.top)
         plan = self.top / _PLAN
-        if storage.is_bucket(self.top):
-            if not plan.exists():
+        if storage.held(self.top) == [_PLAN] and recipes.read(plan) != self._plan():
+            _remove(self.top)  # nothing came of it
+        if not plan.exists():
+            if storage.is_bucket(plan):
                 recipes.write(plan, self._plan())
-        elif self.top.exists():
-            parts.remove_orphans(self.top)
-        else:
-            self.top.parent.mkdir(parents=True, exist_ok=True)
-            with parts.drafts(self.top.parent, self.top.name) as draft:
-                recipes.write(draft / _PLAN, self._plan())
-                # Of two at once, one is first.
-                with contextlib.suppress(OSError):
-                    draft.rename(self.top)
+            else:
+                self._begin_on_disk()
         self._check_plan()
+
+    def _begin_on_disk(self) -> None:
+        self.top.parent.mkdir(parents=True, exist_ok=True)
+        with parts.drafts(self.top.parent, "unfinished") as draft:
+            recipes.write(draft / _PLAN, self._plan())
+            try:
+                draft.rename(self.top)
+            except OSError:
+                # Of two at once, one is first.
+                if not self.top.is_dir():
+                    raise
 
     def _check_plan(self) -> None:
         """The parts are of this set."""
@@ -373,13 +380,11 @@ def _place(piece: tuple[AnyPath, AnyPath, int]) -> None:
 
 
 def _remove(top: AnyPath) -> None:
-    """Removes the parts of a set that is whole; another process may be at it, too."""
+    """Removes the folder of the parts; another process may be at it, too."""
     if storage.is_bucket(top):
         with contextlib.suppress(FileNotFoundError):
             top.rmtree(missing_ok=True)
     elif top.exists():
         # Who still writes to it must not find it any more.
-        gone = Path(tempfile.mkdtemp(dir=top.parent, prefix=f".{top.name}."))
-        with contextlib.suppress(FileNotFoundError):
+        with parts.drafts(top.parent, "unfinished") as gone, contextlib.suppress(FileNotFoundError):
             top.rename(gone / top.name)
-        shutil.rmtree(gone)

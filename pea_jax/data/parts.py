@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from pea_jax import storage
@@ -163,12 +165,14 @@ def drafts(top: AnyPath, name: str) -> Iterator[Path]:
         yield folder
 
 
-def remove_orphans(top: Path) -> None:
+def remove_orphans(top: AnyPath) -> None:
     """Remove the drafts of processes of this host that are gone: they were killed."""
-    for draft in top.glob(".*"):
-        _, _, *host, process, _ = draft.name.split(".")
-        if ".".join(host) == socket.gethostname() and not _runs(int(process)):
-            shutil.rmtree(draft, ignore_errors=True)
+    if storage.is_bucket(top):
+        return
+    for name in storage.held(top):
+        named = re.fullmatch(r"\.[\w-]+\.(.+)\.(\d+)\.\w+", name)
+        if named and named[1] == socket.gethostname() and not _runs(int(named[2])):
+            shutil.rmtree(top / name, ignore_errors=True)
 
 
 def _runs(process: int) -> bool:
@@ -257,6 +261,7 @@ def _write_rows(
 ) -> np.ndarray:
     """Writes records and keys; returns the index."""
     features, seen = form.features(), set()
+    serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
     with writing(folder / RECORDS) as write, (folder / KEYS).open("w") as keys:
 
         def kept() -> Iterator[tuple]:
@@ -268,7 +273,9 @@ def _write_rows(
                     report.reject(reason, row.key)
                     continue
                 record = schema.index_record(row)
-                write(features.serialize_example(form.to_example(row)))
+                example = serializer.get_tf_example(features.encode_example(form.to_example(row)))
+                # The same bytes whoever makes the part, and when.
+                write(example.SerializeToString(deterministic=True))
                 keys.write(json.dumps(row.key) + "\n")
                 seen.add(row.key)
                 report.kept += 1

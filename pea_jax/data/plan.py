@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import numpy as np
@@ -218,7 +219,7 @@ def _warn_of_few(
 
 
 def problems(
-    buckets: Sequence[Bucket],
+    buckets: Sequence[Any],
     crop: str,
     languages: Sequence[str],
     language_weights: Sequence[float],

@@ -144,13 +144,13 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """Hex digits that tell this split from others: of its rows' keys and sizes, and of its
+        """16 hex digits that tell this split from others: of its rows' keys and sizes, and of its
         report, which has a digest of the records.
         """
         digest = hashlib.sha256(np.ascontiguousarray(self.index).view(np.uint8).data)
         report = json.loads(builder.report_file(self.folder).read_text("utf-8"))[self.split]
         digest.update(json.dumps(report, sort_keys=True).encode())
-        return digest.hexdigest()
+        return digest.hexdigest()[:16]
 
     @cached_property
     def languages(self) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ import pytest
 
 from pea_jax import cli, parallel, run
 from pea_jax.chips import Chip
-from pea_jax.data import buckets
 from pea_jax.preflight import preflight, tune
 from pea_jax.preflight.programs import Target
 from pea_jax.preflight.roofline import Report
@@ -219,9 +218,3 @@ def test_tune_names_the_fastest_that_fits(config, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "--config.data.batch_size=120 --config.data.native_batch_size=64" in said
     assert "--config.model.remat=blocks" in said
-
-
-def test_the_papers_buckets():
-    assert sum(buckets.SDXL.values()) == pytest.approx(1, abs=1e-3)
-    assert all(height % 64 == width % 64 == 0 for height, width in buckets.SDXL)
-    assert buckets.largest(buckets.SDXL) == (640, 640)
