@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pea_jax import latents as encoding
-from pea_jax import parallel, storage
+from pea_jax import pace, parallel, storage
 from pea_jax.config import UsageError, model_dtype
 from pea_jax.data import executors
 from pea_jax.data.builder import build, report_file
@@ -39,6 +39,7 @@ def prepare(
     workers: int | None = None,
     beam_pipeline_options: str | None = None,
     latents: bool = False,
+    benchmark: bool = False,
 ) -> None:
     """Makes the data set of `config.data`, unless it is there, and says what it holds.
 
@@ -49,6 +50,7 @@ def prepare(
       beam_pipeline_options: of the Apache Beam pipeline that makes it instead; see
         `executors.beam_options`.
       latents: make the set of its latents, too.
+      benchmark: then read it as training would, for a while, and say how fast that is.
 
     Raises:
       UsageError: both workers and Beam.
@@ -73,6 +75,8 @@ def prepare(
         print(f"  {language}: {paired} parallel rows, {native} native rows")
     if latents:
         _make_latents(config, source)
+    if benchmark:
+        pace.show(config)
 
 
 def _make_latents(config: ConfigDict, source: Source) -> None:

@@ -58,6 +58,7 @@ VERBS = {
             _number("workers", "processes of this machine that make it; 1 by default"),
             _text("beam_pipeline_options", "NAME=VALUE,... of an Apache Beam pipeline to make it"),
             _switch("latents", "and keep what the VAE makes of its pictures, for data.latents"),
+            _switch("benchmark", "then read it as training does, and print images/s of that alone"),
         ),
         required=("config",),
         note="It needs no workdir.",
