@@ -232,7 +232,7 @@ def test_the_pixels_are_not_needed_but_must_be_the_same_where_they_are(models, d
     run.build(made).loader.close()
     with pytest.raises(DatasetError, match="no data set 'few'"):
         prepare.prepare(made, latents=True)
-    rows = [sets.row(number) for number in range(40)]
+    rows = [sets.row(number, native=number % 2 == 1) for number in range(40)]
     builder.build(tmp_path / "data", "few", {"train": [lambda: rows]})
     for refused in (lambda: run.build(made), lambda: prepare.prepare(made, latents=True)):
         with pytest.raises(ValueError, match=r'pixels: "\w{16}" there, "\w{16}" now') as error:
