@@ -17,9 +17,10 @@ from pea_jax import latents as encoding
 from pea_jax import pace, parallel, storage
 from pea_jax.config import UsageError, model_dtype
 from pea_jax.data import executors
-from pea_jax.data.builder import build, report_file
+from pea_jax.data.builder import build
 from pea_jax.data.captions import Cleaning
 from pea_jax.data.filters import Filters
+from pea_jax.data.layout import report_file
 from pea_jax.data.mapping import FieldMapping
 from pea_jax.data.origins import hugging_face, tables, tars, tfds_sets
 from pea_jax.data.origins.record import RecordShard

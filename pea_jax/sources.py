@@ -8,7 +8,7 @@ from pea_jax import latents as encoding
 from pea_jax import storage
 from pea_jax.config import model_dtype
 from pea_jax.data import latents as latent_sets
-from pea_jax.data.builder import folder_of, is_built
+from pea_jax.data.layout import folder_of, is_built
 from pea_jax.data.pipeline import Loader, Tokenize, make_loader
 from pea_jax.data.source import DatasetError, Source, locate
 from pea_jax.storage import AnyPath

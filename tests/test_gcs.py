@@ -16,7 +16,7 @@ gcsfs = pytest.importorskip("gcsfs")
 
 from pea_jax import checkpoint, cli, saved, storage
 from pea_jax import config as configs
-from pea_jax.data import builder, executors
+from pea_jax.data import builder, executors, layout
 from pea_jax.data.source import DatasetError, Source, locate
 from pea_jax.export import export
 from pea_jax.metrics import MetricWriter, read_metrics
@@ -310,14 +310,14 @@ def test_a_set_in_a_bucket_is_that_on_a_disk_and_goes_on_where_it_was_stopped(
     monkeypatch.setattr(storage, "_AT_ONCE", 1)  # which copies were made is known
     stopped = 0
     for left in range(3, 1000, 4):
-        top = builder.unfinished(builder.folder_of(bucket / "again", "small"))
+        top = layout.unfinished(layout.folder_of(bucket / "again", "small"))
         done = {name for name in storage.held(top) if (top / name / "report.json").is_file()}
         (tmp_path / "diary").unlink(missing_ok=True)
         try:
             folder = build(bucket / "again")
         except KeyboardInterrupt:
             stopped += 1
-            assert not builder.is_built(builder.folder_of(bucket / "again", "small"))
+            assert not layout.is_built(layout.folder_of(bucket / "again", "small"))
         for number in shards.read(tmp_path / "diary", "begin"):
             assert f"train-{number:05d}" not in done
         if left > 0:  # it was not stopped

@@ -17,7 +17,7 @@ from flax import nnx
 from PIL import Image
 
 from pea_jax import latents, parallel, prepare, run, train
-from pea_jax.data import builder, images, schema
+from pea_jax.data import builder, images, layout, schema
 from pea_jax.data.latents import LatentSource
 from pea_jax.data.pipeline import BadImagesError
 from pea_jax.data.source import DatasetError
@@ -94,7 +94,7 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path):
     pixels = prepare.open_split("photos", tmp_path)
     numbers = [number for number in range(len(pixels)) if number not in (5, 17)]
     assert len(source) == len(numbers)
-    report = json.loads(builder.report_file(source.folder).read_text())["train"]
+    report = json.loads(layout.report_file(source.folder).read_text())["train"]
     assert report["rejected"] == {latents.UNREADABLE: 2}
     assert report["examples"] == {latents.UNREADABLE: ["row5", "row17"]}
     assert len(report["files"]) == 3

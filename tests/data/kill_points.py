@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pea_jax.data import builder, parts
+from pea_jax.data import builder, layout, parts
 from tests.data import shards
 
 #: Everything that changes the disk, or looks at it.
@@ -64,14 +64,14 @@ def main(folder: Path, count: int) -> None:
         place, diary = folder / "place", folder / f"diary{point}"
         task = lambda: build(place, diary)  # noqa: B023, E731
         assert forked(lambda: counting(place, task, point)) == signal.SIGKILL  # noqa: B023
-        unfinished = builder.unfinished(builder.folder_of(place, "small"))
+        unfinished = layout.unfinished(layout.folder_of(place, "small"))
         done = sorted(
             number
             for number in range(len(shards.KEYS))
             if parts.Part(str(unfinished), f"train-{number:05d}").is_done()
         )
         begun = len(shards.read(diary, "begin"))
-        if builder.is_built(builder.folder_of(place, "small")):
+        if layout.is_built(layout.folder_of(place, "small")):
             done = list(range(len(shards.KEYS)))
         assert forked(task) == 0
         again = shards.read(diary, "begin")[begun:]

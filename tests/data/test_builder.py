@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pea_jax.data import builder
+from pea_jax.data import builder, layout
 from pea_jax.data.parts import Counts
 from pea_jax.data.source import Source, locate
 from tests.data import sets, shards
@@ -51,7 +51,7 @@ def test_rows_that_say_nothing_are_rejected_and_counted(tmp_path):
     folder = builder.build(tmp_path, "small", splits)
     source = Source(folder, "train")
     assert [source[number].key for number in range(len(source))] == ["row0", "row4"]
-    report = json.loads(builder.report_file(folder).read_text())["train"]
+    report = json.loads(layout.report_file(folder).read_text())["train"]
     assert report["kept"] == 2
     assert report["rejected"] == {
         "caption is missing": 9,
@@ -121,7 +121,7 @@ def test_two_processes_that_build_the_same_set_at_once_make_one(tmp_path):
         while time.time() < float(sys.argv[2]):
             pass
         folder = builder.build(sys.argv[1], "small", shards.splits())
-        assert builder.is_built(folder)
+        assert layout.is_built(folder)
     """
     expected = shards.contents(builder.build(tmp_path / "one", "small", shards.splits()))
     for turn in range(3):
@@ -180,7 +180,7 @@ def test_of_rows_with_one_key_the_first_is_kept(tmp_path):
     # The pictures are those of the first rows: 10 * shard + place.
     numbers = [0, 1, 3, 10, 12, 20, 21, 22, 50, 52]
     assert [source[number].image for number in range(10)] == [sets.png(n) for n in numbers]
-    report = json.loads(builder.report_file(folder).read_text())["train"]
+    report = json.loads(layout.report_file(folder).read_text())["train"]
     assert report["kept"] == 10
     assert report["rejected"] == {"is no image": 6, "key occurs more than once": 6}
     assert report["examples"]["key occurs more than once"] == ["a", "b", "g", "f", "a"]
@@ -194,7 +194,7 @@ def test_of_rows_with_one_key_the_first_good_one_is_kept(tmp_path):
     splits = {"train": [lambda rows=rows: rows for rows in made]}
     folder = builder.build(tmp_path, "small", splits)
     assert [Source(folder, "train")[0].caption] == ["c2"]
-    assert builder.report_file(folder).read_text().count("row1") == 2
+    assert layout.report_file(folder).read_text().count("row1") == 2
 
 
 def test_progress_begins_with_what_is_done(tmp_path):
@@ -237,7 +237,7 @@ def test_another_recipe_is_refused_and_nothing_changed(tmp_path):
         build(other)
     assert shards.contents(tmp_path) == before
     folder = build(recipe)
-    assert json.loads(builder.recipe_file(folder).read_text()) == recipe
+    assert json.loads(layout.recipe_file(folder).read_text()) == recipe
     before = shards.contents(tmp_path)
     assert build(recipe) == build(None) == folder
     with pytest.raises(ValueError, match=rf"small/1\.0\.0 {told}"):
@@ -308,7 +308,7 @@ def test_drafts_of_processes_that_are_gone_are_removed(tmp_path):
 
 
 def test_a_folder_in_the_way_is_named(tmp_path):
-    (tmp_path / "small" / builder.VERSION).mkdir(parents=True)
+    (tmp_path / "small" / layout.VERSION).mkdir(parents=True)
     with pytest.raises(ValueError, match="in the way"):
         builder.build(tmp_path, "small", {"train": [lambda: [sets.row(1)]]})
 

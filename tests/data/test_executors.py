@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pea_jax.data import builder, executors
+from pea_jax.data import builder, executors, layout
 from pea_jax.data.parts import Job, Making, Part
 from tests.data import sets, shards
 
@@ -74,7 +74,7 @@ def test_hosts_share_the_parts_and_the_first_puts_the_set_together(tmp_path, exp
         hosts = executors.Hosts(index, 3, lambda name: barriers[name].wait())
         folder = build(tmp_path / "data", run)
         hosts.end()
-        assert builder.is_built(folder)
+        assert layout.is_built(folder)
         return folder
 
     with ThreadPoolExecutor(3) as pool:
