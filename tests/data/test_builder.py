@@ -115,7 +115,7 @@ def test_two_processes_that_build_the_same_set_at_once_make_one(tmp_path):
     program = """
         import sys, time
         from pathlib import Path
-        from pea_jax.data import builder
+        from pea_jax.data import builder, layout
         from tests.data import shards
 
         while time.time() < float(sys.argv[2]):
