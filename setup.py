@@ -22,8 +22,12 @@ DEPENDENCIES = [
     # Data.
     "grain>=0.2.18",  # shuffling, shards, workers, an iterator that can be checkpointed
     "tensorflow-datasets>=4.9.10",  # ArrayRecord data sets; works without TensorFlow
+    "array_record>=0.8",  # writes the records of a data set, one by one
     "importlib_resources>=6",  # tensorflow-datasets imports it but does not declare it
     "pillow>=11",  # decoding, resizing and writing images
+    "pyarrow>=25",  # tables in Parquet
+    "opencc>=1.4",  # simplified Chinese of traditional Chinese
+    "regex>=2026.11",  # the scripts of Unicode
     # Files of trained models.
     "safetensors>=0.8",  # the one trusted format of weights
     "huggingface_hub>=1.31",  # fetching a repository by its name
@@ -48,6 +52,10 @@ EXTRAS = {
     "pickles": ["torch>=2.13"],
     # Workdirs and outputs in buckets of Google Cloud Storage: gs://bucket/run.
     "gcs": ["gcsfs>=2026.4"],
+    # Data sets of Hugging Face as an origin of `pea-jax prepare`.
+    "datasets": ["datasets>=5.2"],
+    # Building data sets on Dataflow, Flink and the other runners of Apache Beam.
+    "beam": ["apache-beam>=2.77"],
     # What `make test` and `make lint` need, but for PyTorch (see `parity`).
     "test": [
         "pytest>=8",
@@ -56,9 +64,12 @@ EXTRAS = {
         "ruff==0.17.6",  # pinned: a formatter's output changes between releases
         "import-linter>=2.3",  # the layers of pyproject.toml
         "pyyaml>=6",  # reads the manifests of launch/
+        "scikit-image>=0.26",  # photographs that come in its wheel, for tests of real pictures
+        "datasets>=5.2",  # tests/data/origins/test_sets.py
         # tests/test_gcs.py: a storage that answers as a bucket does, and what buckets take.
         "gcp-storage-emulator>=2026.7",
         "gcsfs>=2026.4",
+        "apache-beam>=2.77",  # tests/data/test_executors.py builds on its local runner
     ],
     # The reference of tests/parity and the target of the export. A plain PyTorch from PyPI brings
     # gigabytes of CUDA on Linux: the Makefile installs the CPU build.

@@ -3,7 +3,8 @@
 Any field can be set on the command line: --config.optim.learning_rate=1e-4.
 
 A workdir keeps the config it was begun with, and refuses another; free to change when a run goes
-on are the groups train, sample, evaluate and mesh, and data.{data_dir,workers,max_bad_images}.
+on are the groups prepare, train, sample, evaluate and mesh, and
+data.{data_dir,workers,max_bad_images}.
 """
 
 from ml_collections import ConfigDict
@@ -74,6 +75,67 @@ def get_config() -> ConfigDict:
     config.data.latents = False
     # What they are kept in: "float32", or "float16" at half the size.
     config.data.latents_dtype = "float32"
+
+    config.prepare = ConfigDict()
+    # What `pea-jax prepare` makes data.dataset of: "tars" (webdataset, as img2dataset writes them),
+    # "table" (JSONL, CSV or Parquet beside the pictures), "hugging_face" (a set of the package
+    # `datasets`) or "tfds"; "" makes no set but tinyworld. See docs/data.md.
+    config.prepare.origin = ""
+    config.prepare.where = ConfigDict()
+    # What each split is made of: files or folders, also gs://BUCKET/..., with {00000..00099}, {a,b}
+    # and *; or names of sets, NAME or NAME#SPLIT. A split of nothing is not made.
+    config.prepare.where.train = ()
+    config.prepare.where.test = ()
+    # The column of the picture, in a table and in a set: its path beside the table, or its bytes.
+    config.prepare.image = "image"
+    # Rows that are read together and make one file; a tar makes one file always.
+    config.prepare.rows_per_shard = 10_000
+
+    config.prepare.mapping = ConfigDict()
+    # "official" takes captions by the keys of the authors' tars: caption_ori* where it is Chinese
+    # makes a native row, else caption_zh and caption_en a parallel one; the fields of captions,
+    # language and native below then stay as they are. "" goes by these.
+    config.prepare.mapping.preset = ""
+    # What names a row for good: {name} of the sample, {shard} of its file, or any {FIELD}. Of
+    # rows with the same key one is kept.
+    config.prepare.mapping.key = "{shard}/{name}"
+    # Fields of the caption and of its English counterpart, the first that is not blank counts.
+    # A field in a field is "texts.zh" or "captions.0"; that of a txt in a tar is "txt".
+    config.prepare.mapping.caption = ("caption", "txt")
+    config.prepare.mapping.caption_en = ()
+    # Of all captions, a BCP 47 code; or "" and the field that holds it.
+    config.prepare.mapping.language = "zh"
+    config.prepare.mapping.language_field = ""
+    # Which rows are native: "unpaired" (those without an English caption), "always", "never"; or ""
+    # and the field that says so.
+    config.prepare.mapping.native = "unpaired"
+    config.prepare.mapping.native_field = ""
+    # Fields of the scores that filters ask for.
+    config.prepare.mapping.aesthetic = "aesthetic_score"
+    config.prepare.mapping.watermark = "watermark"
+
+    config.prepare.captions = ConfigDict()
+    # Native Chinese captions keep Chinese characters, digits and some punctuation alone, and become
+    # simplified Chinese.
+    config.prepare.captions.strip_native = True
+    config.prepare.captions.simplify = True
+    # Of a caption's letters, how many at least are of its language's script; 0 takes any caption.
+    config.prepare.captions.min_script_share = 0.3
+
+    config.prepare.filters = ConfigDict()
+    # Of captions; () takes all.
+    config.prepare.filters.languages = ()
+    # Height times width in pixels, and the longer side over the shorter one (0: any).
+    config.prepare.filters.min_area = 0
+    config.prepare.filters.max_aspect = 0.0
+    # Of parallel rows alone; 0 and 1 take any, also rows without a score.
+    config.prepare.filters.min_aesthetic = 0.0
+    config.prepare.filters.max_watermark = 1.0
+    # Characters of a caption when it is clean, and of the English one of parallel rows; 0: any.
+    config.prepare.filters.min_characters = 1
+    config.prepare.filters.max_characters = 0
+    config.prepare.filters.min_characters_en = 1
+    config.prepare.filters.max_characters_en = 0
 
     config.distill = ConfigDict()
     # Native rows learn by the diffusion loss and parallel rows from the teacher. False: all rows
@@ -155,8 +217,8 @@ def get_config() -> ConfigDict:
     config.sample.seed = 0
 
     config.evaluate = ConfigDict()
-    # Of the prompts; "" takes the first of data.languages.
-    config.evaluate.language = ""
+    # Of the prompts; none takes data.languages.
+    config.evaluate.languages = ()
     # Images a prompt.
     config.evaluate.images_per_prompt = 1
     # Prompts of each set; 0 takes all.

@@ -31,6 +31,7 @@ CONFIG_FILE = "config.json"
 #: Fields, and groups of fields, that may differ between the sittings of one run: none of them
 #: changes what a step computes. Everything else makes it another run, with another workdir.
 MAY_CHANGE = (
+    "prepare",
     "train",
     "sample",
     "evaluate",

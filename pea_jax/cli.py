@@ -4,7 +4,6 @@ Importing this module, and asking for help, imports no jax: a task is loaded whe
 """
 
 import contextlib
-import dataclasses
 import difflib
 import importlib
 import logging
@@ -13,7 +12,7 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -23,8 +22,7 @@ from ml_collections import ConfigDict
 from pea_jax import config as configs
 from pea_jax import storage
 from pea_jax.storage import AnyPath
-
-Define = Callable[[flags.FlagValues], object]
+from pea_jax.verbs import VERBS, define, own_flags
 
 _PACKAGE = Path(__file__).parent
 
@@ -33,115 +31,6 @@ _LOGGERS = ("pea_jax", "absl", "jax", "orbax", "grain", "gcsfs", "fsspec", "goog
 
 #: How many of a message's lines are shown without --debug.
 _SHOWN_LINES = 9
-
-
-def _text(name: str, told: str) -> Define:
-    return lambda values: flags.DEFINE_string(name, None, told, flag_values=values)
-
-
-def _texts(name: str, told: str) -> Define:
-    return lambda values: flags.DEFINE_multi_string(name, [], told, flag_values=values)
-
-
-def _number(name: str, told: str) -> Define:
-    return lambda values: flags.DEFINE_integer(name, None, told, flag_values=values)
-
-
-def _switch(name: str, told: str) -> Define:
-    return lambda values: flags.DEFINE_bool(name, False, told, flag_values=values)
-
-
-_STEP = _number("step", "of the checkpoint; the latest by default")
-
-
-@dataclasses.dataclass(frozen=True)
-class Verb:
-    """A task as the command line offers it.
-
-    Attributes:
-        summary: one line.
-        example: what follows `pea-jax VERB`.
-        flags: its own, handed to the task as keyword arguments of the same names.
-        required: those of its flags that must be given.
-        positional: the name of the one argument that is no flag, a path, which the verb takes in
-            place of a config and a workdir.
-        note: what is particular about --config and --workdir.
-    """
-
-    summary: str
-    example: str
-    flags: tuple[Define, ...] = ()
-    required: tuple[str, ...] = ("workdir",)
-    positional: str = ""
-    note: str = "Without --config it is that of the run in the workdir."
-
-
-VERBS = {
-    "prepare": Verb(
-        "make the data set that a config names",
-        "--config configs/tiny_zh.py",
-        (_switch("latents", "and keep what the VAE makes of its pictures, for data.latents"),),
-        required=("config",),
-        note="It needs no workdir.",
-    ),
-    "train": Verb(
-        "distil an adapter; the same command goes on where a run was stopped",
-        "--config configs/tiny_zh.py --workdir runs/x --config.optim.learning_rate=1e-3",
-        (_text("profile", "START:COUNT traces COUNT steps after the first START, for xprof"),),
-        note="A run that was begun needs no --config: it is in the workdir.",
-    ),
-    "sample": Verb(
-        "make images of prompts with a trained adapter",
-        "--workdir runs/x --prompt 一个红色的大圆形 --output images/",
-        (
-            _text("prompts", "a text file, one prompt a line"),
-            _texts("prompt", "a prompt; may be given several times"),
-            _text("output", "the folder to make"),
-            _STEP,
-        ),
-        required=("output",),
-        note="Without --config it is that of the run in the workdir; without --workdir the base "
-        "model is sampled, in English.",
-    ),
-    "evaluate": Verb(
-        "score teacher, untrained and trained adapter, and the translation baseline",
-        "--workdir runs/x",
-        (_text("output", "the folder of eval.json and grid.png; WORKDIR by default"), _STEP),
-    ),
-    "export": Verb(
-        "write the adapter, and a folder that PyTorch diffusers loads",
-        "--workdir runs/x --output exported/",
-        (_text("output", "the folder to make; WORKDIR/export by default"), _STEP),
-    ),
-    "preflight": Verb(
-        "compile a run for devices that need not be here: what fits, and how fast it can be",
-        "--config configs/sdxl_zh.py --topology v5e:4x4",
-        (
-            _text("topology", "a slice of TPUs, such as v5e:4x4, or local for the devices at hand"),
-            _text("task", "train or sample; train by default"),
-            _text("size", "HxW in pixels, commas between several; buckets; largest of these"),
-            _number("batch", "rows a chip; by default what the config makes of its batch"),
-            _switch("tune", "look for the batch and the remat that are fastest"),
-            _switch("json", "print one JSON object"),
-        ),
-        required=("config", "topology"),
-        note="It needs no workdir, no weights, no data, and for a TPU no TPU.",
-    ),
-    "convert": Verb(
-        "read an adapter's file, the authors' or ours, and write the other",
-        "pytorch_model.bin --output adapter/",
-        (
-            _text("output", "the folder to make"),
-            _text("format", "safetensors (ours, with a config.json) or torch; ours by default"),
-            _text("dtype", "float32, float16 or bfloat16; that of the file by default"),
-            _text("language-encoder", "what the adapter was trained with, for config.json"),
-            _text("base", "the model that the adapter was trained for, for config.json"),
-        ),
-        required=("output",),
-        positional="file",
-        note="FILE is a torch pickle, a safetensors file or a folder of `pea-jax export`.",
-    ),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,7 +95,7 @@ def _leave(status: int) -> int:
 
 def parse(verb: str, arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     """The verb's flags, and what is left: the overrides of the config."""
-    values = _define(verb)
+    values = define(verb)
     known = list(values)
     for argument in arguments:
         name = argument.split("=", 1)[0].lstrip("-")
@@ -224,7 +113,7 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
     missing = [name for name in VERBS[verb].required if not values[name].value]
     if missing:
         raise configs.UsageError("expected " + " and ".join(f"--{name}" for name in missing))
-    own = {name.replace("-", "_"): values[name].value for name in _own_flags(verb)}
+    own = {name.replace("-", "_"): values[name].value for name in own_flags(verb)}
     if own.get("output"):
         own["output"] = storage.as_path(own["output"])
     if positional := VERBS[verb].positional:
@@ -266,32 +155,6 @@ def _prompts(sample: ModuleType, file: str | None, prompts: list[str]) -> list[s
     if bool(file) == bool(prompts):
         raise configs.UsageError("expected either --prompts FILE or --prompt TEXT")
     return prompts or sample.read_prompts(storage.as_path(file))
-
-
-def _define(verb: str) -> flags.FlagValues:
-    values = flags.FlagValues()
-    values.set_gnu_getopt()  # flags may follow what is none
-    if not VERBS[verb].positional:
-        flags.DEFINE_string("config", None, "a file such as configs/tiny_zh.py", flag_values=values)
-        flags.DEFINE_string("workdir", None, "the folder of the run", flag_values=values)
-        flags.DEFINE_bool(
-            "distributed",
-            None,
-            "join the processes on the other hosts: on TPU pods, Slurm, Open MPI and Kubernetes",
-            flag_values=values,
-        )
-    for define in VERBS[verb].flags:
-        define(values)
-    flags.DEFINE_bool("debug", False, "show where an error came from", flag_values=values)
-    flags.DEFINE_bool(
-        "verbose", False, "show what the libraries log", short_name="v", flag_values=values
-    )
-    return values
-
-
-def _own_flags(verb: str) -> list[str]:
-    common = {"config", "workdir", "distributed", "debug", "verbose", "v"}
-    return [name for name in _define(verb) if name not in common]
 
 
 def _start_jax(config: ConfigDict, *, distributed: bool | None, preemptible: bool) -> None:
@@ -384,7 +247,7 @@ def _overview() -> str:
 
 
 def _help(verb: str, arguments: Sequence[str]) -> str:
-    values = _define(verb)
+    values = define(verb)
     names = [name for name in values if len(name) > 1]
     width = max(map(len, names)) + len("  --") + 2
     told = []

@@ -4,12 +4,13 @@
     OUTPUT/grid.png    some prompts in rows, what each model makes of them in columns
 
 Two sets of prompts, `general` (figures that every language has a word for) and `native` (motifs
-that a word-for-word translation misses), and four models:
+that a word-for-word translation misses), the same scenes in every language, and four models:
 
-    teacher      the base model, given the English caption
-    untrained    language encoder and a random adapter, given the caption in the language
-    student      language encoder and the trained adapter, given the same
-    translation  the base model, given the Chinese name of a motif word for word in English
+    teacher      the base model, given the captions in English
+    translation  the base model, given the Chinese names of motifs word for word in English, where
+                 Chinese is one of the languages
+    untrained    language encoder and a random adapter, given the captions in the first language
+    student      language encoder and the trained adapter, given them in each language
 """
 
 import dataclasses
@@ -40,14 +41,16 @@ GRID_FILE = "grid.png"
 ABOUT = (
     "Share of images in which the oracle reads what was asked for, over held-out scenes. "
     "Teacher: the English model, given English. Untrained and student: the adapter before and "
-    "after training, given its own language. Translation: the English model, given the motif's "
-    'Chinese name word for word ("bear cat" for a panda). That this baseline fails is by '
+    "after training, given the language of the row. Translation: the English model, given the "
+    'motif\'s Chinese name word for word ("bear cat" for a panda). That this baseline fails is by '
     "construction, the failure that the paper describes: the English side calls the motif "
     "something else."
 )
 
-
-Images = UInt8[np.ndarray, "N H W 3"]
+#: A model, and the language of what it is given.
+Column = tuple[str, str]
+#: By the name of a set of prompts and the column.
+Images = dict[tuple[str, Column], UInt8[np.ndarray, "N H W 3"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +59,12 @@ class PromptSet:
 
     Attributes:
       scenes: what each image should show.
-      texts: by model, the prompts; a model that isn't in it is not asked for these.
-      seeds: of each image, the same for all models.
+      texts: by column, the prompts; a model that isn't in it is not asked for these scenes.
+      seeds: of each image, the same for all columns.
     """
 
     scenes: tuple[Scene, ...]
-    texts: dict[str, list[str]]
+    texts: dict[Column, list[str]]
     seeds: list[int]
 
 
@@ -97,15 +100,13 @@ def evaluate(
         "student": student,
     }
     sets = {name: prompt_set(config, native=name == "native") for name in ("general", "native")}
-    images = {name: _sample(name, models[name], sets, settings) for name in models}
-    results = {
-        name: {
-            model: scores.scene_accuracy(images[model][name], asked.scenes)
-            for model in models
-            if model in asked.texts
-        }
-        for name, asked in sets.items()
-    }
+    images: Images = {}
+    for model, pipeline in models.items():
+        images |= _sample(model, pipeline, sets, settings)
+    results = {name: {} for name in sets}
+    for (name, (model, language)), made in images.items():
+        shares = scores.scene_accuracy(made, sets[name].scenes)
+        results[name].setdefault(language, {})[model] = shares
     results |= {
         "counts": {name: len(asked.scenes) for name, asked in sets.items()},
         "about": ABOUT,
@@ -114,7 +115,7 @@ def evaluate(
             **config.evaluate.to_dict(),
             "base": config.model.base,
             "language_encoder": config.model.language_encoder,
-            "language": _language(config),
+            "languages": list(_languages(config)),
             "step": step,
         },
     }
@@ -122,7 +123,7 @@ def evaluate(
         output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
         storage.replace_text(output / EVAL_FILE, text)
-        picture = draw(sets, images, _language(config))
+        picture = draw(sets, images)
         storage.replace_bytes(output / GRID_FILE, grid.png(picture))
         show(results, Console())
         print(f"{output / EVAL_FILE}\n{output / GRID_FILE}")
@@ -134,34 +135,37 @@ def prompt_set(config: ConfigDict, *, native: bool) -> PromptSet:
 
     Templates of captions take turns, so all are asked for.
     """
-    given, language = config.evaluate, _language(config)
+    given, languages = config.evaluate, _languages(config)
     scenes = splits.scenes("test", native)
     chosen = _spread(scenes, given.prompts or len(scenes))
     rows = [(i, s) for i, s in enumerate(chosen) for _ in range(given.images_per_prompt)]
-    own = [captions.caption(scene, language, i) for i, scene in rows]
-    english = [captions.caption(scene, "en", i) for i, scene in rows]
-    texts = {"teacher": english, "untrained": own, "student": own}
-    if native and language == "zh":
-        texts["translation"] = [captions.literal(scene, i) for i, scene in rows]
+    told = {
+        language: [captions.caption(scene, language, i) for i, scene in rows]
+        for language in dict.fromkeys(("en", *languages))
+    }
+    texts = {("teacher", "en"): told["en"], ("untrained", languages[0]): told[languages[0]]}
+    texts |= {("student", language): told[language] for language in languages}
+    if native and "zh" in languages:
+        texts["translation", "en"] = [captions.literal(scene, i) for i, scene in rows]
     seeds = [given.seed + i for i in range(len(rows))]
     return PromptSet(tuple(scene for _, scene in rows), texts, seeds)
 
 
-def draw(
-    sets: dict[str, PromptSet], images: dict[str, dict[str, Images]], language: str
-) -> Image.Image:
-    """One row a figure: its caption in `language`, the English beside it, what each model drew."""
-    columns = ["teacher", "untrained", "student", "translation"]
-    columns = [name for name in columns if images[name]]
+def draw(sets: dict[str, PromptSet], images: Images) -> Image.Image:
+    """One row a figure: what was said of it on the left, what came of it in each column."""
+    columns = list(dict.fromkeys(column for asked in sets.values() for column in asked.texts))
     rows, told = [], []
     for name, asked in sets.items():
         for index in _one_a_shape(asked.scenes):
-            rows.append([images[c][name][index] if name in images[c] else None for c in columns])
-            lines = [asked.texts["student"][index], asked.texts["teacher"][index]]
-            if "translation" in asked.texts:
-                lines.append(f"translation: {asked.texts['translation'][index]}")
+            cells = [images.get((name, column)) for column in columns]
+            rows.append([None if cell is None else cell[index] for cell in cells])
+            said = {column: texts[index] for column, texts in asked.texts.items()}
+            lines = [text for (model, _), text in said.items() if model == "student"]
+            lines.append(said["teacher", "en"])
+            if ("translation", "en") in said:
+                lines.append(f"translation: {said['translation', 'en']}")
             told.append(lines)
-    return grid.table(rows, headers=columns, captions=told)
+    return grid.table(rows, headers=[" ".join(column) for column in columns], captions=told)
 
 
 def show(results: dict, console: Console) -> None:
@@ -171,24 +175,27 @@ def show(results: dict, console: Console) -> None:
     for header in ("prompts", "model", *attributes):
         table.add_column(header, justify="right" if header in attributes else "left")
     for name, count in results["counts"].items():
-        for model, shares in results[name].items():
-            cells = [f"{shares[attribute]:.2f}" for attribute in attributes]
-            table.add_row(f"{name} ({count})", model, *cells)
+        for language, models in results[name].items():
+            for model, shares in models.items():
+                cells = [f"{shares[attribute]:.2f}" for attribute in attributes]
+                table.add_row(f"{name} ({count})", f"{model} {language}", *cells)
         table.add_section()
     console.print(table)
 
 
-def _language(config: ConfigDict) -> str:
-    return config.evaluate.language or config.data.languages[0]
+def _languages(config: ConfigDict) -> tuple[str, ...]:
+    return config.evaluate.languages or config.data.languages
 
 
 def _check(config: ConfigDict, settings: Settings) -> None:
     problems = []
     if config.data.dataset != "tinyworld":
         problems.append(f"data.dataset: expected tinyworld, got {config.data.dataset}")
-    if _language(config) not in captions.LANGUAGES:
+    unknown = [name for name in _languages(config) if name not in captions.LANGUAGES]
+    if unknown:
+        field = "evaluate.languages" if config.evaluate.languages else "data.languages"
         expected = ", ".join(captions.LANGUAGES)
-        problems.append(f"data.languages: expected one of {expected}, got {_language(config)}")
+        problems.append(f"{field}: expected some of {expected}, got {', '.join(unknown)}")
     if (settings.height, settings.width) != (world.IMAGE_SIZE, world.IMAGE_SIZE):
         problems.append(
             f"sample.height and width: expected {world.IMAGE_SIZE}, "
@@ -204,17 +211,22 @@ def _check(config: ConfigDict, settings: Settings) -> None:
 
 
 def _sample(
-    name: str, pipeline: Pipeline, sets: dict[str, PromptSet], settings: Settings
-) -> dict[str, Images]:
-    """What the model `name` makes of each set that it is asked for, in one go over all."""
-    asked = {key: one for key, one in sets.items() if name in one.texts}
-    prompts = [text for one in asked.values() for text in one.texts[name]]
-    if not prompts:
+    model: str, pipeline: Pipeline, sets: dict[str, PromptSet], settings: Settings
+) -> Images:
+    """What a model makes of each set and language that it is asked for, in one go over all."""
+    asked = {
+        (name, column): (texts, one.seeds)
+        for name, one in sets.items()
+        for column, texts in one.texts.items()
+        if column[0] == model
+    }
+    if not asked:
         return {}
-    seeds = [seed for one in asked.values() for seed in one.seeds]
+    prompts = [text for texts, _ in asked.values() for text in texts]
+    seeds = [seed for _, numbers in asked.values() for seed in numbers]
     batches = pipeline.batches(prompts, settings, seed=seeds)
-    images = np.concatenate(list(progress(batches, len(prompts), name)))
-    ends = np.cumsum([len(one.scenes) for one in asked.values()])
+    images = np.concatenate(list(progress(batches, len(prompts), model)))
+    ends = np.cumsum([len(texts) for texts, _ in asked.values()])
     return dict(zip(asked, np.split(images, ends[:-1]), strict=True))
 
 

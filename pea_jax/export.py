@@ -348,11 +348,15 @@ def _results(file: AnyPath) -> str:
     if not file.is_file():
         return "Not evaluated yet."
     scores = json.loads(file.read_text("utf-8"))
-    sets = {name: scores[name] for name in scores["counts"]}
-    attributes = list(next(iter(next(iter(sets.values())).values())))
+    rows = [
+        (name, f"{model} {language}", shares)
+        for name in scores["counts"]
+        for language, models in scores[name].items()
+        for model, shares in models.items()
+    ]
+    attributes = list(rows[0][-1])
     lines = [["prompts", "model", *attributes], ["---"] * (2 + len(attributes))]
-    for name, models in sets.items():
-        for model, shares in models.items():
-            lines.append([name, model, *(f"{shares[attribute]:.2f}" for attribute in attributes)])
+    for *said, shares in rows:
+        lines.append([*said, *(f"{shares[attribute]:.2f}" for attribute in attributes)])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return f"{scores['about']}\n\n{table}"

@@ -1,104 +1,216 @@
-"""The task that makes a data set, and the one place that finds the set a config names."""
+"""`pea-jax prepare`: make the data set that a config names, and the latents of its pictures."""
 
+import hashlib
 import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from pea_jax import latents as encoding
-from pea_jax import parallel, storage
-from pea_jax.config import model_dtype
-from pea_jax.data import builder
-from pea_jax.data import latents as latent_sets
-from pea_jax.data.builder import folder_of, is_built
-from pea_jax.data.source import DatasetError, Source, locate
+from pea_jax import pace, parallel, storage
+from pea_jax.config import UsageError, model_dtype
+from pea_jax.data import executors
+from pea_jax.data.builder import build, report_file
+from pea_jax.data.captions import Cleaning
+from pea_jax.data.filters import Filters
+from pea_jax.data.mapping import FieldMapping
+from pea_jax.data.origins import hugging_face, tables, tars, tfds_sets
+from pea_jax.data.origins.record import RecordShard
+from pea_jax.data.parts import Counts
+from pea_jax.data.rows import Rows, Rules
+from pea_jax.data.source import Source
+from pea_jax.sources import TINYWORLD, open_split
 from pea_jax.storage import AnyPath
-from pea_jax.tinyworld import dataset as tinyworld
 
-TINYWORLD = "tinyworld"
-
-
-def open_split(dataset: str, data_dir: AnyPath | str, split: str = "train") -> Source:
-    """A split of a data set; tinyworld is built on first use.
-
-    Args:
-      dataset: "tinyworld", or the "name" or "name/version" of a set in `data_dir`.
-      data_dir: holds the prepared sets.
-      split: "train" or "test", or what else the set has.
-
-    Raises:
-      DatasetError: there is no such set or split (a ValueError).
-    """
-    if dataset == TINYWORLD:
-        folder = folder_of(data_dir, tinyworld.name())
-        if not is_built(folder):
-            print(f"building the tinyworld data set in {folder}, once", flush=True)
-            tinyworld.prepare(data_dir)
-    else:
-        folder = locate(data_dir, dataset)
-    return Source(folder, split)
+ORIGINS = ("tars", "table", "hugging_face", "tfds")
 
 
-def open_source(config: ConfigDict, platform: str) -> Source:
-    """The rows that a run reads: with their pictures, or with latents (`data.latents`).
-
-    A set of latents serves without the pixel set; where that is there, it must be the same.
-
-    Args:
-      config: of the run.
-      platform: of its devices, as `parallel.platform` gives it.
-
-    Raises:
-      DatasetError: there is no such set, or it is not of this run (a ValueError).
-    """
-    data = config.data
-    data_dir = storage.as_path(data.data_dir)
-    if not data.latents:
-        return open_split(data.dataset, data_dir)
-    wanted = encoding.recipe_of(
-        config, _name(data.dataset), model_dtype(config.model.dtype, platform)
-    )
-    try:
-        if data.dataset == TINYWORLD:
-            folder = locate(data_dir, tinyworld.name())
-        else:
-            folder = locate(data_dir, data.dataset)
-    except DatasetError:
-        folder = None
-    pixels = None if folder is None else Source(folder, encoding.SPLIT)
-    return latent_sets.find(data_dir, wanted, pixels)
-
-
-def _name(dataset: str) -> str:
-    """What the folder of a set is called."""
-    return tinyworld.name() if dataset == TINYWORLD else dataset.split("/")[0]
-
-
-def prepare(config: ConfigDict, workdir: AnyPath | None = None, *, latents: bool = False) -> None:
+def prepare(
+    config: ConfigDict,
+    workdir: AnyPath | None = None,
+    *,
+    workers: int | None = None,
+    beam_pipeline_options: str | None = None,
+    latents: bool = False,
+    benchmark: bool = False,
+) -> None:
     """Makes the data set of `config.data`, unless it is there, and says what it holds.
 
     Args:
       config: of the run.
       workdir: not used: data sets lie in `data.data_dir`, for every run.
+      workers: processes of this machine that make it; one by default.
+      beam_pipeline_options: of the Apache Beam pipeline that makes it instead; see
+        `executors.beam_options`.
       latents: make the set of its latents, too.
+      benchmark: then read it as training would, for a while, and say how fast that is.
 
     Raises:
-      DatasetError: the set isn't there and isn't one that can be made (a ValueError).
-      ValueError: as for `latents.make`.
+      UsageError: both workers and Beam.
+      ValueError: values that cannot be, files that are not there, or a set that is neither there
+        nor can be made; and as for `latents.make`.
     """
     del workdir
+    if workers is not None and beam_pipeline_options is not None:
+        raise UsageError("expected --workers or --beam_pipeline_options, got both")
+    run = executors.in_turn
+    if beam_pipeline_options is not None:
+        run = executors.on_beam(executors.beam_options(beam_pipeline_options))
+    elif workers is not None:
+        run = executors.processes(workers)
+    if config.prepare.origin:
+        _show_report(_make(config, run), config.data.dataset)
     source = open_split(config.data.dataset, config.data.data_dir)
     print(f"{config.data.dataset} is in {source.folder}:")
     for language in source.languages:
         native = len(source.select(native=True, languages=[language]))
-        parallel_ = len(source.select(native=False, languages=[language]))
-        print(f"  {language}: {parallel_} parallel rows, {native} native rows")
+        paired = len(source.select(native=False, languages=[language]))
+        print(f"  {language}: {paired} parallel rows, {native} native rows")
     if latents:
-        platform = parallel.platform(parallel.make_mesh(devices=jax.local_devices()))
-        folder = encoding.make(config, source, model_dtype(config.model.dtype, platform))
-        report = json.loads(builder.report_file(folder).read_text("utf-8"))[encoding.SPLIT]
-        bad = sum(report["rejected"].values())
-        gigabytes = sum(report["files"].values()) / 1e9
-        print(f"their latents are in {folder}: {report['kept']} rows, {gigabytes:.3g} GB")
-        if bad:
-            print(f"  {bad} pictures could not be read; examples are in report.json")
+        _make_latents(config, source)
+    if benchmark:
+        pace.show(config)
+
+
+def _make_latents(config: ConfigDict, source: Source) -> None:
+    platform = parallel.platform(parallel.make_mesh(devices=jax.local_devices()))
+    folder = encoding.make(config, source, model_dtype(config.model.dtype, platform))
+    report = json.loads(report_file(folder).read_text("utf-8"))[encoding.SPLIT]
+    bad = sum(report["rejected"].values())
+    gigabytes = sum(report["files"].values()) / 1e9
+    print(f"their latents are in {folder}: {report['kept']} rows, {gigabytes:.3g} GB")
+    if bad:
+        print(f"  {bad} pictures could not be read; examples are in report.json")
+
+
+def _make(config: ConfigDict, run: executors.Run) -> AnyPath:
+    """The folder of the set that `config.prepare` describes, which is built where it is missing."""
+    rules = _rules(config)
+    wheres = {split: tuple(where) for split, where in config.prepare.where.items() if where}
+    splits = {split: _shards(config, split, where) for split, where in wheres.items()}
+    _check_apart(splits)
+    with _progress() as progress:
+        return build(
+            storage.as_path(config.data.data_dir),
+            config.data.dataset,
+            {split: [Rows(shard, rules) for shard in found] for split, found in splits.items()},
+            f"Made by pea-jax prepare of {config.prepare.origin}.",
+            recipe=_recipe(config, splits),
+            run=run,
+            progress=progress,
+        )
+
+
+def _rules(config: ConfigDict) -> Rules:
+    """How records become rows; refuses what cannot be, all of it in one raise."""
+    settings, problems, made = config.prepare, [], []
+    if settings.origin not in ORIGINS:
+        problems.append(f"origin: expected one of {ORIGINS}, got {settings.origin!r}")
+    if not settings.where.train:
+        problems.append("where.train: expected a name or more, got none")
+    for split, where in settings.where.items():
+        if wrong := [name for name in where if not isinstance(name, str) or not name]:
+            problems.append(f"where.{split}: expected names, got {wrong[0]!r}")
+    if settings.rows_per_shard < 1:
+        problems.append(f"rows_per_shard: expected 1 or more, got {settings.rows_per_shard}")
+    parts = ((FieldMapping, "mapping"), (Cleaning, "captions"), (Filters, "filters"))
+    for part, name in parts:
+        try:
+            made.append(part(**settings[name]))
+        except ValueError as error:
+            problems.append(str(error))
+    problems = [f"prepare.{problem}" for problem in problems]
+    if config.data.dataset == TINYWORLD:
+        problems.append(f"data.dataset: expected a name for what is made, got {TINYWORLD!r}")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return Rules(*made)
+
+
+def _shards(config: ConfigDict, split: str, where: Sequence[str]) -> Sequence[RecordShard]:
+    settings = config.prepare
+    cut = settings.image, settings.rows_per_shard
+    match settings.origin:
+        case "tars":
+            return tars.shards(where)
+        case "table":
+            return tables.shards(where, *cut)
+        case "hugging_face":
+            return hugging_face.shards(where, split, *cut)
+        case "tfds":
+            return tfds_sets.shards(where, split, *cut, config.data.data_dir)
+
+
+def _check_apart(splits: Mapping[str, Sequence[RecordShard]]) -> None:
+    """No row is in two splits, as far as that is seen from what they are read from."""
+    seen: dict[str, str] = {}
+    for split, shards in splits.items():
+        for source in {shard.source for shard in shards}:
+            if source in seen:
+                raise ValueError(f"{source} is in prepare.where.{seen[source]} and .{split}")
+            seen[source] = split
+
+
+def _recipe(config: ConfigDict, splits: Mapping[str, Sequence[RecordShard]]) -> dict[str, Any]:
+    """What decides which rows the set has: settings, and a digest of what is read."""
+    recipe = config.prepare.to_dict()
+    if config.prepare.origin == "tars":
+        del recipe["image"], recipe["rows_per_shard"]
+    digests = {
+        split: hashlib.sha256("\n".join(map(repr, shards)).encode()).hexdigest()
+        for split, shards in splits.items()
+    }
+    return {**recipe, "names_and_sizes_of_files": digests}
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, Counts], None]]:
+    """A bar of the shards that are done, with rows kept and rejected so far, and rows a second."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("shards, {task.fields[told]}"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("", total=None, told="")
+    begun: list[tuple[float, int]] = []
+
+    def show(done: int, shards: int, counts: Counts) -> None:
+        rejected = sum(counts.rejected.values())
+        rows, now = counts.kept + rejected, time.monotonic()
+        if not begun:
+            begun.append((now, rows))
+            bar.start()
+        seconds = now - begun[0][0]
+        pace = (rows - begun[0][1]) / seconds if seconds else 0.0
+        told = f"{counts.kept:,} kept, {rejected:,} rejected, {pace:,.0f} rows/s"
+        bar.update(task, completed=done, total=shards, told=told)
+
+    try:
+        yield show
+    finally:
+        # What is refused before anything is made has no bar.
+        if begun:
+            bar.stop()
+
+
+def _show_report(folder: AnyPath, name: str) -> None:
+    """Prints what was kept and what was not, and why."""
+    report = json.loads(report_file(folder).read_text(encoding="utf-8"))
+    console = Console()
+    for split, counts in report.items():
+        table = Table("", "rows", "such as", title=f"{name}, {split}")
+        table.columns[1].justify = "right"
+        table.add_row("kept", f"{counts['kept']:,}", "", end_section=True)
+        for reason, count in counts["rejected"].items():
+            table.add_row(reason, f"{count:,}", counts["examples"][reason][0])
+        console.print(table)
+    print(f"more examples are in {report_file(folder)}")

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from pea_jax import chips, optim, parallel, storage
 from pea_jax.config import model_dtype
 from pea_jax.data import buckets, plan
-from pea_jax.data.pipeline import Loader, make_loader
+from pea_jax.data.pipeline import Loader
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.distill.parts import MOMENTS, PIXELS, check_rows, fields
@@ -25,7 +25,7 @@ from pea_jax.distill.state import TrainState, init_train_state, split_networks
 from pea_jax.distill.step import TrainStep, jit_train_step, make_train_step
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.pipeline import Pipeline
-from pea_jax.prepare import open_source
+from pea_jax.sources import open_loader, open_source
 from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
 from pea_jax.weights.base import load_base, read_base_config
 from pea_jax.weights.language import load_language_encoder, read_language_config
@@ -80,24 +80,14 @@ def build(config: ConfigDict) -> Run:
     _check_sizes(config)
     source = open_source(config, parallel.platform(mesh))
     trainer = make_trainer(config, mesh)
-    rows = batch_rows(config, parallel.data_shards(mesh))
-    loader = make_loader(
+    loader = open_loader(
+        config,
         source,
-        native_batch=rows["native"],
-        parallel_batch=rows["parallel"],
-        seed=config.seed,
-        shard_index=parallel.process_index(),
-        shard_count=parallel.process_count(),
+        batch_rows(config, parallel.data_shards(mesh)),
         native_tokenizer=trainer.pipeline.language.tokenizer,
         english_tokenizer=trainer.pipeline.base.tokenizer,
-        image_size=config.data.image_size,
-        buckets=config.data.buckets,
-        crop=config.data.crop,
-        random_flip=config.data.random_flip,
-        languages=config.data.languages,
-        language_weights=config.data.language_weights,
-        workers=config.data.workers,
-        max_bad=config.data.max_bad_images,
+        shard_index=parallel.process_index(),
+        shard_count=parallel.process_count(),
     )
     return Run(
         **{field.name: getattr(trainer, field.name) for field in dataclasses.fields(trainer)},

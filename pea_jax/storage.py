@@ -320,7 +320,7 @@ def each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """`function` of each item, in order; several at once, because a bucket takes its time."""
     items = iter(items)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        while some := list(itertools.islice(items, 4 * _AT_ONCE)):
+        while some := list(itertools.islice(items, _AT_ONCE)):
             yield from pool.map(function, some)
 
 
@@ -332,3 +332,29 @@ def size(file: AnyPath) -> int:
 def held(folder: AnyPath) -> Iterable[str]:
     """Names of what lies in `folder`; none where it is missing."""
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+def sizes(folder: AnyPath) -> dict[str, int | None]:
+    """Names of what lies in `folder`, with the bytes of files, None for folders; none if missing.
+
+    One request to a bucket for many files.
+    """
+    if not is_bucket(folder):
+        if not folder.is_dir():
+            return {}
+        with os.scandir(folder) as entries:
+            return {each.name: None if each.is_dir() else each.stat().st_size for each in entries}
+    import fsspec
+
+    top = str(folder).removeprefix(BUCKETS).rstrip("/")
+    with faults():
+        try:
+            found = fsspec.filesystem("gs").ls(top, detail=True)
+        except FileNotFoundError:
+            return {}
+    named = {each["name"].removeprefix(f"{top}/").rstrip("/"): each for each in found}
+    return {
+        name: None if each["type"] == "directory" else each["size"]
+        for name, each in named.items()
+        if name and "/" not in name
+    }

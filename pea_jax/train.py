@@ -143,6 +143,7 @@ class Report(contextlib.ExitStack):
         rows = sum(batch_rows(config, parallel.data_shards(run.mesh)).values())
         self._run, self._settings, self._workdir = run, settings, workdir
         self._losses: list[float] = []
+        self._compiled = 0
         self._throughput = meters.Throughput(rows, list(run.mesh.devices.flat))
         self.waiting = self._throughput.waiting
         self._languages = meters.LanguageLosses(config.data.languages)
@@ -169,7 +170,7 @@ class Report(contextlib.ExitStack):
         if self._compilations.count > count:
             size = "x".join(str(side) for side in self._run.loader.size(step - 1))
             self.say(f"compiled for {size} in {self._compilations.seconds - seconds:.1f} s")
-            self._throughput.interrupt()
+            self._compiled = step
 
     def step(self, step: int, metrics: Mapping[str, jax.Array], *, timed: bool = True) -> None:
         """Fetch what a step measured, and tell it.
@@ -191,6 +192,9 @@ class Report(contextlib.ExitStack):
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} (its rows: {self._dump(step, seen)})") from None
         self._losses.append(values["loss"])
+        if step <= self._compiled:
+            # The time was that of compiling the next step, or of the first run of a program.
+            self._throughput.interrupt()
         if timed:
             self._throughput.step(self._run.loader.size(step - 1))
         else:

@@ -1,5 +1,4 @@
 import importlib
-import inspect
 import json
 import logging
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 from absl import logging as absl_logging
 
 from pea_jax import checkpoint, cli, config
+from pea_jax.verbs import VERBS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TINY = str(CONFIGS / "tiny_zh.py")
@@ -77,7 +77,7 @@ def test_help_is_short_and_imports_no_jax():
 def test_the_overview_names_every_verb_and_its_example(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    for name, verb in cli.VERBS.items():
+    for name, verb in VERBS.items():
         assert f"  {name} " in out
         assert f"pea-jax {name} {verb.example}" in out
     # Without a verb the same is shown, but nothing was done.
@@ -85,7 +85,7 @@ def test_the_overview_names_every_verb_and_its_example(capsys):
 
 
 #: The verbs that take a config and a workdir.
-OF_RUNS = [name for name, verb in cli.VERBS.items() if not verb.positional]
+OF_RUNS = [name for name, verb in VERBS.items() if not verb.positional]
 
 
 @pytest.mark.parametrize("verb", OF_RUNS)
@@ -108,26 +108,13 @@ def test_help_of_a_verb_without_a_config_tells_its_flags_alone(capsys):
 
 
 def test_an_example_of_every_verb_can_be_parsed():
-    for name, verb in cli.VERBS.items():
+    for name, verb in VERBS.items():
         values, rest = cli.parse(name, verb.example.split())
         assert all(values[flag].value for flag in verb.required), name
         if verb.positional:
             (_,) = rest
             continue
         config.override(config.load(CONFIGS / "tiny_zh.py"), rest)
-
-
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_a_task_takes_the_flags_that_its_verb_offers(verb):
-    task = getattr(importlib.import_module(f"pea_jax.{verb}"), verb)
-    positional = cli.VERBS[verb].positional
-    first = [positional] if positional else ["config", "workdir"]
-    parameters = list(inspect.signature(task).parameters)
-    assert parameters[: len(first)] == first
-    values, _ = cli.parse(verb, [])
-    common = {"config", "workdir", "distributed", "debug", "verbose", "v"}
-    own = set(values) - common - {"prompt"}  # --prompt and --prompts are one argument
-    assert set(parameters[len(first) :]) == {name.replace("-", "_") for name in own}
 
 
 def test_a_task_gets_the_config_with_its_overrides(capsys, task, tmp_path):

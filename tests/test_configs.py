@@ -13,6 +13,7 @@ from pea_jax.checkpoint import MAY_CHANGE
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.sample import sample_settings
+from pea_jax.tinyworld import captions, dataset, splits
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
@@ -25,6 +26,8 @@ WIDTHS = {
     "sdxl_multilingual": (1024, 2048, 1280),
     "ssd1b_zh": (1024, 2048, 1280),
 }
+#: Configs that make a data set, and the config of the run that it is for.
+DATA = {"prepare_laion_wukong": "sdxl_zh"}
 PARAMETERS = {
     "sd15_zh": 7_866_368,
     "sd21_zh": 8_390_656,
@@ -37,7 +40,7 @@ SAMPLED = {"sdxl_zh": 1024, "sdxl_multilingual": 1024, "ssd1b_zh": 1024}
 
 
 def test_there_are_the_configs_that_the_docs_name():
-    assert {*NAMES} == {"base", *WIDTHS, "tiny_zh"}
+    assert {*NAMES} == {"base", *WIDTHS, *DATA, "tiny_zh", "tiny_multilingual"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
@@ -53,7 +56,8 @@ def test_a_config_can_be_run(file):
     _, schedule = optim.make_optimizer(**optimizer)
     last = schedule(made.train.steps)
     assert made.optim.end_learning_rate <= last <= made.optim.learning_rate * (1 + 1e-6)
-    assert sample_settings(made).height == SAMPLED.get(file.stem, made.data.image_size)
+    stem = DATA.get(file.stem, file.stem)
+    assert sample_settings(made).height == SAMPLED.get(stem, made.data.image_size)
     # What config.json gives back is the same config, of the same types.
     assert config.from_json(json.loads(json.dumps(made.to_dict()))) == made
 
@@ -64,18 +68,39 @@ def test_a_config_is_a_short_delta_that_says_how_to_run_it(file):
     docstring = ast.get_docstring(ast.parse(text))
     if file.stem != "base":
         assert len(text.splitlines()) < 60
-        assert f"pea-jax train --config configs/{file.name} --workdir runs/" in docstring
+        command = "prepare" if file.stem in DATA else "train"
+        assert f"pea-jax {command} --config configs/{file.name} --work" in docstring
     # A command that the docstring shows can be given: its flags and fields are there.
     for verb, words in re.findall(r"^    pea-jax (\w+) (.*)$", docstring, re.MULTILINE):
         _, rest = cli.parse(verb, words.split())
         config.override(config.load(file), rest)
 
 
+@pytest.mark.parametrize("name", ["tiny_zh", "tiny_multilingual"])
+def test_sample_prompts_of_tinyworld_are_captions_of_the_languages_that_it_teaches(name):
+    made = config.load(FOLDER / f"{name}.py")
+    languages = {
+        captions.caption(scene, language, template): language
+        for native in (False, True)
+        for split in ("train", "test")
+        for scene in splits.scenes(split, native)
+        for language in made.data.languages
+        for template in range(len(captions.TEMPLATES[language]))
+    }
+    asked = [languages.get(prompt) for prompt in made.train.sample_prompts]
+    assert set(asked) == set(made.data.languages)
+
+
+def test_one_adapter_is_taught_all_languages_of_tinyworld():
+    made = config.load(FOLDER / "tiny_multilingual.py")
+    assert set(made.data.languages) == set(dataset.LANGUAGES)
+
+
 def test_every_field_of_base_is_commented():
     lines = (FOLDER / "base.py").read_text("utf-8").splitlines()
     bare = []
     for number, line in enumerate(lines):
-        if re.match(r"    config\.\w+\.?\w* = (?!ConfigDict)", line):
+        if re.match(r"    config(\.\w+)+ = (?!ConfigDict)", line):
             # A comment covers the fields that follow it without a gap.
             above = number - 1
             while re.match(r"    config\.", lines[above]) and "ConfigDict()" not in lines[above]:

@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import io
 import json
@@ -13,26 +14,32 @@ from pea_jax.tinyworld import captions, splits
 from pea_jax.tinyworld.world import Scene, render
 from tests import tiny, vivid
 
+#: What each caption says, and in which language; none is of two.
 SCENES = {
-    captions.caption(scene, language, template): scene
+    captions.caption(scene, language, template): (scene, language)
     for native in (False, True)
     for scene in splits.scenes("test", native)
-    for language in ("en", "zh")
+    for language in captions.LANGUAGES
     for template in range(4)
 }
 
 
-class Draughtsman(Pipeline):
-    """Draws what it is told, in the one language that it knows, without a network."""
+#: A quarter of the scenes is in fog, where the draughtsman gets every size wrong.
+GOOD = {"all": 0.75, "shape": 1.0, "colour": 1.0, "size": 0.75, "background": 1.0}
 
-    def __init__(self, knows):
+
+class Draughtsman(Pipeline):
+    """Draws what it is told, in the languages that it knows, without a network."""
+
+    def __init__(self, *knows):
         object.__setattr__(self, "knows", knows)
+        object.__setattr__(self, "asked", [])
 
     def english(self):
         return Draughtsman("en")
 
     def with_adapter(self, adapter):
-        return Draughtsman("nothing")
+        return Draughtsman()
 
     def batches(self, prompts, settings, *, seed):
         assert len(seed) == len(prompts)
@@ -41,9 +48,9 @@ class Draughtsman(Pipeline):
         yield from np.array_split(images, 3)
 
     def _draw(self, prompt):
-        scene = SCENES.get(prompt)
-        told = "zh" if any(ord(char) > 0x2E80 for char in prompt) else "en"
-        if scene is None or told != self.knows:
+        scene, language = SCENES.get(prompt, (None, None))
+        self.asked.append(language)
+        if language not in self.knows:
             return np.full((64, 64, 3), 90, np.uint8)
         if scene.background == "fog":
             scene = dataclasses.replace(scene, size="small" if scene.size == "large" else "large")
@@ -67,16 +74,15 @@ def test_scores_go_to_the_right_model_and_set(config, drawn, tmp_path, capsys):
     results = evaluate.evaluate(config, tmp_path)
     assert results == json.loads((tmp_path / "eval.json").read_text())
 
-    # A quarter of the scenes is in fog, where the draughtsman gets every size wrong.
-    good = {"all": 0.75, "shape": 1.0, "colour": 1.0, "size": 0.75, "background": 1.0}
-    assert results["general"]["teacher"] == results["general"]["student"] == good
-    assert results["native"]["teacher"] == results["native"]["student"] == good
-    assert results["general"]["untrained"]["all"] == 0
-    assert results["native"]["untrained"]["all"] == 0
-    assert results["native"]["translation"]["all"] == 0
-    assert "translation" not in results["general"]
+    for name in ("general", "native"):
+        assert results[name]["en"]["teacher"] == results[name]["zh"]["student"] == GOOD
+        assert results[name]["zh"]["untrained"]["all"] == 0
+        assert list(results[name]) == ["en", "zh"]
+    assert results["native"]["en"]["translation"]["all"] == 0
+    assert "translation" not in results["general"]["en"]
     assert results["counts"] == {"general": 64, "native": 48}
     assert results["settings"]["step"] == 7
+    assert results["settings"]["languages"] == ["zh"]
 
     told = capsys.readouterr().out
     assert "0.75" in told
@@ -86,9 +92,39 @@ def test_scores_go_to_the_right_model_and_set(config, drawn, tmp_path, capsys):
         assert picture.height > 14 * 128
 
 
+def test_each_language_is_scored_for_itself(config, drawn, monkeypatch, tmp_path):
+    """Those of the run, unless others are named; English is asked for once, not once a language."""
+    student, english = Draughtsman("zh", "it"), Draughtsman("en")
+    monkeypatch.setattr(evaluate, "load_pipeline", lambda config, adapter: student)
+    monkeypatch.setattr(Draughtsman, "english", lambda self: english)
+    config.evaluate.prompts = 8
+    config.data.languages = ("ko", "zh", "it")
+    results = evaluate.evaluate(config, tmp_path)
+    for name in ("general", "native"):
+        assert list(results[name]) == ["en", "ko", "zh", "it"]
+        teacher = results[name]["en"]["teacher"]
+        assert teacher["all"] > 0
+        assert results[name]["zh"] == results[name]["it"] == {"student": teacher}
+        # A random adapter is asked for in one language: it speaks none.
+        assert [results[name]["ko"][model]["all"] for model in ("untrained", "student")] == [0, 0]
+    assert collections.Counter(student.asked) == {"ko": 16, "zh": 16, "it": 16}
+    # And what a dictionary makes of the eight native prompts' Chinese.
+    assert collections.Counter(english.asked) == {"en": 16, None: 8}
+    with Image.open(tmp_path / "grid.png") as picture:
+        # English, the untrained adapter, three languages and the translation, beside the captions.
+        assert picture.width > 6 * 128
+
+    config.evaluate.languages = ("it", "ja")
+    results = evaluate.evaluate(config, tmp_path / "again")
+    assert list(results["general"]) == ["en", "it", "ja"]
+    assert "translation" not in results["native"]["en"]
+    assert results["settings"]["languages"] == ["it", "ja"]
+
+
 def test_prompts_are_held_out_scenes_with_their_captions(config):
     config.evaluate.images_per_prompt = 2
     config.evaluate.prompts = 12
+    config.evaluate.languages = ("ru", "zh")
     general = evaluate.prompt_set(config, native=False)
     native = evaluate.prompt_set(config, native=True)
     for asked, is_native in ((general, False), (native, True)):
@@ -96,18 +132,16 @@ def test_prompts_are_held_out_scenes_with_their_captions(config):
         assert set(asked.scenes) <= set(splits.scenes("test", is_native))
         assert len(set(asked.scenes)) == 12
         for index, scene in enumerate(asked.scenes):
-            assert SCENES[asked.texts["student"][index]] == scene
-            assert SCENES[asked.texts["teacher"][index]] == scene
-        assert asked.texts["untrained"] == asked.texts["student"]
+            assert SCENES[asked.texts["student", "zh"][index]] == (scene, "zh")
+            assert SCENES[asked.texts["student", "ru"][index]] == (scene, "ru")
+            assert SCENES[asked.texts["teacher", "en"][index]] == (scene, "en")
+        assert asked.texts["untrained", "ru"] == asked.texts["student", "ru"]
         assert len({scene.shape for scene in asked.scenes}) >= 6
-    assert "translation" not in general.texts
-    assert native.texts["translation"][0] == captions.literal(native.scenes[0], 0)
-
     # Word for word is only known from Chinese.
-    config.data.languages = ("ru",)
-    russian = evaluate.prompt_set(config, native=True)
-    assert "translation" not in russian.texts
-    assert russian.texts["student"][0] == captions.caption(russian.scenes[0], "ru", 0)
+    assert ("translation", "en") not in general.texts
+    assert native.texts["translation", "en"][0] == captions.literal(native.scenes[0], 0)
+    config.evaluate.languages = ("ru",)
+    assert ("translation", "en") not in evaluate.prompt_set(config, native=True).texts
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -130,22 +164,32 @@ def test_grid_takes_what_there_is():
 def test_table_holds_every_model(config):
     shares = dict.fromkeys(("all", "shape", "colour", "size", "background"), 0.125)
     results = {
-        "general": {"teacher": shares, "student": shares},
-        "native": {"translation": shares},
+        "general": {"en": {"teacher": shares}, "ru": {"student": shares}},
+        "native": {"en": {"translation": shares}},
         "counts": {"general": 64, "native": 48},
         "about": "What it means.",
     }
     screen = io.StringIO()
-    evaluate.show(results, Console(file=screen, width=100))
-    for part in ("general (64)", "native (48)", "teacher", "translation", "0.12", "What it means"):
-        assert part in screen.getvalue()
+    evaluate.show(results, Console(file=screen, width=80))
+    rows = [line.replace("│", " ").split() for line in screen.getvalue().splitlines()]
+    for said in (
+        "general (64) teacher en",
+        "general (64) student ru",
+        "native (48) translation en",
+    ):
+        assert [*said.split(), *["0.12"] * 5] in rows
+    assert "What it means" in screen.getvalue()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"data.dataset": "laion"}, "data.dataset: expected tinyworld, got laion"),
-        ({"data.languages": ("fr",)}, "data.languages: expected one of en, zh, .*, got fr"),
+        ({"data.languages": ("fr",)}, "data.languages: expected some of en, zh, .*, got fr"),
+        (
+            {"evaluate.languages": ("zh", "fr", "de")},
+            "evaluate.languages: expected some of en, zh, .*, got fr, de",
+        ),
         ({"sample.height": 32}, "sample.height and width: expected 64, got 32 and 64"),
         ({"evaluate.images_per_prompt": 0}, "images_per_prompt: expected 1 or more, got 0"),
     ],

@@ -185,8 +185,8 @@ def test_model_card(config, models, trained, tmp_path):
 
     shares = {"all": 0.5, "shape": 0.875}
     scores = {
-        "general": {"teacher": shares},
-        "native": {"student": shares},
+        "general": {"en": {"teacher": shares}},
+        "native": {"zh": {"student": shares}, "ru": {"student": shares}},
         "counts": {"general": 64, "native": 48},
         "about": "What it means.",
     }
@@ -200,4 +200,5 @@ def test_model_card(config, models, trained, tmp_path):
     assert "base_model:" not in card
     assert "What it means." in card
     assert "| prompts | model | all | shape |" in card
-    assert "| native | student | 0.50 | 0.88 |" in card
+    assert "| general | teacher en | 0.50 | 0.88 |" in card
+    assert "| native | student ru | 0.50 | 0.88 |" in card

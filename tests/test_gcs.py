@@ -15,14 +15,17 @@ emulator = pytest.importorskip("gcp_storage_emulator.server", reason="no gcp-sto
 gcsfs = pytest.importorskip("gcsfs")
 
 from pea_jax import checkpoint, cli, saved, storage
+from pea_jax import config as configs
 from pea_jax.data import builder, executors
 from pea_jax.data.source import DatasetError, Source, locate
 from pea_jax.export import export
 from pea_jax.metrics import MetricWriter, read_metrics
+from pea_jax.prepare import prepare
 from pea_jax.sample import sample
 from pea_jax.train import train
 from tests import tiny
 from tests.data import shards
+from tests.data.photographs import crop, dumped, encoded, write_tar
 from tests.test_checkpoint import ADAPTER, blank, make_state, numbers, save
 
 
@@ -250,6 +253,42 @@ def test_a_data_set_is_built_into_a_bucket_and_read_there(bucket, data_dir):
         Source(there.folder, "train")
 
 
+def test_a_data_set_is_made_of_tars_and_tables_in_a_bucket(bucket, tmp_path, rng):
+    pictures = [encoded(crop(rng)) for _ in range(4)]
+    text = dumped({"caption": "一只猫", "caption_en": "a cat"})
+    for number, picture in enumerate(pictures[:2]):
+        tar = write_tar(tmp_path / "x.tar", [("0.jpg", picture), ("0.json", text)])
+        storage.upload(tar.parent, bucket / "tars" / f"{number}")
+    for number, picture in enumerate(pictures[2:]):
+        (bucket / "table" / f"{number}.jpg").write_bytes(picture)
+    (bucket / "table" / "t.csv").write_bytes(
+        "image,caption,caption_en\n0.jpg,一只猫,a cat\n1.jpg,一只猫,a cat\n".encode()
+    )
+
+    def made(name: str, origin: str, where: str) -> list[tuple[str, bytes]]:
+        config = configs.load(Path(__file__).parents[1] / "configs" / "base.py")
+        fields = {
+            "data.dataset": name,
+            "data.data_dir": str(bucket / "data"),
+            "prepare.origin": origin,
+            "prepare.where.train": (f"{bucket}/{where}",),
+            "prepare.mapping.caption_en": ("caption_en",),
+            "prepare.rows_per_shard": 1,
+        }
+        config.update_from_flattened_dict(fields)
+        prepare(config)
+        source = Source(locate(bucket / "data", name), "train")
+        return [(source[number].key, source[number].image) for number in range(len(source))]
+
+    assert made("tars", "tars", "tars/{0..1}/*.tar") == [
+        ("0/x/0", pictures[0]),
+        ("1/x/0", pictures[1]),
+    ]
+    assert made("table", "table", "table") == [("t/0", pictures[2]), ("t/1", pictures[3])]
+    with pytest.raises(ValueError, match=r"no file .*tars/2\.tar"):
+        made("none", "tars", "tars/2.tar")
+
+
 def test_a_set_in_a_bucket_is_that_on_a_disk_and_goes_on_where_it_was_stopped(
     bucket, tmp_path, monkeypatch
 ):
@@ -270,10 +309,10 @@ def test_a_set_in_a_bucket_is_that_on_a_disk_and_goes_on_where_it_was_stopped(
     monkeypatch.setattr(storage, "copy", copy)
     monkeypatch.setattr(storage, "_AT_ONCE", 1)  # which copies were made is known
     stopped = 0
-    for left in range(5, 1000, 7):
+    for left in range(3, 1000, 4):
         top = builder.unfinished(builder.folder_of(bucket / "again", "small"))
         done = {name for name in storage.held(top) if (top / name / "report.json").is_file()}
-        (tmp_path / "diary").unlink()
+        (tmp_path / "diary").unlink(missing_ok=True)
         try:
             folder = build(bucket / "again")
         except KeyboardInterrupt:

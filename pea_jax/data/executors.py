@@ -5,6 +5,7 @@ Beam.
 import contextlib
 import functools
 import importlib.util
+import io
 import itertools
 import multiprocessing
 import os
@@ -235,11 +236,12 @@ def on_beam(options: Sequence[str]) -> Run:
       options: of the pipeline, as on a command line: "--runner=DataflowRunner", ...
 
     Raises:
-      ValueError: Apache Beam is not installed.
+      ValueError: Apache Beam is not installed, or knows no such option.
       WorkerError (when run): the pipeline failed, or its parts are not to be seen from here.
     """
     if importlib.util.find_spec("apache_beam") is None:
         raise ValueError("Apache Beam is not installed: pip install 'pea-jax[beam]'")
+    _check_options(options)
 
     def run(jobs: Sequence[Job]) -> Iterator[int]:
         if not jobs:
@@ -260,6 +262,20 @@ def on_beam(options: Sequence[str]) -> Run:
             )
 
     return run
+
+
+def _check_options(options: Sequence[str]) -> None:
+    """Beam itself passes over options that it doesn't know: the pipeline would run elsewhere."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            given = PipelineOptions(list(options)).get_all_options(retain_unknown_options=True)
+    except SystemExit:
+        raise ValueError(f"options of Beam: {said.getvalue().splitlines()[-1]}") from None
+    if unknown := sorted(given.keys() - PipelineOptions([]).get_all_options().keys()):
+        raise ValueError(f"options of Beam: it knows no {', no '.join(unknown)}")
 
 
 class _Pipeline:

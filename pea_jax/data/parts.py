@@ -157,7 +157,7 @@ def drafts(top: AnyPath, name: str) -> Iterator[Path]:
     folder for temporary files. What is left in it at the end is removed.
     """
     place = None if storage.is_bucket(top) else top
-    prefix = f".{name}.{socket.gethostname()}.{os.getpid()}."
+    prefix = f".pea_jax-{name}.{socket.gethostname()}.{os.getpid()}."
     with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as draft:
         # One level down: the draft itself is for its owner's eyes alone.
         folder = Path(draft) / "folder"
@@ -167,12 +167,11 @@ def drafts(top: AnyPath, name: str) -> Iterator[Path]:
 
 def remove_orphans(top: AnyPath) -> None:
     """Remove the drafts of processes of this host that are gone: they were killed."""
-    if storage.is_bucket(top):
-        return
-    for name in storage.held(top):
-        named = re.fullmatch(r"\.[\w-]+\.(.+)\.(\d+)\.\w+", name)
+    place = Path(tempfile.gettempdir()) if storage.is_bucket(top) else top
+    for name in storage.held(place):
+        named = re.fullmatch(r"\.pea_jax-[\w-]+\.(.+)\.(\d+)\.\w+", name)
         if named and named[1] == socket.gethostname() and not _runs(int(named[2])):
-            shutil.rmtree(top / name, ignore_errors=True)
+            shutil.rmtree(place / name, ignore_errors=True)
 
 
 def _runs(process: int) -> bool:
@@ -193,11 +192,20 @@ def sync(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def faults() -> Iterator[None]:
+    """Tell in one line what ArrayRecord tells by a RuntimeError, such as of a disk that is full."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise storage.StorageError(" ".join(str(error).split())) from error
+
+
+@contextlib.contextmanager
 def writing(file: Path) -> Iterator[Callable[[bytes], None]]:
     """A function that writes one record to an ArrayRecord file.
 
     Raises:
-      OSError: the file does not hold what was written, as on a disk that is full.
+      StorageError: the file can't be written, or does not hold what was written.
     """
     # Groups of one, as TFDS writes them: rows are read at random.
     writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
@@ -205,16 +213,22 @@ def writing(file: Path) -> Iterator[Callable[[bytes], None]]:
 
     def write(record: bytes) -> None:
         nonlocal written
-        writer.write(record)
+        with faults():
+            writer.write(record)
         written += 1
 
     try:
         yield write
-    finally:
+    except BaseException:
+        with contextlib.suppress(RuntimeError):
+            writer.close()
+        raise
+    with faults():
         writer.close()
-    with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
-        if reader.num_records() != written:
-            raise OSError(f"{file} holds {reader.num_records()} of {written} records")
+        with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
+            held = reader.num_records()
+    if held != written:
+        raise storage.StorageError(f"{file} holds {held} of {written} records")
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,7 @@ from pea_jax.weights.locate import (
     read_json,
     resolve,
 )
-from pea_jax.weights.tokenizer import (
-    AnyTokenizer,
-    BlankTokenizer,
-    JoinedTokenizer,
-    Tokenizer,
-)
+from pea_jax.weights.tokenizer import AnyTokenizer, BlankTokenizer, Tokenizer, join
 
 #: The classes that a model_index.json may name for a part.
 _UNET, _VAE = ("UNet2DConditionModel",), ("AutoencoderKL",)
@@ -154,6 +149,19 @@ def read_base_config(
     return config
 
 
+def read_tokenizer(config: BaseConfig, *, abstract: bool = False) -> AnyTokenizer:
+    """The tokenizer of the text side; of two towers, both at once. An abstract one is blank."""
+    towers = zip(config.tokenizers, config.text_encoders.values(), strict=True)
+    return join(
+        [
+            BlankTokenizer(tower.max_position_embeddings)
+            if abstract
+            else Tokenizer.from_folder(config.folder / part, tower.max_position_embeddings)
+            for part, tower in towers
+        ]
+    )
+
+
 def load_base(
     name: str | Path,
     *,
@@ -184,12 +192,7 @@ def load_base(
       ValueError: as for `read_base_config`, or weights that are missing or don't fit.
     """
     config = read_base_config(name, revision=revision, published_too=abstract)
-    tokenizers = [
-        BlankTokenizer(tower.max_position_embeddings)
-        if abstract
-        else Tokenizer.from_folder(config.folder / part, tower.max_position_embeddings)
-        for part, tower in zip(config.tokenizers, config.text_encoders.values(), strict=True)
-    ]
+    tokenizer = read_tokenizer(config, abstract=abstract)
     dtypes = _dtypes(config, dtype)
     files = {} if abstract else _fetch(name, config, dtypes, config.stems, revision)
     sharding = None if mesh is None else parallel.parameter_sharding(mesh)
@@ -220,7 +223,7 @@ def load_base(
         unet=load("unet", unet),
         vae=load("vae", functools.partial(VAE, config.vae)),
         text_encoder=EnglishText(towers),
-        tokenizer=tokenizers[0] if len(tokenizers) == 1 else JoinedTokenizer(tokenizers),
+        tokenizer=tokenizer,
         schedule=config.schedule,
         zero_empty_prompt=config.zero_empty_prompt,
         folder=config.folder,

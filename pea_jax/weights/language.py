@@ -14,12 +14,7 @@ from pea_jax.weights.encoders import Published, Tower, TowerConfig, read_publish
 from pea_jax.weights.errors import WeightsError
 from pea_jax.weights.load import abstract_module, load_module
 from pea_jax.weights.locate import prefers_half
-from pea_jax.weights.tokenizer import (
-    AnyTokenizer,
-    BlankTokenizer,
-    JoinedTokenizer,
-    Tokenizer,
-)
+from pea_jax.weights.tokenizer import AnyTokenizer, BlankTokenizer, Tokenizer, join
 
 
 @dataclass(frozen=True)
@@ -143,7 +138,7 @@ def load_language_encoder(
     lengths = tuple(tokenizer.max_length for tokenizer in tokenizers)
     return LanguageEncoder(
         ConcatenatedTowers(towers, lengths),
-        JoinedTokenizer(tokenizers),
+        join(tokenizers),
         config.width,
         config.folders,
     )

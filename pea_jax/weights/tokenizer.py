@@ -256,3 +256,8 @@ class JoinedTokenizer:
 
 
 AnyTokenizer = Tokenizer | BlankTokenizer | JoinedTokenizer
+
+
+def join(tokenizers: Sequence[Tokenizer | BlankTokenizer]) -> AnyTokenizer:
+    """One tokenizer of several; the only one as it is."""
+    return tokenizers[0] if len(tokenizers) == 1 else JoinedTokenizer(tokenizers)

@@ -293,14 +293,14 @@ def test_drafts_of_processes_that_are_gone_are_removed(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     names = [
-        (f".train-00002.{host}.{gone.pid}.a_b1", False),
-        (f".train-00002.{host}.{os.getpid()}.a_b2", True),
-        (f".train-00002.{host}.elsewhere.{gone.pid}.a_b3", True),
+        (f".pea_jax-train-00002.{host}.{gone.pid}.a_b1", False),
+        (f".pea_jax-train-00002.{host}.{os.getpid()}.a_b2", True),
+        (f".pea_jax-train-00002.{host}.elsewhere.{gone.pid}.a_b3", True),
         (".nfs0001", True),
     ]
     for name, _ in names:
         (top / name).mkdir()
-    (top.parent / f".unfinished.{host}.{gone.pid}.a_b4").mkdir()
+    (top.parent / f".pea_jax-unfinished.{host}.{gone.pid}.a_b4").mkdir()
     with pytest.raises(ValueError, match="is broken"):
         builder.build(tmp_path, "small", shards.splits(fail=1))
     assert [(name, (top / name).exists()) for name, _ in names] == names

@@ -148,11 +148,11 @@ def _raises_what_cannot_be_pickled():
     yield
 
 
-@pytest.mark.parametrize("run", [executors.processes(1), executors.on_beam([])])
-def test_a_shard_that_cannot_be_pickled_is_told(tmp_path, run):
+@pytest.mark.parametrize("others", [executors.processes, lambda _: executors.on_beam([])])
+def test_a_shard_that_cannot_be_pickled_is_told(tmp_path, others):
     splits = {"train": [lambda: [sets.row(1)]]}
     with pytest.raises(ValueError, match=r"part train-00000 .* can't be pickled: .*lambda"):
-        builder.build(tmp_path, "small", splits, run=run)
+        builder.build(tmp_path, "small", splits, run=others(1))
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -183,10 +183,14 @@ def test_workers_end_with_the_first_process(tmp_path, how, expected):
     assert shards.contents(build(tmp_path / "data", executors.in_turn)) == expected
 
 
-def test_beam_makes_the_same_set(tmp_path, expected):
-    folder = build(tmp_path / "data", executors.on_beam(executors.beam_options(LOCAL)))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_beam_makes_the_same_set(tmp_path, expected, workers):
+    others = f",direct_running_mode=multi_processing,direct_num_workers={workers}"
+    options = executors.beam_options(LOCAL + (others if workers else ""))
+    folder = build(tmp_path / "data", executors.on_beam(options))
     assert shards.contents(folder) == expected
     assert os.listdir(folder.parent) == ["1.0.0"]
+    assert (os.getpid() in shards.workers(tmp_path / "diary")) == (not workers)
 
 
 def test_what_a_shard_raises_on_beam_is_told_in_a_line_and_the_rest_goes_on(tmp_path, expected):
@@ -218,6 +222,15 @@ def test_beam_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setattr(executors.importlib.util, "find_spec", missing)
     with pytest.raises(ValueError, match=r"pip install 'pea-jax\[beam\]'"):
         executors.on_beam([])
+
+
+def test_options_that_beam_does_not_know_are_refused():
+    for text, told in [
+        ("runer=DataflowRunner,project=x,odd", "knows no odd, no runer"),
+        ("num_workers=many", "num_workers.*invalid int value.*many"),
+    ]:
+        with pytest.raises(ValueError, match=f"options of Beam: .*{told}"):
+            executors.on_beam(executors.beam_options(text))
 
 
 def test_options_of_beam_are_read_as_tfds_reads_them():

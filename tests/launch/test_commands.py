@@ -9,6 +9,7 @@ import yaml
 
 from configs import base
 from pea_jax import cli, config
+from pea_jax.verbs import VERBS
 from tests.launch.conftest import POD, POD_SETTINGS, ROOT, commands
 
 LAUNCH = ROOT / "launch"
@@ -45,7 +46,7 @@ def check(words):
     """
     verb, *arguments = words
     values, rest = cli.parse(verb, arguments)
-    missing = [name for name in cli.VERBS[verb].required if not values[name].value]
+    missing = [name for name in VERBS[verb].required if not values[name].value]
     assert not missing, missing
     file = values["config"].value
     config.override(config.load(ROOT / file) if file else base.get_config(), rest)

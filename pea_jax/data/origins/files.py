@@ -1,0 +1,136 @@
+"""The files that names stand for: {00000..00099}, {a,b}, *, folders; on disks and in buckets."""
+
+import fnmatch
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from pea_jax import storage
+from pea_jax.storage import AnyPath
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to read.
+
+    Attributes:
+      path: of it, also in a bucket.
+      label: its path below the folder that all files of the split have in common, without its
+        ending: the same wherever that folder lies.
+      size: in bytes.
+    """
+
+    path: str = field(repr=False)
+    label: str
+    size: int
+
+
+def expand(pattern: str) -> list[str]:
+    """The names that a name with braces stands for, in order: {00000..00099} and {a,b}.
+
+    Raises:
+      ValueError: braces that say neither.
+    """
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    inside = found[1]
+    if numbers := _RANGE.fullmatch(inside):
+        first, last = numbers.groups()
+        width = len(first) if first.startswith("0") else 0
+        choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+    else:
+        choices = inside.split(",") if "," in inside else []
+    if not choices:
+        raise ValueError(f"{pattern}: expected {{FIRST..LAST}} or {{A,B}}, got {{{inside}}}")
+    rest = expand(pattern[found.end() :])
+    return [pattern[: found.start()] + choice + end for choice in choices for end in rest]
+
+
+def find(where: Sequence[str], endings: Sequence[str]) -> list[File]:
+    """The files of one split, in the order of `where`, those of a pattern or folder sorted.
+
+    Args:
+      where: names of files, with braces and with *, ? and [] in any part; or of folders, which
+        stand for the files in them that have one of the endings.
+      endings: such as ".tar".
+
+    Raises:
+      ValueError: a name that stands for nothing, a file that is named twice.
+      StorageError: a bucket that can't be reached.
+    """
+    listings: dict[str, dict[str, int | None]] = {}
+    found: list[tuple[str, int]] = []
+    missing = []
+    for name in where:
+        for pattern in expand(name):
+            matches = list(_matches(pattern, endings, listings))
+            found += matches
+            if not matches:
+                missing.append(pattern)
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" * (len(missing) > 5))
+        raise ValueError(f"no file ({', '.join('*' + each for each in endings)}) at: {shown}")
+    paths = [path for path, _ in found]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"{twice} is named more than once")
+    labels = _labels(paths, endings)
+    return [File(path, label, size) for (path, size), label in zip(found, labels, strict=True)]
+
+
+def _matches(pattern: str, endings: Sequence[str], listings: dict) -> Iterator[tuple[str, int]]:
+    """Path and size of each file that a pattern without braces stands for."""
+    scheme, _, rest = pattern.rpartition("://")
+    parts = PurePosixPath(rest).parts
+    fixed = list(itertools.takewhile(lambda part: not _MAGIC.search(part), parts))
+    if len(fixed) == len(parts):
+        # The last part is looked for in its folder, which many names of a split share.
+        fixed = fixed[:-1]
+    top = str(PurePosixPath(*fixed))
+    top = f"{scheme}://{top}" if scheme else top
+    yield from _walk(storage.as_path(top), parts[len(fixed) :], endings, listings)
+
+
+def _walk(
+    folder: AnyPath, parts: Sequence[str], endings: Sequence[str], listings: dict
+) -> Iterator[tuple[str, int]]:
+    listing = listings.get(str(folder))
+    if listing is None:
+        listing = listings[str(folder)] = storage.sizes(folder)
+    first, rest = (parts[0], parts[1:]) if parts else ("*", ())
+    exact = not _MAGIC.search(first)
+    names = [first] * (first in listing) if exact else sorted(fnmatch.filter(listing, first))
+    for name in names:
+        size = listing[name]
+        if rest:
+            if size is None:
+                yield from _walk(folder / name, rest, endings, listings)
+        elif size is not None:
+            if name.endswith(tuple(endings)):
+                yield str(folder / name), size
+        elif exact:
+            yield from _walk(folder / name, (), endings, listings)
+
+
+def _labels(paths: Sequence[str], endings: Sequence[str]) -> list[str]:
+    """Paths below their common folder, without endings; with them where two would be the same."""
+    split = [path.split("/") for path in paths]
+    common = 0
+    for parts in zip(*(each[:-1] for each in split), strict=False):
+        if len(set(parts)) > 1:
+            break
+        common += 1
+    whole = ["/".join(each[common:]) for each in split]
+    longest = sorted(endings, key=len, reverse=True)
+    bare = [
+        next((name.removesuffix(end) for end in longest if name.endswith(end)), name)
+        for name in whole
+    ]
+    return bare if len(set(bare)) == len(bare) else whole
