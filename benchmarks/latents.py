@@ -31,7 +31,7 @@ from PIL import Image
 from pea_jax import config as configs
 from pea_jax import parallel, prepare, run
 from pea_jax.data import builder
-from pea_jax.distill.step import posterior
+from pea_jax.distill.given import posterior
 from pea_jax.tinyworld import dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
