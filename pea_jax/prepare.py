@@ -82,7 +82,9 @@ def prepare(
 
 def _make_latents(config: ConfigDict, source: Source) -> None:
     platform = parallel.platform(parallel.make_mesh(devices=jax.local_devices()))
-    folder = encoding.make(config, source, model_dtype(config.model.dtype, platform))
+    dtype = model_dtype(config.model.dtype, platform)
+    with _progress() as progress:
+        folder = encoding.make(config, source, dtype, progress)
     report = json.loads(report_file(folder).read_text("utf-8"))[encoding.SPLIT]
     bad = sum(report["rejected"].values())
     gigabytes = sum(report["files"].values()) / 1e9

@@ -16,12 +16,12 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from pea_jax import latents, parallel, prepare, run, train
+from pea_jax import latents, parallel, prepare, run, sources, train
 from pea_jax.data import builder, images, layout, schema
 from pea_jax.data.latents import LatentSource
 from pea_jax.data.pipeline import BadImagesError
 from pea_jax.data.source import DatasetError
-from pea_jax.distill.step import posterior
+from pea_jax.distill.given import posterior
 from pea_jax.weights.base import load_vae
 from tests import tiny
 from tests.data import sets
@@ -52,7 +52,7 @@ def config(models, data_dir, **changes):
 
 def make(made) -> LatentSource:
     prepare.prepare(made, latents=True)
-    source = prepare.open_source(made, "cpu")
+    source = sources.open_source(made, "cpu")
     assert isinstance(source, LatentSource)
     return source
 
@@ -91,7 +91,7 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path):
         data__max_bad_images=2,
     )
     source = make(made)
-    pixels = prepare.open_split("photos", tmp_path)
+    pixels = sources.open_split("photos", tmp_path)
     numbers = [number for number in range(len(pixels)) if number not in (5, 17)]
     assert len(source) == len(numbers)
     report = json.loads(layout.report_file(source.folder).read_text())["train"]
@@ -202,7 +202,7 @@ def test_latents_of_another_vae_are_refused(models, data_dir, tmp_path):
         run.build(config(others, data_dir))
     content[-1] ^= 1
     file.write_bytes(content)
-    assert prepare.open_source(config(others, data_dir), "cpu").folder
+    assert sources.open_source(config(others, data_dir), "cpu").folder
     values = json.loads((file.parent / "config.json").read_text())
     (file.parent / "config.json").write_text(json.dumps(values | {"scaling_factor": 0.5}))
     with pytest.raises(DatasetError, match=told):
