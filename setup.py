@@ -22,6 +22,7 @@ DEPENDENCIES = [
     # Data.
     "grain>=0.2.18",  # shuffling, shards, workers, an iterator that can be checkpointed
     "tensorflow-datasets>=4.9.10",  # ArrayRecord data sets; works without TensorFlow
+    "array_record>=0.8",  # writes the records of a data set, one by one
     "importlib_resources>=6",  # tensorflow-datasets imports it but does not declare it
     "pillow>=11",  # decoding, resizing and writing images
     "pyarrow>=25",  # tables in Parquet
@@ -53,6 +54,8 @@ EXTRAS = {
     "gcs": ["gcsfs>=2026.4"],
     # Data sets of Hugging Face as an origin of `pea-jax prepare`.
     "datasets": ["datasets>=5.2"],
+    # Building data sets on Dataflow, Flink and the other runners of Apache Beam.
+    "beam": ["apache-beam>=2.77"],
     # What `make test` and `make lint` need, but for PyTorch (see `parity`).
     "test": [
         "pytest>=8",
@@ -66,6 +69,7 @@ EXTRAS = {
         # tests/test_gcs.py: a storage that answers as a bucket does, and what buckets take.
         "gcp-storage-emulator>=2026.7",
         "gcsfs>=2026.4",
+        "apache-beam>=2.77",  # tests/data/test_executors.py builds on its local runner
     ],
     # The reference of tests/parity and the target of the export. A plain PyTorch from PyPI brings
     # gigabytes of CUDA on Linux: the Makefile installs the CPU build.

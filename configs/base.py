@@ -48,8 +48,18 @@ def get_config() -> ConfigDict:
     config.data.data_dir = "~/tensorflow_datasets"
     # Of the captions, BCP 47 codes; rows of other languages are left out.
     config.data.languages = ("zh",)
-    # Pictures are resized and centre-cropped to this height and width.
+    # How often rows of each come, in their order: (2, 1, 1); () takes all rows equally often.
+    config.data.language_weights = ()
+    # Pictures are resized and cropped to this height and width where there are no buckets. It is
+    # also the size of samples, with buckets or without, unless sample.height and width are given.
     config.data.image_size = 512
+    # Sizes of several aspects, one a step: ((height, width, how often), ...); a picture goes to the
+    # one whose aspect is nearest. The paper's nine for SDXL: pea_jax.data.buckets.SDXL.
+    config.data.buckets = ()
+    # Which part stays of a picture that has another aspect: "centre" or "random".
+    config.data.crop = "centre"
+    # Whether one picture of two, at random, is mirrored.
+    config.data.random_flip = False
     # Rows of one step over all hosts and devices, and how many of them are native pairs, which
     # learn from the picture; the others are parallel pairs, which learn from the teacher.
     config.data.batch_size = 320

@@ -3,8 +3,8 @@
     pea-jax train --config configs/sdxl_multilingual.py --workdir runs/sdxl_multilingual
 
 As configs/sdxl_zh.py, on a data set that has captions in all of these languages. Adapter:
-11,538,432 parameters. Rows of all languages are drawn alike; give a language more rows in the data
-set to weigh it more.
+11,538,432 parameters. All rows come equally often, so a language as often as it has rows; or give
+each a weight: --config.data.language_weights='(2, 1, 1, 1, 1)'.
 """
 
 from ml_collections import ConfigDict

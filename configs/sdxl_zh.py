@@ -4,14 +4,16 @@
 
 Needs a data set as configs/sd15_zh.py does; configs/prepare_laion_wukong.py makes it. Adapter:
 6,033,408 parameters, the "6M" of the paper. The authors stopped after about 50,000 steps of 240
-rows on 24 GPUs, at pictures of about 640x640 pixels; images are sampled at 1024. With fewer devices
-lower data.batch_size and data.native_batch_size together, and the learning rate with them;
-model.remat and mesh.fsdp save memory.
+rows on 24 GPUs, at pictures of nine aspects and about 640x640 pixels; images are sampled at 1024.
+Each aspect compiles a program of its own; --config.data.buckets='()' trains on squares alone. With
+fewer devices lower data.batch_size and data.native_batch_size together, and the learning rate with
+them; model.remat and mesh.fsdp save memory.
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
+from pea_jax.data import buckets
 
 
 def get_config() -> ConfigDict:
@@ -24,6 +26,7 @@ def get_config() -> ConfigDict:
 
     config.data.dataset = "laion_wukong"
     config.data.image_size = 640
+    config.data.buckets = buckets.SDXL
     config.data.batch_size = 240
     config.data.native_batch_size = 48
 

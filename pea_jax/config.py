@@ -128,4 +128,4 @@ def _tuples(value: Any) -> Any:
     """JSON has lists where a config has tuples, which are what the command line can set."""
     if isinstance(value, dict):
         return {name: _tuples(part) for name, part in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value

@@ -260,7 +260,8 @@ def model_card(
       step: of the adapter.
     """
     license_name = _license(base / "README.md")
-    languages = " and ".join(_LANGUAGES.get(code, code) for code in config.data.languages)
+    names = [_LANGUAGES.get(code, code) for code in config.data.languages]
+    languages = ", ".join([*names[:-2], " and ".join(names[-2:])])
     prompts = [prompt for prompt in config.train.sample_prompts if prompt] or [""]
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(adapter)))
     return Template((TEMPLATES / "model_card.md").read_text("utf-8")).substitute(

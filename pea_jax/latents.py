@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -22,17 +21,17 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int64, UInt8
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pea_jax import parallel
 from pea_jax.data import builder, images, latents, schema
 from pea_jax.data.buckets import Bucket, allot
-from pea_jax.data.executors import Hosts, Run, in_turn
+from pea_jax.data.executors import Run, in_turn
+from pea_jax.data.hosts import Hosts
 from pea_jax.data.parts import Counts
 from pea_jax.data.pipeline import BadImagesError
+from pea_jax.data.plan import problems
 from pea_jax.data.source import Source
-from pea_jax.distill.step import posterior
+from pea_jax.distill.given import posterior
 from pea_jax.models.vae import VAE
 from pea_jax.storage import AnyPath
 from pea_jax.weights.base import hash_vae, load_vae, read_base_config
@@ -81,13 +80,16 @@ def recipe_of(config: ConfigDict, dataset: str, dtype: DTypeLike) -> latents.Rec
     )
 
 
-def make(config: ConfigDict, pixels: Source, dtype: DTypeLike) -> AnyPath:
+def make(
+    config: ConfigDict, pixels: Source, dtype: DTypeLike, progress: builder.Progress
+) -> AnyPath:
     """Makes the latents of a config, unless they are there; all processes call it together.
 
     Args:
       config: see configs/base.py.
       pixels: the set that its `data` names.
       dtype: as for `recipe_of`.
+      progress: as for `builder.build`.
 
     Returns:
       The folder of the set.
@@ -96,6 +98,9 @@ def make(config: ConfigDict, pixels: Source, dtype: DTypeLike) -> AnyPath:
       BadImagesError: more pictures can't be read than `data.max_bad_images`.
       ValueError: as for `recipe_of` and `builder.build`, or no row to encode.
     """
+    data = config.data
+    if wrong := problems(data.buckets, data.crop, data.languages, data.language_weights):
+        raise ValueError("; ".join(wrong))
     recipe = recipe_of(config, pixels.folder.parent.name, dtype)
     rows, sizes = allotted(pixels, recipe, _buckets(config))
     base = read_base_config(config.model.base)
@@ -115,28 +120,26 @@ def make(config: ConfigDict, pixels: Source, dtype: DTypeLike) -> AnyPath:
     run: Run = in_turn
     if parallel.process_count() > 1:
         run = Hosts(parallel.process_index(), parallel.process_count(), parallel.wait_for_all)
-    with Bar(len(rows), enabled=parallel.process_index() == 0) as bar:
 
-        def progress(done: int, parts: int, counts: Counts) -> None:
-            del done, parts
-            bad = sum(counts.rejected.values())
-            if bad > config.data.max_bad_images:
-                raise BadImagesError(
-                    f"{bad} images in {pixels.folder} can't be read, at most "
-                    f"{config.data.max_bad_images} are accepted"
-                )
-            bar.update(counts.kept + bad)
+    def watched(done: int, parts: int, counts: Counts) -> None:
+        bad = sum(counts.rejected.values())
+        if bad > data.max_bad_images:
+            raise BadImagesError(
+                f"{bad} images in {pixels.folder} can't be read, at most {data.max_bad_images} are "
+                "accepted"
+            )
+        progress(done, parts, counts)
 
-        folder = builder.build(
-            pixels.folder.parent.parent,
-            recipe.name,
-            {SPLIT: shards},
-            f"What the VAE of {config.model.base} makes of {recipe.dataset}.",
-            recipe=latents.recipe_file(recipe, pixels.digest),
-            form=latents.form(recipe.dtype),
-            run=run,
-            progress=progress,
-        )
+    folder = builder.build(
+        pixels.folder.parent.parent,
+        recipe.name,
+        {SPLIT: shards},
+        f"What the VAE of {config.model.base} makes of {recipe.dataset}.",
+        recipe=latents.recipe_file(recipe, pixels.digest),
+        form=latents.form(recipe.dtype),
+        run=run,
+        progress=watched,
+    )
     if isinstance(run, Hosts):
         run.end()
     return folder
@@ -174,39 +177,6 @@ def allotted(
     sizes = np.array([bucket[:2] for bucket in used])[np.concatenate(list(places.values()))]
     order = np.argsort(numbers)
     return numbers[order], sizes[order]
-
-
-class Bar:
-    """How many rows are encoded: a bar on a terminal, plain lines elsewhere; a context manager.
-
-    Args:
-      rows: of the set.
-      enabled: False shows nothing (every process of several but one).
-    """
-
-    def __init__(self, rows: int, *, enabled: bool):
-        self._rows, self._enabled = rows, enabled
-        self._bar: Progress | None = None
-        if enabled and sys.stderr.isatty():
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("", total=rows)
-
-    def __enter__(self) -> "Bar":
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, done: int) -> None:
-        """Show that so many are done."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done)
-        elif self._enabled:
-            print(f"encoded {done} of {self._rows} rows", file=sys.stderr, flush=True)
 
 
 class Encoder:

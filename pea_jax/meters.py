@@ -5,7 +5,8 @@ the loss of each language.
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -37,11 +38,15 @@ class Throughput:
         self._waited = 0.0
         self.restart()
 
-    def step(self) -> None:
-        """A step is done; the first one, and the first after `interrupt`, only starts the clock."""
+    def step(self, kind: Hashable = None) -> None:
+        """A step is done; the first one, and the first after `interrupt`, only starts the clock.
+
+        Args:
+            kind: tells steps apart that compute more than others.
+        """
         now = self._clock()
         if self._last is not None:
-            self._steps += 1
+            self._steps[kind] += 1
             self._seconds += now - self._last
             self._waiting += self._waited
         self._last, self._waited = now, 0.0
@@ -62,35 +67,42 @@ class Throughput:
     @property
     def rate(self) -> float | None:
         """Images a second since the last `restart`; None where no step was timed."""
-        return self._steps * self._images_per_step / self._seconds if self._seconds else None
+        images = self._steps.total() * self._images_per_step
+        return images / self._seconds if self._seconds else None
 
-    def read(self, model_flops: float | None = None) -> dict[str, float]:
+    def read(
+        self, model_flops: Callable[[Hashable], float | None] = lambda kind: None
+    ) -> dict[str, float]:
         """All that is known since the last `restart`, by its name in the metrics.
 
         Args:
-            model_flops: of a step over all devices, which a perfect program would compute.
+            model_flops: of a step of some kind over all devices, which a perfect program would
+                compute; None where it is not known.
 
         Returns:
             step_seconds; images_per_second, and images_per_second_per_chip where there are devices;
             data_wait, the share of the time that this process spent waiting for data; and mfu, the
             share of the devices' bfloat16 peak that the model's own operations take (PaLM,
-            appendix B). Nothing where no step was timed.
+            appendix B), where that is known of all steps. Nothing where no step was timed.
         """
         if not self._steps:
             return {}
-        seconds = self._seconds / self._steps
+        seconds = self._seconds / self._steps.total()
         told = {"step_seconds": seconds, "images_per_second": self._images_per_step / seconds}
         if self._devices:
             told["images_per_second_per_chip"] = told["images_per_second"] / len(self._devices)
         told["data_wait"] = self._waiting / self._seconds
         chip = chips.find(self._devices[0].device_kind) if self._devices else None
-        if model_flops is not None and chip is not None:
-            told["mfu"] = model_flops / seconds / (len(self._devices) * chip.flops)
+        flops = {kind: model_flops(kind) for kind in self._steps}
+        if chip is not None and None not in flops.values():
+            done = sum(count * flops[kind] for kind, count in self._steps.items())
+            told["mfu"] = done / self._seconds / (len(self._devices) * chip.flops)
         return told
 
     def restart(self) -> None:
         """Begin another reading."""
-        self._steps, self._seconds, self._waiting = 0, 0.0, 0.0
+        self._steps: Counter[Hashable] = Counter()
+        self._seconds, self._waiting = 0.0, 0.0
 
 
 class LanguageLosses:

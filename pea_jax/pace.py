@@ -11,10 +11,9 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from pea_jax.batches import open_loader
 from pea_jax.data.pipeline import Batch
 from pea_jax.run import batch_rows, check
-from pea_jax.sources import open_source
+from pea_jax.sources import open_loader, open_source
 from pea_jax.weights.base import read_base_config, read_tokenizer
 from pea_jax.weights.language import read_language_config, read_tokenizers
 from pea_jax.weights.tokenizer import join

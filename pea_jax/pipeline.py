@@ -19,13 +19,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
+from jaxtyping import Array, Float, UInt8, UInt32
 
-from pea_jax import parallel
-from pea_jax.diffusion import guidance, solvers
+from pea_jax import parallel, sampler
+from pea_jax.diffusion import solvers
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.models.adapter import Adapter
-from pea_jax.models.conditioning import Conditioning
+from pea_jax.sampler import Networks
 from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
 from pea_jax.weights.base import BaseModel, load_base
 from pea_jax.weights.language import LanguageEncoder, load_language_encoder
@@ -33,8 +33,6 @@ from pea_jax.weights.tokenizer import AnyTokenizer
 
 #: Images of one program call a data shard, where no batch size is given.
 IMAGES_PER_SHARD = 8
-
-Tokens = tuple[Int[Array | np.ndarray, "B L"], Int[Array | np.ndarray, "B L"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,16 +66,6 @@ class Settings:
     def guided(self) -> bool:
         """Whether each step calls the UNet on the negative prompt too."""
         return self.guidance_scale > 1
-
-
-@dataclasses.dataclass(frozen=True)
-class _Networks:
-    """The static side of the networks: hashable, and equal where architectures are equal."""
-
-    unet: nnx.GraphDef
-    vae: nnx.GraphDef
-    text: nnx.GraphDef
-    adapter: nnx.GraphDef | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +199,7 @@ class Pipeline:
           prompts: one or more.
           settings: how to sample.
           seed: of the first prompt, the following ones count up from it; or one a prompt.
-          latents: standard normal, in place of the noise that `initial_noise` draws from the seeds.
+          latents: standard normal, in place of what `sampler.initial_noise` draws from the seeds.
 
         Raises:
           ValueError: at once, for no prompts, a size that the VAE can't give, or arguments that
@@ -274,8 +262,8 @@ class Pipeline:
                 batch["noise"] = np.asarray(latents, np.float32)[take]
             batch = parallel.to_global(batch, self.mesh)
             if latents is None:
-                batch["noise"] = initial_noise(batch["seeds"], shape)
-            images = _program(*self._split, batch, plan, _strengths(settings))
+                batch["noise"] = sampler.initial_noise(batch["seeds"], shape)
+            images = sampler.program(*self._split, batch, plan, _strengths(settings))
             return parallel.place(images, parallel.replicated(self.mesh)) if whole else images
 
         return _one_ahead(dispatch, range(0, count, rows))
@@ -288,7 +276,7 @@ class Pipeline:
           rows: prompts of one call, over all devices.
         """
         batch = self.batch_shapes(settings, rows)
-        return _program.lower(*self._split, batch, self.plan(settings), _strengths(settings))
+        return sampler.program.lower(*self._split, batch, self.plan(settings), _strengths(settings))
 
     def batch_shapes(self, settings: Settings, rows: int) -> dict[str, Any]:
         """The shapes, with shardings, of what the program takes of `rows` prompts."""
@@ -362,7 +350,7 @@ class Pipeline:
         return -(-min(count, wanted) // shards) * shards
 
     @functools.cached_property
-    def _split(self) -> tuple[_Networks, dict[str, Any]]:
+    def _split(self) -> tuple[Networks, dict[str, Any]]:
         text = self.base.text_encoder if self.language is None else self.language.tower
         parts = {"unet": self.base.unet, "vae": self.base.vae, "text": text}
         split = {name: nnx.split(module) for name, module in parts.items()}
@@ -371,90 +359,7 @@ class Pipeline:
             split["adapter"] = graph, parallel.place(state, parallel.replicated(self.mesh))
         graphs = {name: graph for name, (graph, _) in split.items()}
         states = {name: state for name, (_, state) in split.items()}
-        return _Networks(**{"adapter": None, **graphs}), states
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def initial_noise(
-    seeds: UInt32[Array | np.ndarray, "N"], shape: tuple[int, int, int]
-) -> Float[Array, "N h w c"]:
-    """The standard normal latents that a pipeline starts from, each from its own seed alone.
-
-    Args:
-      seeds: uint32 [N].
-      shape: (h, w, c) of one sample's latents.
-    """
-    return solvers.gaussian(_keys(seeds, 0), shape)
-
-
-def _keys(seeds: UInt32[Array, "N"], stream: int) -> Key[Array, "N"]:
-    """One key a seed; 0 is the stream of the initial noise, 1 that of the solver's noise."""
-    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), stream))(seeds)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _program(
-    networks: _Networks,
-    states: dict[str, Any],
-    batch: dict[str, Array | Tokens],
-    plan: solvers.Plan,
-    strengths: Float[Array, "2"],
-) -> UInt8[Array, "B H W 3"]:
-    """Text to pixels; weights are arguments, so one program serves every set of them."""
-    unet = nnx.merge(networks.unet, states["unet"])
-    vae = nnx.merge(networks.vae, states["vae"])
-    conditioning = _encode(networks, states, *batch["positive"])
-    guided = "negative" in batch
-    if guided:
-        negative = _encode(networks, states, *batch["negative"])
-        if "kept" in batch:
-            negative = jax.tree.map(functools.partial(_keep, batch["kept"]), negative)
-        conditioning = jax.tree.map(_interleave, conditioning, negative)
-    added = None
-    if unet.config.pooled_width is not None:
-        size = [side * vae.config.downsampling_factor for side in batch["noise"].shape[1:3]]
-        # SDXL's time ids (H, W, top, left, H, W): of a picture of this size, not cropped.
-        added = jnp.tile(
-            jnp.array([[*size, 0, 0, *size]], jnp.float32), (len(conditioning.tokens), 1)
-        )
-
-    def denoise(latents: Float[Array, "B h w c"], timestep: Float[Array, ""]) -> Array:
-        inputs = _interleave(latents, latents) if guided else latents
-        prediction, _ = unet(inputs, jnp.full(len(inputs), timestep), conditioning, added)
-        prediction = prediction.astype(jnp.float32)
-        if not guided:
-            return prediction
-        pairs = prediction.reshape(-1, 2, *latents.shape[1:])
-        conditional, unconditional = pairs[:, 0], pairs[:, 1]
-        prediction = guidance.classifier_free_guidance(conditional, unconditional, strengths[0])
-        return guidance.rescale(prediction, conditional, strengths[1])
-
-    latents = solvers.sample(plan.solver, denoise, batch["noise"], plan, _keys(batch["seeds"], 1))
-    images = vae.decode(latents / vae.config.scaling_factor).astype(jnp.float32)
-    return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
-
-
-def _encode(
-    networks: _Networks,
-    states: dict[str, Any],
-    ids: Int[Array, "B L"],
-    mask: Int[Array, "B L"],
-) -> Conditioning:
-    tower = nnx.merge(networks.text, states["text"])
-    if networks.adapter is None:
-        return tower(ids, mask)
-    adapter = nnx.merge(networks.adapter, states["adapter"])
-    return adapter(tower(ids, mask).tokens)
-
-
-def _keep(kept: Float[Array, "B"], rows: Float[Array, "B *rest"]) -> Array:
-    """The rows where `kept` is 1, and zeros where it is 0."""
-    return rows * kept.reshape(-1, *[1] * (rows.ndim - 1)).astype(rows.dtype)
-
-
-def _interleave(first: Float[Array, "B *rest"], second: Float[Array, "B *rest"]) -> Array:
-    """[first_0, second_0, first_1, ...]: pairs of a sample stay on its device, unlike halves."""
-    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+        return Networks(**{"adapter": None, **graphs}), states
 
 
 def _strengths(settings: Settings) -> Float[np.ndarray, "2"]:

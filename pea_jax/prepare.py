@@ -17,9 +17,10 @@ from pea_jax import latents as encoding
 from pea_jax import pace, parallel, storage
 from pea_jax.config import UsageError, model_dtype
 from pea_jax.data import executors
-from pea_jax.data.builder import build, report_file
+from pea_jax.data.builder import build
 from pea_jax.data.captions import Cleaning
 from pea_jax.data.filters import Filters
+from pea_jax.data.layout import report_file
 from pea_jax.data.mapping import FieldMapping
 from pea_jax.data.origins import hugging_face, tables, tars, tfds_sets
 from pea_jax.data.origins.record import RecordShard
@@ -81,7 +82,9 @@ def prepare(
 
 def _make_latents(config: ConfigDict, source: Source) -> None:
     platform = parallel.platform(parallel.make_mesh(devices=jax.local_devices()))
-    folder = encoding.make(config, source, model_dtype(config.model.dtype, platform))
+    dtype = model_dtype(config.model.dtype, platform)
+    with _progress() as progress:
+        folder = encoding.make(config, source, dtype, progress)
     report = json.loads(report_file(folder).read_text("utf-8"))[encoding.SPLIT]
     bad = sum(report["rejected"].values())
     gigabytes = sum(report["files"].values()) / 1e9

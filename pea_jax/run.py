@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pea_jax import chips, optim, parallel, storage
-from pea_jax.batches import open_loader
 from pea_jax.config import model_dtype
+from pea_jax.data import buckets, plan
 from pea_jax.data.pipeline import Loader
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.losses import DistillSettings
@@ -25,7 +25,7 @@ from pea_jax.distill.state import TrainState, init_train_state, split_networks
 from pea_jax.distill.step import TrainStep, jit_train_step, make_train_step
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.pipeline import Pipeline
-from pea_jax.sources import open_source
+from pea_jax.sources import open_loader, open_source
 from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
 from pea_jax.weights.base import load_base, read_base_config
 from pea_jax.weights.language import load_language_encoder, read_language_config
@@ -77,6 +77,7 @@ def build(config: ConfigDict) -> Run:
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp)
     check(config, parallel.data_shards(mesh))
+    _check_sizes(config)
     source = open_source(config, parallel.platform(mesh))
     trainer = make_trainer(config, mesh)
     loader = open_loader(
@@ -200,31 +201,55 @@ def batch_shapes(
     }
 
 
-def model_flops(config: ConfigDict, mesh: Mesh) -> Callable[[], float | None]:
+def picture_sizes(config: ConfigDict) -> list[tuple[int, int]]:
+    """Height and width of the pictures that a run may train on: one a step."""
+    sizes = [(bucket[0], bucket[1]) for bucket in config.data.buckets]
+    return sizes or [(config.data.image_size,) * 2]
+
+
+def model_flops(config: ConfigDict, mesh: Mesh) -> Callable[[tuple[int, int]], float | None]:
     """Counts, in the background, the operations of a step that a perfect program would compute.
 
     They are those of the whole batch, over all devices, as the step is written: without what remat
-    computes again, and with those of attention that a kernel hides.
+    computes again, and with those of attention that a kernel hides. A picture that lies takes as
+    many as one that stands.
 
     Returns:
-        What gives the number once it is known, None before, and None for ever on devices whose peak
-        is not known (`chips`), where it would serve for nothing.
+        What gives the number for a size of `picture_sizes` once it is known, None before, and None
+        for ever on devices whose peak is not known (`chips`), where it would serve for nothing.
     """
-    counted: list[float] = []
+    counted: dict[tuple[int, ...], float] = {}
     if chips.find(mesh.devices.flat[0].device_kind) is None:
-        return lambda: None
+        return lambda size: None
     plain = config.copy_and_resolve_references()
     plain.model.attention, plain.model.remat, plain.train.accumulation_steps = "xla", "none", 1
 
     def count() -> None:
         trainer = make_trainer(plain, mesh, abstract=True)
-        size = (config.data.image_size,) * 2
-        batch = batch_shapes(trainer, batch_rows(plain, parallel.data_shards(mesh)), size)
-        lowered = trainer.step.lower(trainer.state, trainer.frozen, batch, trainer.key)
-        counted.append(lowered.cost_analysis()["flops"])
+        rows = batch_rows(plain, parallel.data_shards(mesh))
+        for size in dict.fromkeys(tuple(sorted(size)) for size in picture_sizes(config)):
+            batch = batch_shapes(trainer, rows, size)
+            lowered = trainer.step.lower(trainer.state, trainer.frozen, batch, trainer.key)
+            counted[size] = lowered.cost_analysis()["flops"]
 
     threading.Thread(target=count, daemon=True).start()
-    return lambda: counted[0] if counted else None
+    return lambda size: counted.get(tuple(sorted(size)))
+
+
+def _check_sizes(config: ConfigDict) -> None:
+    """Refuse pictures that the base model's VAE does not take."""
+    factor = read_base_config(config.model.base).vae.downsampling_factor
+    wrong = [
+        buckets.name(size)
+        for size in picture_sizes(config)
+        if any(side < 1 or side % factor for side in size)
+    ]
+    if wrong:
+        field = "data.buckets" if config.data.buckets else "data.image_size"
+        raise ValueError(
+            f"{field}: expected heights and widths that are multiples of {factor}, the VAE's "
+            f"downsampling factor, got {', '.join(wrong)}"
+        )
 
 
 def check(config: ConfigDict, data_shards: int) -> None:
@@ -254,8 +279,7 @@ def check(config: ConfigDict, data_shards: int) -> None:
             "data.native_batch_size: without distill.hybrid every row is parallel, expected 0, "
             f"got {data.native_batch_size}"
         )
-    if not data.languages:
-        problems.append("data.languages: expected one or more, got none")
+    problems += plan.problems(data.buckets, data.crop, data.languages, data.language_weights)
     if problems:
         raise ValueError("; ".join(problems))
     check_rows(batch_rows(config, data_shards), data_shards, settings.accumulation_steps)

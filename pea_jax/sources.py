@@ -1,4 +1,6 @@
-"""The one place that finds the data set a config names."""
+"""The data of a config: the set that it names, and the batches that it asks for."""
+
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -6,7 +8,8 @@ from pea_jax import latents as encoding
 from pea_jax import storage
 from pea_jax.config import model_dtype
 from pea_jax.data import latents as latent_sets
-from pea_jax.data.builder import folder_of, is_built
+from pea_jax.data.layout import folder_of, is_built
+from pea_jax.data.pipeline import Loader, Tokenize, make_loader
 from pea_jax.data.source import DatasetError, Source, locate
 from pea_jax.storage import AnyPath
 from pea_jax.tinyworld import dataset as tinyworld
@@ -63,6 +66,50 @@ def open_source(config: ConfigDict, platform: str) -> Source:
         folder = None
     pixels = None if folder is None else Source(folder, encoding.SPLIT)
     return latent_sets.find(data_dir, wanted, pixels)
+
+
+def open_loader(
+    config: ConfigDict,
+    source: Source,
+    rows: Mapping[str, int],
+    *,
+    native_tokenizer: Tokenize,
+    english_tokenizer: Tokenize,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> Loader:
+    """The loader of a run.
+
+    Args:
+      config: see configs/base.py.
+      source: of the rows.
+      rows: of a step, native and parallel, over all hosts (`run.batch_rows`).
+      native_tokenizer: of the language encoder.
+      english_tokenizer: of the base model.
+      shard_index: of this host.
+      shard_count: how many hosts there are.
+
+    Raises:
+      ValueError: as `make_loader` does.
+    """
+    return make_loader(
+        source,
+        native_batch=rows["native"],
+        parallel_batch=rows["parallel"],
+        seed=config.seed,
+        shard_index=shard_index,
+        shard_count=shard_count,
+        native_tokenizer=native_tokenizer,
+        english_tokenizer=english_tokenizer,
+        image_size=config.data.image_size,
+        buckets=config.data.buckets,
+        crop=config.data.crop,
+        random_flip=config.data.random_flip,
+        languages=config.data.languages,
+        language_weights=config.data.language_weights,
+        workers=config.data.workers,
+        max_bad=config.data.max_bad_images,
+    )
 
 
 def _name(dataset: str) -> str:

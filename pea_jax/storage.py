@@ -320,7 +320,7 @@ def each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """`function` of each item, in order; several at once, because a bucket takes its time."""
     items = iter(items)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        while some := list(itertools.islice(items, 4 * _AT_ONCE)):
+        while some := list(itertools.islice(items, _AT_ONCE)):
             yield from pool.map(function, some)
 
 

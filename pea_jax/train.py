@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -73,7 +73,7 @@ def train(config: ConfigDict, workdir: AnyPath, *, profile: str | None = None) -
         for step in range(start + 1, settings.steps + 1):
             with report.waiting():
                 batch = parallel.to_global(next(loader), run.mesh)
-            with trace.step(step - start):
+            with trace.step(step - start), report.dispatching(step):
                 state, metrics = run.step(state, run.frozen, batch, run.key)
             trace.dispatched(step - start, metrics)
             # The metrics of a step are fetched while the next one is computed.
@@ -143,12 +143,12 @@ class Report(contextlib.ExitStack):
         rows = sum(batch_rows(config, parallel.data_shards(run.mesh)).values())
         self._run, self._settings, self._workdir = run, settings, workdir
         self._losses: list[float] = []
-        self._first = True
+        self._compiled = 0
         self._throughput = meters.Throughput(rows, list(run.mesh.devices.flat))
         self.waiting = self._throughput.waiting
         self._languages = meters.LanguageLosses(config.data.languages)
         self._compilations = meters.Compilations()
-        self._flops = model_flops(config, run.mesh) if enabled else lambda: None
+        self._flops = model_flops(config, run.mesh) if enabled else lambda size: None
         self._writer = self.enter_context(MetricWriter(workdir, resumed=start, enabled=enabled))
         self._bar = self.enter_context(
             TrainingBar(
@@ -161,6 +161,16 @@ class Report(contextlib.ExitStack):
         self.say(f"on {devices.size} x {devices.flat[0].device_kind}{hosts}")
         if 0 < start < settings.steps:
             self.say(f"going on from step {start}")
+
+    @contextlib.contextmanager
+    def dispatching(self, step: int) -> Iterator[None]:
+        """Around the call of a step: that it compiles is told, and is not of the pace."""
+        count, seconds = self._compilations.count, self._compilations.seconds
+        yield
+        if self._compilations.count > count:
+            size = "x".join(str(side) for side in self._run.loader.size(step - 1))
+            self.say(f"compiled for {size} in {self._compilations.seconds - seconds:.1f} s")
+            self._compiled = step
 
     def step(self, step: int, metrics: Mapping[str, jax.Array], *, timed: bool = True) -> None:
         """Fetch what a step measured, and tell it.
@@ -182,20 +192,19 @@ class Report(contextlib.ExitStack):
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} (its rows: {self._dump(step, seen)})") from None
         self._losses.append(values["loss"])
+        if step <= self._compiled:
+            # The time was that of compiling the next step, or of the first run of a program.
+            self._throughput.interrupt()
         if timed:
-            self._throughput.step()
+            self._throughput.step(self._run.loader.size(step - 1))
         else:
             self._throughput.interrupt()
-        if self._first:
-            self._first = False
-            told = self._compilations
-            self.say(f"compiled in {told.seconds:.1f} s")
         rate = self._throughput.rate
         self._bar.update(step, values, rate)
         if step % self._settings.log_every == 0 or step == self._settings.steps:
             values["learning_rate"] = float(self._run.learning_rate(step - 1))
             values |= self._languages.read()
-            values |= self._throughput.read(self._flops()) | meters.memory()
+            values |= self._throughput.read(self._flops) | meters.memory()
             values["compilations"] = self._compilations.count
             values["compile_seconds"] = self._compilations.seconds
             self._writer.scalars(step, values)

@@ -13,6 +13,7 @@ from pea_jax.checkpoint import MAY_CHANGE
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.sample import sample_settings
+from pea_jax.tinyworld import captions, dataset, splits
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
@@ -39,7 +40,7 @@ SAMPLED = {"sdxl_zh": 1024, "sdxl_multilingual": 1024, "ssd1b_zh": 1024}
 
 
 def test_there_are_the_configs_that_the_docs_name():
-    assert {*NAMES} == {"base", *WIDTHS, *DATA, "tiny_zh"}
+    assert {*NAMES} == {"base", *WIDTHS, *DATA, "tiny_zh", "tiny_multilingual"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
@@ -73,6 +74,26 @@ def test_a_config_is_a_short_delta_that_says_how_to_run_it(file):
     for verb, words in re.findall(r"^    pea-jax (\w+) (.*)$", docstring, re.MULTILINE):
         _, rest = cli.parse(verb, words.split())
         config.override(config.load(file), rest)
+
+
+@pytest.mark.parametrize("name", ["tiny_zh", "tiny_multilingual"])
+def test_sample_prompts_of_tinyworld_are_captions_of_the_languages_that_it_teaches(name):
+    made = config.load(FOLDER / f"{name}.py")
+    languages = {
+        captions.caption(scene, language, template): language
+        for native in (False, True)
+        for split in ("train", "test")
+        for scene in splits.scenes(split, native)
+        for language in made.data.languages
+        for template in range(len(captions.TEMPLATES[language]))
+    }
+    asked = [languages.get(prompt) for prompt in made.train.sample_prompts]
+    assert set(asked) == set(made.data.languages)
+
+
+def test_one_adapter_is_taught_all_languages_of_tinyworld():
+    made = config.load(FOLDER / "tiny_multilingual.py")
+    assert set(made.data.languages) == set(dataset.LANGUAGES)
 
 
 def test_every_field_of_base_is_commented():

@@ -177,6 +177,7 @@ def test_model_card(config, models, trained, tmp_path):
     assert "license: other\n" in card
     assert "base_model: someone/some-diffusion\n" in card
     assert "language:\n- zh\n" in card
+    assert "**Chinese**" in card
     assert "Not evaluated yet." in card
     assert "1,234 steps" in card
     assert "2,352 parameters" in card
@@ -191,6 +192,7 @@ def test_model_card(config, models, trained, tmp_path):
         "about": "What it means.",
     }
     (tmp_path / "eval.json").write_text(json.dumps(scores))
+    config.data.languages = ("zh", "ja", "ru")
     base = tmp_path / "base"
     base.mkdir()
     (base / "README.md").write_text("---\nlicense: creativeml-openrail-m\ntags: []\n---\n# SD\n")
@@ -202,3 +204,5 @@ def test_model_card(config, models, trained, tmp_path):
     assert "| prompts | model | all | shape |" in card
     assert "| general | teacher en | 0.50 | 0.88 |" in card
     assert "| native | student ru | 0.50 | 0.88 |" in card
+    assert "**Chinese, Japanese and Russian**" in card
+    assert "language:\n- zh\n- ja\n- ru\n" in card

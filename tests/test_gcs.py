@@ -16,6 +16,7 @@ gcsfs = pytest.importorskip("gcsfs")
 
 from pea_jax import checkpoint, cli, saved, storage
 from pea_jax import config as configs
+from pea_jax.data import builder, executors, layout
 from pea_jax.data.source import DatasetError, Source, locate
 from pea_jax.export import export
 from pea_jax.metrics import MetricWriter, read_metrics
@@ -23,6 +24,7 @@ from pea_jax.prepare import prepare
 from pea_jax.sample import sample
 from pea_jax.train import train
 from tests import tiny
+from tests.data import shards
 from tests.data.photographs import crop, dumped, encoded, write_tar
 from tests.test_checkpoint import ADAPTER, blank, make_state, numbers, save
 
@@ -285,3 +287,47 @@ def test_a_data_set_is_made_of_tars_and_tables_in_a_bucket(bucket, tmp_path, rng
     assert made("table", "table", "table") == [("t/0", pictures[2]), ("t/1", pictures[3])]
     with pytest.raises(ValueError, match=r"no file .*tars/2\.tar"):
         made("none", "tars", "tars/2.tar")
+
+
+def test_a_set_in_a_bucket_is_that_on_a_disk_and_goes_on_where_it_was_stopped(
+    bucket, tmp_path, monkeypatch
+):
+    def build(place, **keywords):
+        keywords = {"recipe": {"of": "letters"}} | keywords
+        return builder.build(place, "small", shards.splits(tmp_path / "diary"), **keywords)
+
+    expected = shards.contents(build(tmp_path / "disk"))
+    real, left = storage.copy, 0
+
+    def copy(source, target):
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(storage, "copy", copy)
+    monkeypatch.setattr(storage, "_AT_ONCE", 1)  # which copies were made is known
+    stopped = 0
+    for left in range(3, 1000, 4):
+        top = layout.unfinished(layout.folder_of(bucket / "again", "small"))
+        done = {name for name in storage.held(top) if (top / name / "report.json").is_file()}
+        (tmp_path / "diary").unlink(missing_ok=True)
+        try:
+            folder = build(bucket / "again")
+        except KeyboardInterrupt:
+            stopped += 1
+            assert not layout.is_built(layout.folder_of(bucket / "again", "small"))
+        for number in shards.read(tmp_path / "diary", "begin"):
+            assert f"train-{number:05d}" not in done
+        if left > 0:  # it was not stopped
+            break
+    assert stopped > 3
+    assert contents(folder) == expected
+    assert storage.held(folder.parent) == ["1.0.0"]
+    with pytest.raises(
+        ValueError, match=r'again/small/1\.0\.0 .* of: "letters" there, "words" now'
+    ):
+        build(bucket / "again", recipe={"of": "words"})
+    monkeypatch.undo()
+    assert contents(build(bucket / "two", run=executors.processes(2))) == expected

@@ -67,15 +67,22 @@ def test_utilisation_is_of_the_peak_of_all_chips():
     throughput.step()
     clock.now += 2.0
     throughput.step()
-    told = throughput.read(model_flops=197e12)
+    told = throughput.read(lambda kind: 197e12)
     assert told["mfu"] == pytest.approx(1 / 2 / 4)
     assert told["images_per_second_per_chip"] == 2.0
     assert "mfu" not in throughput.read()
+    # Steps of a larger size count for what they compute, once that is known of every size.
+    clock.now += 6.0
+    throughput.step("large")
+    told = throughput.read({None: 197e12, "large": 394e12}.get)
+    assert told["mfu"] == pytest.approx(3 / 8 / 4)
+    assert told["step_seconds"] == 4.0
+    assert "mfu" not in throughput.read({None: 197e12}.get)
     unknown = Throughput(16, jax.devices()[:1], clock)
     unknown.step()
     clock.now += 2.0
     unknown.step()
-    assert "mfu" not in unknown.read(model_flops=1e12)
+    assert "mfu" not in unknown.read(lambda kind: 1e12)
 
 
 def test_the_loss_of_a_language_is_a_mean_over_the_rows_of_several_steps():

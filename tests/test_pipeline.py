@@ -4,10 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from pea_jax import parallel
-from pea_jax import pipeline as pipelines
+from pea_jax import parallel, sampler
 from pea_jax.meters import Compilations
-from pea_jax.pipeline import Pipeline, initial_noise
+from pea_jax.pipeline import Pipeline
 from pea_jax.weights.adapters import save_adapter
 from tests import tiny, vivid
 
@@ -68,13 +67,13 @@ def test_image_goes_with_its_prompt_and_seed(pipeline, images):
 
 
 def test_adapters_steps_and_strengths_share_one_program(pipeline, images):
-    compiled = pipelines._program._cache_size()
+    compiled = sampler.program._cache_size()
     other = pipeline.with_adapter(vivid.make_adapter(seed=1))(PROMPTS, seed=7, **SETTINGS)
     more = pipeline(PROMPTS, seed=7, **SETTINGS | {"steps": 7})
     stronger = pipeline(PROMPTS, seed=7, **SETTINGS | {"guidance_scale": 9.0})
     rescaled = pipeline(PROMPTS, seed=7, guidance_rescale=0.7, **SETTINGS)
 
-    assert pipelines._program._cache_size() == compiled
+    assert sampler.program._cache_size() == compiled
     for changed in (other, more, stronger):
         assert difference(changed, images).min() > 8
     assert difference(rescaled, images).max() > 3
@@ -97,16 +96,16 @@ def test_another_batch_size_or_guidance_compiles_once(pipeline, images):
 
     for change in changes:
         draw(change)
-    compiled, programs = Compilations(), pipelines._program._cache_size()
+    compiled, programs = Compilations(), sampler.program._cache_size()
     for change in (*changes, *reversed(changes)):
         draw(change)
-    assert pipelines._program._cache_size() == programs
+    assert sampler.program._cache_size() == programs
     assert compiled.count == 0
 
 
 def test_latents_take_the_place_of_the_seeds_noise(pipeline, images):
     seeds = np.arange(7, 12, dtype=np.uint32)
-    noise = np.asarray(initial_noise(seeds, pipeline.latent_shape()))
+    noise = np.asarray(sampler.initial_noise(seeds, pipeline.latent_shape()))
     again = pipeline(PROMPTS, latents=noise, seed=7, **SETTINGS)
     assert difference(again, images).max() == 0
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pea_jax import cli, prepare, sources
 from pea_jax import config as configs
-from pea_jax.data import builder, filters, mapping, parts, rows, schema
+from pea_jax.data import filters, layout, mapping, parts, rows, schema
 from pea_jax.data.origins import tars
 from pea_jax.data.source import DatasetError, Source
 from pea_jax.tinyworld import dataset, splits
@@ -233,7 +233,7 @@ def command(planted, data_dir, *more, name="planted"):
 def content(folder):
     """Every row of a set, in order, and its report."""
     source = Source(folder, "train")
-    report = json.loads(builder.report_file(folder).read_text("utf-8"))["train"]
+    report = json.loads(layout.report_file(folder).read_text("utf-8"))["train"]
     return [source[number] for number in range(len(source))], report
 
 
@@ -249,7 +249,7 @@ def prepared(planted, tmp_path_factory):
         env={**os.environ, "COLUMNS": WIDTH},
     )
     assert done.returncode == 0, done.stderr
-    return builder.folder_of(data_dir, "planted"), done
+    return layout.folder_of(data_dir, "planted"), done
 
 
 def test_every_good_row_is_there_once_as_it_was(planted, prepared):
@@ -289,7 +289,7 @@ def test_the_command_ends_with_a_table(planted, prepared):
 
 def test_killed_at_any_moment_and_run_again_it_is_the_same_set(planted, prepared, tmp_path):
     arguments = command(planted, tmp_path, "--workers=2")
-    unfinished = builder.unfinished(builder.folder_of(tmp_path, "planted"))
+    unfinished = layout.unfinished(layout.folder_of(tmp_path, "planted"))
 
     def done():
         return len(list(unfinished.glob(f"*/{parts.REPORT}")))
@@ -307,10 +307,10 @@ def test_killed_at_any_moment_and_run_again_it_is_the_same_set(planted, prepared
         assert wanted <= done() < TARS
     # The parts that are done are not made again, and another number of processes is no matter.
     subprocess.run([sys.executable, "-m", "pea_jax.cli", *arguments[:-1]], check=True)
-    folder = builder.folder_of(tmp_path, "planted")
+    folder = layout.folder_of(tmp_path, "planted")
     assert content(folder) == content(prepared[0])
-    index = builder.index_file(folder, "train")
-    assert index.read_bytes() == builder.index_file(prepared[0], "train").read_bytes()
+    index = layout.index_file(folder, "train")
+    assert index.read_bytes() == layout.index_file(prepared[0], "train").read_bytes()
 
 
 def test_a_set_that_is_there_is_told_and_not_made_again(planted, prepared, capsys, monkeypatch):
@@ -398,4 +398,4 @@ def test_splits_and_tables_go_the_same_way(tmp_path, rng):
         assert [(row.key, row.caption, row.caption_en, row.language) for row in found] == [
             (f"{split}/{number}", line["text"], "x", "ru") for number, line in enumerate(some)
         ]
-    assert len(list(builder.folder_of(tmp_path / "data", "small").glob("*train*of-00003"))) == 3
+    assert len(list(layout.folder_of(tmp_path / "data", "small").glob("*train*of-00003"))) == 3

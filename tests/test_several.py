@@ -5,6 +5,7 @@ kills at random.
 """
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -125,6 +126,23 @@ def test_two_hosts_of_two_devices_train_and_sample_as_one_device_does(begin, alo
         for run in ("one", "two")
     ]
     assert lines[0] == lines[1]
+
+
+def test_hosts_share_the_latents_and_train_from_them_as_from_pixels(begin, alone):
+    """Parts that two hosts make, or none, and noise that is drawn otherwise, would show."""
+    config = json.loads((alone / "config.json").read_text())
+    arguments = ["--config", "configs/tiny_zh.py", "--config.data.max_bad_images=0"]
+    for group in ("model", "data"):
+        for name, value in config[group].items():
+            value = ",".join(map(str, value)) if isinstance(value, list) else value
+            if value != "":
+                arguments.append(f"--config.{group}.{name}={value}")
+    told = finish(start(["prepare", "--latents", *arguments], 2))
+    assert re.search(r"their latents are in .*few_latents_\w+/1.0.0: 48 rows", told)
+    for name, processes, devices in [("latents", 1, 1), ("latents-hosts", 2, 2)]:
+        workdir, run = begin(name, processes, devices, data__latents=True)
+        finish(run)
+        assert_same_losses(workdir, alone)
 
 
 def test_a_notice_to_one_host_stops_all_at_one_step_and_fewer_go_on(begin, alone):

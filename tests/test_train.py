@@ -81,6 +81,7 @@ class FakeRun(run.Run):
             "pipeline": None,
             "adapter": ADAPTER,
         }
+        fields["loader"].size = lambda step: (8, 8)
         fields["loader"].keys = lambda step: {"parallel": [f"row {self.drawn(step + 1)}"]}
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -320,6 +321,69 @@ def test_nothing_is_compiled_once_a_run_has_seen_each_kind_of_step(models, data_
     }
     assert compiled[1] > 0
     assert compiled[5] == compiled[12]
+
+
+@pytest.fixture(scope="module")
+def aspects(data_dir) -> dict[str, object]:
+    """Fields of a config that trains in three buckets, with rows of all of them."""
+    tiny.write_data(data_dir, "aspects", [(64, 40), (64, 64), (40, 64)])
+    buckets = ((24, 16, 0.25), (16, 16, 0.5), (16, 24, 0.25))
+    return {"data__dataset": "aspects", "data__buckets": buckets, "data__native_batch_size": 8}
+
+
+@pytest.mark.filterwarnings("ignore::pea_jax.data.buckets.BucketWarning")
+def test_each_bucket_compiles_one_program_once(
+    models, data_dir, aspects, tmp_path, monkeypatch, capsys
+):
+    build, built = train.build, []
+    monkeypatch.setattr(train, "build", lambda config: built.append(build(config)) or built[0])
+    made = tiny.config(models, data_dir, **aspects, train__steps=16, train__save_every=16)
+    train.train(made, tmp_path / "run")
+    sizes = [built[0].loader.size(step) for step in range(16)]
+    first = {sizes.index(size) for size in set(sizes)}
+    assert len(first) == 3
+    assert built[0].step._cache_size() == 3
+    told = re.findall(r"compiled for (\d+x\d+) in", capsys.readouterr().err)
+    assert told == [f"{sizes[step][0]}x{sizes[step][1]}" for step in sorted(first)]
+    # A line is written when the step after its own has been sent off, and compiled if it is new.
+    counts = [line["compilations"] for line in metrics.read_metrics(tmp_path / "run")]
+    for index in range(1, 15):
+        assert counts[index] - counts[index - 1] == (index + 1 in first), index
+    assert counts[15] == counts[14]
+
+
+def test_the_work_of_a_step_is_counted_by_its_size(models, data_dir, aspects, monkeypatch):
+    made = tiny.config(models, data_dir, **aspects)
+    mesh = parallel.make_mesh()
+    assert run.model_flops(made, mesh)((16, 16)) is None, "of a CPU nobody knows the peak"
+    monkeypatch.setattr(run.chips, "find", lambda kind: object())
+    known = run.model_flops(made, mesh)
+    deadline = time.monotonic() + 240
+    while known((24, 16)) is None or known((16, 16)) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert known((24, 16)) == known((16, 24))
+    # Convolutions grow with the pixels, attention with their square, and texts not at all.
+    assert 1.2 < known((24, 16)) / known((16, 16)) < 2.25
+
+
+def test_pictures_that_the_models_do_not_take_are_refused(models, data_dir, monkeypatch):
+    def load(*arguments, **keywords):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(run, "load_base", load)
+    for fields, told in (
+        ({"data__image_size": 17}, "data.image_size: expected .* multiples of 2, .* got 17x17"),
+        (
+            {"data__buckets": ((16, 16, 1.0), (24, 15, 1.0), (9, 16, 1.0))},
+            "data.buckets: expected .* multiples of 2, .* got 24x15, 9x16",
+        ),
+        ({"data__buckets": ((16, 16, 0.0),)}, "data.buckets: expected .height, width, probabil"),
+        ({"data__crop": "middle"}, "data.crop: expected centre or random, got 'middle'"),
+        ({"data__language_weights": (1, 2)}, "data.language_weights: expected none or 1 positive"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run.build(tiny.config(models, data_dir, **fields))
 
 
 def test_build_places_everything_on_the_mesh(models, data_dir):

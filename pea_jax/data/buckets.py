@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int64
@@ -36,12 +37,12 @@ def largest(buckets: Sequence[Bucket]) -> tuple[int, int]:
     return height, width
 
 
-def problems(buckets: Sequence[Bucket]) -> list[str]:
+def problems(buckets: Sequence[Any]) -> list[str]:
     """What is wrong with them, one line each."""
     found, seen = [], {}
     for bucket in buckets:
         if (
-            not isinstance(bucket, Sequence)
+            not isinstance(bucket, tuple)
             or len(bucket) != 3
             or not all(type(side) is int and side > 0 for side in bucket[:2])
             or not (type(bucket[2]) in (int, float) and 0 < bucket[2] < math.inf)

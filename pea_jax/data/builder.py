@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,51 +21,17 @@ import tensorflow_datasets as tfds
 
 import pea_jax
 from pea_jax import storage
-from pea_jax.data import parts, repeats, schema
+from pea_jax.data import layout, parts, repeats, schema
 from pea_jax.data import recipe as recipes
 from pea_jax.data.executors import Run, in_turn
 from pea_jax.data.parts import Counts, Part, Report, Shard
 from pea_jax.storage import AnyPath
 
-#: Of the layout of a set: features, index, report.
-VERSION = "1.0.0"
-#: The file that is written last: with it a set is whole.
-_MARK = "dataset_info.json"
 #: What the parts of an unfinished set are of.
 _PLAN = "plan.json"
 
 #: Is told how many parts are done, of how many, and what became of their rows.
 Progress = Callable[[int, int, Counts], None]
-
-
-def index_file(folder: AnyPath, split: str) -> AnyPath:
-    """Where a split's index lies."""
-    return folder / f"index-{split}.npy"
-
-
-def folder_of(data_dir: AnyPath | str, name: str) -> AnyPath:
-    """Where `build` puts a set of this name."""
-    return storage.as_path(data_dir) / name / VERSION
-
-
-def is_built(folder: AnyPath) -> bool:
-    """Whether a folder holds a data set."""
-    return (folder / _MARK).is_file()
-
-
-def report_file(folder: AnyPath) -> AnyPath:
-    """Where each split's counts of kept and rejected rows, and the sizes of its files, lie."""
-    return folder / "report.json"
-
-
-def recipe_file(folder: AnyPath) -> AnyPath:
-    """Where what the set was made from lies, if `build` was told."""
-    return folder / "recipe.json"
-
-
-def unfinished(folder: AnyPath) -> AnyPath:
-    """Where the parts of a set lie until it is whole."""
-    return folder.with_name(f"unfinished.{folder.name}")
 
 
 def build(
@@ -105,23 +70,24 @@ def build(
         name can't be, or the set's place is taken by something else. Whatever a shard raises, too:
         the parts that are done stay for the next call.
     """
-    folder = folder_of(data_dir, name)
+    folder = layout.folder_of(data_dir, name)
     if not storage.is_bucket(folder):
         folder = folder.absolute()
     wanted = recipes.as_json(recipe)
     _check_names(name, splits)
-    if not is_built(folder):
+    parts.remove_orphans(folder.parent)
+    if not layout.is_built(folder):
         try:
             _Build(folder, splits, wanted, form, run, progress or _no_progress).make(description)
         except Exception:
             # Another process that built the same set was first to put it in its place, and has
             # removed the parts.
-            if not is_built(folder):
+            if not layout.is_built(folder):
                 raise
     if wanted is not None:
-        there = recipes.read(recipe_file(folder))
+        there = recipes.read(layout.recipe_file(folder))
         _check_recipe(folder, there, wanted)
-    _remove(unfinished(folder))
+    _remove(layout.unfinished(folder))
     return folder
 
 
@@ -157,7 +123,7 @@ class _Build:
         run: Run,
         progress: Progress,
     ):
-        self.folder, self.top = folder, unfinished(folder)
+        self.folder, self.top = folder, layout.unfinished(folder)
         self.splits, self.recipe, self.form = splits, recipe, form
         self.run, self.progress = run, progress
 
@@ -187,20 +153,27 @@ class _Build:
 
     def _begin(self) -> None:
         """Have a folder for the parts, which says what they are of."""
+        parts.remove_orphans(self.top)
         plan = self.top / _PLAN
-        if storage.is_bucket(self.top):
-            if not plan.exists():
+        if storage.held(self.top) == [_PLAN] and recipes.read(plan) != self._plan():
+            _remove(self.top)  # nothing came of it
+        if not plan.exists():
+            if storage.is_bucket(plan):
                 recipes.write(plan, self._plan())
-        elif self.top.exists():
-            parts.remove_orphans(self.top)
-        else:
-            self.top.parent.mkdir(parents=True, exist_ok=True)
-            with parts.drafts(self.top.parent, self.top.name) as draft:
-                recipes.write(draft / _PLAN, self._plan())
-                # Of two at once, one is first.
-                with contextlib.suppress(OSError):
-                    draft.rename(self.top)
+            else:
+                self._begin_on_disk()
         self._check_plan()
+
+    def _begin_on_disk(self) -> None:
+        self.top.parent.mkdir(parents=True, exist_ok=True)
+        with parts.drafts(self.top.parent, "unfinished") as draft:
+            recipes.write(draft / _PLAN, self._plan())
+            try:
+                draft.rename(self.top)
+            except OSError:
+                # Of two at once, one is first.
+                if not self.top.is_dir():
+                    raise
 
     def _check_plan(self) -> None:
         """The parts are of this set."""
@@ -266,7 +239,7 @@ class _Build:
         with parts.drafts(self.top, "set") as draft:
             target = self.folder if storage.is_bucket(self.folder) else draft
             for split, some in pieces.items():
-                template = _template(name, split)
+                template = layout.template(name, split)
                 files = [
                     template.sharded_filepath(shard_index=number, num_shards=len(some)).name
                     for number in range(len(some))
@@ -275,7 +248,9 @@ class _Build:
                     placed.append((part.folder / parts.RECORDS, target / file, each.size))
                 lengths = [each.kept for _, each in some]
                 infos.append(tfds.core.SplitInfo(split, lengths, told[split].size, template))
-                _write_index(index_file(draft, split), [part for part, _ in some], sum(lengths))
+                _write_index(
+                    layout.index_file(draft, split), [part for part, _ in some], sum(lengths)
+                )
                 sizes = [each.size for _, each in some]
                 report[split] = {
                     "kept": told[split].kept,
@@ -287,10 +262,10 @@ class _Build:
             for _ in storage.each(_place, placed):
                 pass
             text = json.dumps(report, indent=2, ensure_ascii=False)
-            report_file(draft).write_text(text, encoding="utf-8")
+            layout.report_file(draft).write_text(text, encoding="utf-8")
             if self.recipe is not None:
-                recipes.write(recipe_file(draft), self.recipe)
-            _write_info(draft, name, description, self.form, infos)
+                recipes.write(layout.recipe_file(draft), self.recipe)
+            layout.write_info(draft, name, description, self.form, infos)
             if target is draft:
                 parts.sync(draft)
                 draft.rename(self.folder)
@@ -300,7 +275,7 @@ class _Build:
                 # Of another build that was stopped here.
                 if file.startswith(f"{name}-") and file not in mine:
                     (self.folder / file).unlink()
-            for file in sorted(storage.held(draft), key=lambda file: (file == _MARK, file)):
+            for file in sorted(storage.held(draft), key=lambda file: (file == layout.MARK, file)):
                 storage.copy(draft / file, self.folder / file)
 
 
@@ -308,17 +283,6 @@ def _digest(reports: Sequence[Report]) -> str:
     """Of all the records of a split, however often it is made from the same rows."""
     digests = "\n".join(report.digest for report in reports)
     return hashlib.sha256(digests.encode()).hexdigest()
-
-
-def _template(name: str, split: str) -> tfds.core.ShardedFileTemplate:
-    """How TFDS calls the files of a split."""
-    return tfds.core.ShardedFileTemplate(
-        data_dir=Path(),
-        dataset_name=name,
-        split=split,
-        filetype_suffix="array_record",
-        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-    )
 
 
 def _write_index(file: Path, made: Sequence[Part], rows: int) -> None:
@@ -329,31 +293,6 @@ def _write_index(file: Path, made: Sequence[Part], rows: int) -> None:
         index[start : start + len(some)] = some
         start += len(some)
     index.flush()
-
-
-def _write_info(
-    folder: Path,
-    name: str,
-    description: str,
-    form: schema.Form,
-    splits: Sequence[tfds.core.SplitInfo],
-) -> None:
-    """Writes what TFDS knows of a set: its features and splits."""
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name=name,
-        version=tfds.core.Version(VERSION),
-        data_dir=str(folder),
-        module_name=__name__,
-    )
-    info = tfds.core.DatasetInfo(
-        builder=identity,
-        description=description,
-        features=form.features(),
-        disable_shuffling=True,
-    )
-    info.set_file_format("array_record")
-    info.set_splits(tfds.core.splits.SplitDict(splits))
-    info.write_to_directory(folder)
 
 
 def _place(piece: tuple[AnyPath, AnyPath, int]) -> None:
@@ -373,13 +312,11 @@ def _place(piece: tuple[AnyPath, AnyPath, int]) -> None:
 
 
 def _remove(top: AnyPath) -> None:
-    """Removes the parts of a set that is whole; another process may be at it, too."""
+    """Removes the folder of the parts; another process may be at it, too."""
     if storage.is_bucket(top):
         with contextlib.suppress(FileNotFoundError):
             top.rmtree(missing_ok=True)
     elif top.exists():
         # Who still writes to it must not find it any more.
-        gone = Path(tempfile.mkdtemp(dir=top.parent, prefix=f".{top.name}."))
-        with contextlib.suppress(FileNotFoundError):
+        with parts.drafts(top.parent, "unfinished") as gone, contextlib.suppress(FileNotFoundError):
             top.rename(gone / top.name)
-        shutil.rmtree(gone)

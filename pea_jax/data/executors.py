@@ -1,10 +1,12 @@
-"""Who makes the parts of a data set: this process, several, several hosts, or the workers of Apache
-Beam.
+"""Who makes the parts of a data set: this process, several, or the workers of Apache Beam.
+
+`hosts` has what several hosts do together.
 """
 
 import contextlib
 import functools
 import importlib.util
+import io
 import itertools
 import multiprocessing
 import os
@@ -177,57 +179,6 @@ def _pickled(job: Job) -> bytes:
         ) from error
 
 
-class Hosts:
-    """A `Run` of several hosts that write to one storage, and call `build` together.
-
-    Each makes its share of the parts. The first host then puts the set together, for which the
-    others wait.
-
-    Args:
-      index: which of the hosts this is.
-      count: how many they are.
-      wait: waits until all of them are at the place of a name.
-    """
-
-    def __init__(self, index: int, count: int, wait: Callable[[str], None]):
-        self._index, self._count, self._wait = index, count, wait
-        self._made = self._ended = False
-
-    def __call__(self, jobs: Sequence[Job]) -> Iterator[int]:
-        """Do this host's jobs, and yield all of them once they are done."""
-        if self._made:  # what is left is for one host
-            yield from in_turn(jobs)
-            return
-        self._made = True
-        for number, job in enumerate(jobs):
-            # Not by its number here: hosts that start apart may find other parts done.
-            if int(job.part.name.rpartition("-")[2]) % self._count == self._index:
-                job()
-                yield number
-        self._wait("parts of a data set")
-        if self._index:
-            self.end()
-            raise BuiltElsewhereError("the first host was to put the set together, and did not")
-        for number, job in enumerate(jobs):
-            if int(job.part.name.rpartition("-")[2]) % self._count:
-                if not job.part.is_done():
-                    raise ValueError(
-                        f"part {job.part.name} is not in {job.part.top}, but another host has made "
-                        "it: hosts make a set together in a storage that all of them share"
-                    )
-                yield number
-
-    def end(self) -> None:
-        """Wait until every host knows that the set is there."""
-        if self._made and not self._ended:
-            self._ended = True
-            self._wait("a data set")
-
-
-class BuiltElsewhereError(ValueError):
-    """Another host puts the set together; `builder.build` takes it for done when it is there."""
-
-
 def on_beam(options: Sequence[str]) -> Run:
     """By the workers of an Apache Beam pipeline, who must reach the storage of the data set.
 
@@ -235,11 +186,12 @@ def on_beam(options: Sequence[str]) -> Run:
       options: of the pipeline, as on a command line: "--runner=DataflowRunner", ...
 
     Raises:
-      ValueError: Apache Beam is not installed.
+      ValueError: Apache Beam is not installed, or knows no such option.
       WorkerError (when run): the pipeline failed, or its parts are not to be seen from here.
     """
     if importlib.util.find_spec("apache_beam") is None:
         raise ValueError("Apache Beam is not installed: pip install 'pea-jax[beam]'")
+    _check_options(options)
 
     def run(jobs: Sequence[Job]) -> Iterator[int]:
         if not jobs:
@@ -260,6 +212,20 @@ def on_beam(options: Sequence[str]) -> Run:
             )
 
     return run
+
+
+def _check_options(options: Sequence[str]) -> None:
+    """Beam itself passes over options that it doesn't know: the pipeline would run elsewhere."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            given = PipelineOptions(list(options)).get_all_options(retain_unknown_options=True)
+    except SystemExit:
+        raise ValueError(f"options of Beam: {said.getvalue().splitlines()[-1]}") from None
+    if unknown := sorted(given.keys() - PipelineOptions([]).get_all_options().keys()):
+        raise ValueError(f"options of Beam: it knows no {', no '.join(unknown)}")
 
 
 class _Pipeline:

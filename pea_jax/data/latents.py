@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float
 
 from pea_jax import storage
-from pea_jax.data import buckets, builder, images, schema
+from pea_jax.data import buckets, images, layout, schema
 from pea_jax.data import recipe as recipes
 from pea_jax.data.plan import CENTRE
 from pea_jax.data.source import DatasetError, Source
@@ -180,7 +180,7 @@ class LatentSource(Source):
 
     def _open(self) -> None:
         super()._open()
-        told = recipes.read(builder.recipe_file(self.folder)) or {}
+        told = recipes.read(layout.recipe_file(self.folder)) or {}
         wanted = {field.name for field in dataclasses.fields(Recipe)} | {_PIXELS}
         if told.keys() != wanted:
             raise DatasetError(f"{self.folder} holds no latents of this version of pea_jax")
@@ -243,8 +243,8 @@ def find(data_dir: AnyPath | str, wanted: Recipe, pixels: Source | None) -> Late
     Raises:
       DatasetError: the set is not there, not whole, or of other pixels; it says what is there.
     """
-    folder = builder.folder_of(data_dir, wanted.name)
-    if not builder.is_built(folder):
+    folder = layout.folder_of(data_dir, wanted.name)
+    if not layout.is_built(folder):
         raise DatasetError(_missing(data_dir, wanted))
     source = LatentSource(folder, wanted.split)
     told = _differences(source, wanted, source.pixels if pixels is None else pixels.digest)
@@ -258,14 +258,14 @@ def find(data_dir: AnyPath | str, wanted: Recipe, pixels: Source | None) -> Late
 
 def _missing(data_dir: AnyPath | str, wanted: Recipe) -> str:
     """That there is no such set, and what is there in its place."""
-    folder = builder.folder_of(data_dir, wanted.name)
-    begun = builder.unfinished(folder)
+    folder = layout.folder_of(data_dir, wanted.name)
+    begun = layout.unfinished(folder)
     if begun.is_dir():
         return f"{folder} is not finished: go on with {_COMMAND}"
     others = []
     for top in sorted(storage.as_path(data_dir).glob(f"{wanted.dataset}_latents_*")):
-        other = builder.folder_of(data_dir, top.name)
-        if builder.is_built(other):
+        other = layout.folder_of(data_dir, top.name)
+        if layout.is_built(other):
             source = LatentSource(other, wanted.split)
             others.append(f"{top.name}: {_differences(source, wanted, source.pixels)}")
     there = f" (there are {'; '.join(others)})" if others else ""

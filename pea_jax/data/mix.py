@@ -23,8 +23,8 @@ class Mix:
     """The sequence; equal arguments make the same one, with any version of numpy.
 
     At the end of every block the counts are off their shares by less than 1 for the nine buckets of
-    SDXL, and by less than 1.5 for any likely weights (by half the number of partings that lead to a
-    choice at most), so those within one block by less than twice that.
+    SDXL, and for any likely weights by less than 1.5 (half the number of partings that lead to a
+    choice bounds it); those within one block by less than 2.
 
     Attributes:
       weights: of the choices, positive; their sum may be any.

@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from pea_jax import storage
@@ -155,7 +157,7 @@ def drafts(top: AnyPath, name: str) -> Iterator[Path]:
     folder for temporary files. What is left in it at the end is removed.
     """
     place = None if storage.is_bucket(top) else top
-    prefix = f".{name}.{socket.gethostname()}.{os.getpid()}."
+    prefix = f".pea_jax-{name}.{socket.gethostname()}.{os.getpid()}."
     with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as draft:
         # One level down: the draft itself is for its owner's eyes alone.
         folder = Path(draft) / "folder"
@@ -163,12 +165,13 @@ def drafts(top: AnyPath, name: str) -> Iterator[Path]:
         yield folder
 
 
-def remove_orphans(top: Path) -> None:
+def remove_orphans(top: AnyPath) -> None:
     """Remove the drafts of processes of this host that are gone: they were killed."""
-    for draft in top.glob(".*"):
-        _, _, *host, process, _ = draft.name.split(".")
-        if ".".join(host) == socket.gethostname() and not _runs(int(process)):
-            shutil.rmtree(draft, ignore_errors=True)
+    place = Path(tempfile.gettempdir()) if storage.is_bucket(top) else top
+    for name in storage.held(place):
+        named = re.fullmatch(r"\.pea_jax-[\w-]+\.(.+)\.(\d+)\.\w+", name)
+        if named and named[1] == socket.gethostname() and not _runs(int(named[2])):
+            shutil.rmtree(place / name, ignore_errors=True)
 
 
 def _runs(process: int) -> bool:
@@ -189,11 +192,20 @@ def sync(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def faults() -> Iterator[None]:
+    """Tell in one line what ArrayRecord tells by a RuntimeError, such as of a disk that is full."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise storage.StorageError(" ".join(str(error).split())) from error
+
+
+@contextlib.contextmanager
 def writing(file: Path) -> Iterator[Callable[[bytes], None]]:
     """A function that writes one record to an ArrayRecord file.
 
     Raises:
-      OSError: the file does not hold what was written, as on a disk that is full.
+      StorageError: the file can't be written, or does not hold what was written.
     """
     # Groups of one, as TFDS writes them: rows are read at random.
     writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
@@ -201,16 +213,22 @@ def writing(file: Path) -> Iterator[Callable[[bytes], None]]:
 
     def write(record: bytes) -> None:
         nonlocal written
-        writer.write(record)
+        with faults():
+            writer.write(record)
         written += 1
 
     try:
         yield write
-    finally:
+    except BaseException:
+        with contextlib.suppress(RuntimeError):
+            writer.close()
+        raise
+    with faults():
         writer.close()
-    with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
-        if reader.num_records() != written:
-            raise OSError(f"{file} holds {reader.num_records()} of {written} records")
+        with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
+            held = reader.num_records()
+    if held != written:
+        raise storage.StorageError(f"{file} holds {held} of {written} records")
 
 
 @dataclass(frozen=True)
@@ -257,6 +275,7 @@ def _write_rows(
 ) -> np.ndarray:
     """Writes records and keys; returns the index."""
     features, seen = form.features(), set()
+    serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
     with writing(folder / RECORDS) as write, (folder / KEYS).open("w") as keys:
 
         def kept() -> Iterator[tuple]:
@@ -268,7 +287,9 @@ def _write_rows(
                     report.reject(reason, row.key)
                     continue
                 record = schema.index_record(row)
-                write(features.serialize_example(form.to_example(row)))
+                example = serializer.get_tf_example(features.encode_example(form.to_example(row)))
+                # The same bytes whoever makes the part, and when.
+                write(example.SerializeToString(deterministic=True))
                 keys.write(json.dumps(row.key) + "\n")
                 seen.add(row.key)
                 report.kept += 1

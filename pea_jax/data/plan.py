@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import numpy as np
@@ -131,13 +132,7 @@ def make_plan(
       ValueError: a part or a language without rows, or what `buckets.allot` refuses.
     """
     batch = {name: size for name, size in batch.items() if size}
-    rows = {name: source.select(native=name == "native", languages=languages) for name in batch}
-    for name, size in batch.items():
-        if not len(rows[name]):
-            raise ValueError(
-                f"{source.folder}, split {source.split}, has no {name} rows of "
-                f"{list(languages)}, but a step should take {size}"
-            )
+    rows = {name: _select(source, name, batch[name], languages) for name in batch}
     sides = {
         name: (source.index["height"][chosen], source.index["width"][chosen])
         for name, chosen in rows.items()
@@ -171,6 +166,18 @@ def make_plan(
     probabilities = tuple(float(probability) for *_, probability in used)
     mix = Mix(probabilities, _own_seed(seed, ["buckets"]), STEPS)
     return Plan(used, mix, tuple(make_part(*each) for each in batch.items()))
+
+
+def _select(
+    source: Source, part: str, size: int, languages: Sequence[str]
+) -> Int64[np.ndarray, "N"]:
+    rows = source.select(native=part == "native", languages=languages)
+    if not len(rows):
+        raise ValueError(
+            f"{source.folder}, split {source.split}, has no {part} rows of {list(languages)}, "
+            f"but a step should take {size}"
+        )
+    return rows
 
 
 def _by_language(
@@ -218,7 +225,7 @@ def _warn_of_few(
 
 
 def problems(
-    buckets: Sequence[Bucket],
+    buckets: Sequence[Any],
     crop: str,
     languages: Sequence[str],
     language_weights: Sequence[float],

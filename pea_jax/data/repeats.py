@@ -1,5 +1,6 @@
 """Rows whose key another row of their split has: the first is kept, by shard and by place in it."""
 
+import contextlib
 import io
 import json
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from pea_jax.data.parts import Job, Part, Report
 def find(made: Sequence[Part], kept: Sequence[int]) -> dict[int, np.ndarray]:
     """The places of the rows to drop, ascending, by the number of their part.
 
-    Candidates are found by their hashes, 8 bytes a row in memory. Their keys are compared before
-    one is taken for a repetition, and no other keys are read.
+    Candidates are found by their hashes, which with their order take some 50 bytes a row in memory.
+    Their keys are compared before one is taken for a repetition, and no other keys are read.
 
     Args:
       made: the parts of one split, in order.
@@ -26,8 +27,8 @@ def find(made: Sequence[Part], kept: Sequence[int]) -> dict[int, np.ndarray]:
     """
     ends = np.cumsum([0, *kept])
     hashes = np.empty(ends[-1], np.uint64)
-    for start, index in zip(ends, storage.each(Part.index, made), strict=False):
-        hashes[start : start + len(index)] = index["key_hash"]
+    for number, index in enumerate(storage.each(Part.index, made)):
+        hashes[ends[number] : ends[number + 1]] = index["key_hash"]
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
     candidates = np.unique(np.concatenate([order[same], order[same + 1]]))
@@ -90,10 +91,10 @@ class Thinning(Job):
         if storage.is_bucket(file):
             storage.copy(file, folder.parent / parts.RECORDS)
             file = folder.parent / parts.RECORDS
-        reader = array_record_module.ArrayRecordReader(str(file))
-        try:
-            with parts.writing(folder / parts.RECORDS) as write:
-                for place in np.flatnonzero(kept).tolist():
-                    write(reader.read([place])[0])
-        finally:
-            reader.close()
+        with parts.faults():
+            reader = array_record_module.ArrayRecordReader(str(file))
+        with contextlib.closing(reader), parts.writing(folder / parts.RECORDS) as write:
+            for place in np.flatnonzero(kept).tolist():
+                with parts.faults():
+                    record = reader.read([place])[0]
+                write(record)

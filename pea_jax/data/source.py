@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int64
 
 from pea_jax import storage
-from pea_jax.data import builder, images, schema
+from pea_jax.data import images, layout, schema
 from pea_jax.storage import AnyPath
 
 
@@ -31,13 +31,13 @@ def locate(data_dir: AnyPath | str, dataset: str) -> AnyPath:
       DatasetError: nothing is there.
     """
     top = storage.as_path(data_dir) / dataset
-    if builder.is_built(top):
+    if layout.is_built(top):
         return top
     # A half-built set lies in incomplete.*, which is no version.
     found = [
         folder
         for folder in top.glob("*")
-        if builder.is_built(folder) and tfds.core.Version.is_valid(folder.name)
+        if layout.is_built(folder) and tfds.core.Version.is_valid(folder.name)
     ]
     if not found:
         raise DatasetError(f"no data set {dataset!r} in {data_dir} (looked for {top}/VERSION)")
@@ -64,7 +64,7 @@ class Source:
         self._open()
 
     def _open(self) -> None:
-        if not builder.is_built(self.folder):
+        if not layout.is_built(self.folder):
             raise DatasetError(f"{self.folder} is no data set: it has no dataset_info.json")
         reader = tfds.builder_from_directory(self.folder)
         if self.split not in reader.info.splits:
@@ -72,7 +72,7 @@ class Source:
                 f"{self.folder} has the splits {sorted(reader.info.splits)}, not {self.split!r}"
             )
         self._check_files()
-        file = builder.index_file(self.folder, self.split)
+        file = layout.index_file(self.folder, self.split)
         if storage.is_bucket(file):
             self.index = np.load(io.BytesIO(file.read_bytes()))
         else:
@@ -88,7 +88,7 @@ class Source:
 
     def _check_files(self) -> None:
         """Missing and cut files are told before anything is read: ArrayRecord is vague on them."""
-        report = builder.report_file(self.folder)
+        report = layout.report_file(self.folder)
         if not report.exists():
             raise DatasetError(f"{self.folder} has no {report.name}: pea_jax did not build it")
         wrong = []
@@ -144,13 +144,13 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """Hex digits that tell this split from others: of its rows' keys and sizes, and of its
+        """16 hex digits that tell this split from others: of its rows' keys and sizes, and of its
         report, which has a digest of the records.
         """
         digest = hashlib.sha256(np.ascontiguousarray(self.index).view(np.uint8).data)
-        report = json.loads(builder.report_file(self.folder).read_text("utf-8"))[self.split]
+        report = json.loads(layout.report_file(self.folder).read_text("utf-8"))[self.split]
         digest.update(json.dumps(report, sort_keys=True).encode())
-        return digest.hexdigest()
+        return digest.hexdigest()[:16]
 
     @cached_property
     def languages(self) -> tuple[str, ...]:

@@ -4,26 +4,25 @@
     native caption  -> language encoder -> adapter -> UNet(x_t) -> prediction, features     student
     English caption -> base text encoder           -> UNet(x_t) -> prediction, features     teacher
 
-Whatever does not depend on the adapter is computed outside the differentiated function, so no
-gradient can reach the teacher, the encoders or the VAE. The student's gradient runs back through
-the UNet to the tokens, and not into its weights.
+Whatever does not depend on the adapter (`given`) is computed outside the differentiated function,
+so no gradient can reach the teacher, the encoders or the VAE. The student's gradient runs back
+through the UNet to the tokens, and not into its weights.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from pea_jax import parallel
-from pea_jax.diffusion.schedule import Schedule, add_noise, target
-from pea_jax.distill.draws import draw
+from pea_jax.diffusion.schedule import Schedule
+from pea_jax.distill.given import Batch, Frozen, Given, drop, give
 from pea_jax.distill.losses import (
     DistillSettings,
     Metrics,
@@ -31,22 +30,10 @@ from pea_jax.distill.losses import (
     squared_error,
     total,
 )
-from pea_jax.distill.parts import (
-    MOMENTS,
-    NATIVE,
-    PARALLEL,
-    PARTS,
-    PIXELS,
-    Fields,
-    Layout,
-    count_rows,
-    cut,
-)
+from pea_jax.distill.parts import NATIVE, PARALLEL, PARTS, PIXELS, Layout, count_rows, cut
 from pea_jax.distill.state import Networks, Params, TrainState
 from pea_jax.models.conditioning import Conditioning
 
-Batch = Mapping[str, Fields]
-Frozen = Mapping[str, Any]
 LossAndGradient = Callable[..., tuple[Float[Array, ""], Metrics, Params]]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
@@ -130,7 +117,7 @@ def make_loss_and_gradient(
         learning = {name: len(batch[name]["place"]) for name in PARTS if name in batch}
         layout = Layout(learning, data_shards)
         unet = nnx.merge(networks.unet, frozen["unet"])
-        given = _given(networks, schedule, settings, layout, unet, frozen, batch, key, picture)
+        given = give(networks, schedule, settings, layout, unet, frozen, batch, key, picture)
         # The student begins when the teacher has ended: weights that each of them gathers are not
         # kept from the one to the other, nor are the activations of both at once.
         weights, given = jax.lax.optimization_barrier((frozen["unet"], given))
@@ -280,22 +267,6 @@ def jit_train_step(
     )
 
 
-def drop(
-    conditioning: Conditioning, nothing: Conditioning, dropped: Bool[Array, "B"]
-) -> Conditioning:
-    """Replaces the tokens of the rows that are dropped by those of the empty prompt.
-
-    The pooled vector stays (method.md, "Prompt drop").
-
-    Args:
-        conditioning: of the batch, tokens [B, L, D].
-        nothing: of the empty prompt, tokens [1, L, D].
-        dropped: which rows.
-    """
-    tokens = jnp.where(dropped[:, None, None], nothing.tokens, conditioning.tokens)
-    return dataclasses.replace(conditioning, tokens=tokens)
-
-
 def _learns(part: str, settings: DistillSettings) -> bool:
     """Whether any term applies to the rows of a part."""
     if not settings.hybrid:
@@ -303,112 +274,9 @@ def _learns(part: str, settings: DistillSettings) -> bool:
     return settings.diffuses if part == NATIVE else settings.distils
 
 
-class _Given(NamedTuple):
-    """What the loss takes as given: nothing in it depends on the adapter.
-
-    Attributes:
-        noisy: x_t, [B, h, w, C].
-        timesteps: t, [B].
-        added: SDXL's time ids, [B, 6]; None for families that take none.
-        target: the noise or the velocity, [B, h, w, C].
-        hidden: the language encoder's tokens, [B, L, D_in].
-        empty_hidden: its tokens of the empty prompt, [1, L, D_in].
-        dropped: rows whose prompt is dropped, [B]; None where none ever is.
-        teacher: prediction and features of the parallel rows; None where no term needs them.
-    """
-
-    noisy: Float[Array, "B h w C"]
-    timesteps: Int[Array, "B"]
-    added: Float[Array, "B 6"] | None
-    target: Float[Array, "B h w C"]
-    hidden: Float[Array, "B L D_in"]
-    empty_hidden: Float[Array, "1 L D_in"]
-    dropped: Bool[Array, "B"] | None
-    teacher: tuple[Float[Array, "P h w C"], dict[str, Float[Array, "P _ _ _"]]] | None
-
-
-def _given(
-    networks: Networks,
-    schedule: Schedule,
-    settings: DistillSettings,
-    layout: Layout,
-    unet: nnx.Module,
-    frozen: Frozen,
-    batch: Batch,
-    key: PRNGKeyArray,
-    picture: str,
-) -> _Given:
-    """Runs everything but the student's adapter and UNet."""
-    fields = (picture, "time_ids", "ids", "mask")
-    student = layout.join([{name: batch[part][name] for name in fields} for part in layout.rows])
-    empty = frozen["empty"]
-
-    vae = nnx.merge(networks.vae, frozen["vae"])
-    if picture == MOMENTS:
-        mean, logvar = student[MOMENTS][:, 0], student[MOMENTS][:, 1]
-    else:
-        mean, logvar = posterior(vae, student[PIXELS])
-    places = {part: batch[part]["place"] for part in layout.rows}
-    draws = draw(key, layout, mean.shape[1:], schedule, settings, places)
-    latents = vae.config.scaling_factor * (mean + jnp.exp(0.5 * logvar) * draws.posterior)
-    alpha_bar = jnp.asarray(schedule.alphas_cumprod)[draws.timesteps]
-    noisy = add_noise(latents, draws.noise, alpha_bar)
-    dropped = draws.dropped if settings.prompt_drop else None
-    micro_conditioned = unet.config.pooled_width is not None
-    added = student["time_ids"].astype(jnp.float32) if micro_conditioned else None
-
-    teacher = None
-    if settings.distils and PARALLEL in layout.rows:
-        text_encoder = nnx.merge(networks.text_encoder, frozen["text_encoder"])
-        seen, timesteps, added_here, dropped_here = layout.take(
-            (noisy, draws.timesteps, added, dropped), PARALLEL
-        )
-        conditioning = _teacher(text_encoder, batch[PARALLEL], empty, dropped_here)
-        teacher = unet(seen, timesteps, conditioning, added_here)
-
-    language_encoder = nnx.merge(networks.language_encoder, frozen["language_encoder"])
-    return _Given(
-        noisy=noisy,
-        timesteps=draws.timesteps,
-        added=added,
-        target=target(schedule, latents, draws.noise, alpha_bar),
-        hidden=_hidden(language_encoder, student["ids"], student["mask"]),
-        empty_hidden=_hidden(language_encoder, empty["ids"], empty["mask"]),
-        dropped=dropped,
-        teacher=teacher,
-    )
-
-
-def posterior(
-    vae: nnx.Module, pixels: UInt8[Array, "B H W 3"]
-) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
-    """Mean and log variance of the latents of the images, unscaled."""
-    mean, logvar = vae.encode(pixels.astype(jnp.float32) / 127.5 - 1.0)
-    return mean.astype(jnp.float32), logvar.astype(jnp.float32)
-
-
-def _hidden(
-    encoder: nnx.Module, ids: Int[Array, "B L"], mask: Int[Array, "B L"]
-) -> Float[Array, "B L D_in"]:
-    return encoder(ids, mask).tokens.astype(jnp.float32)
-
-
-def _student(adapter: nnx.Module, given: _Given) -> Conditioning:
+def _student(adapter: nnx.Module, given: Given) -> Conditioning:
     """The native conditioning. The empty prompt goes through the adapter too, and teaches it."""
     conditioning = adapter(given.hidden)
     if given.dropped is None:
         return conditioning
     return drop(conditioning, adapter(given.empty_hidden), given.dropped)
-
-
-def _teacher(
-    text_encoder: nnx.Module,
-    part: Fields,
-    empty: Fields,
-    dropped: Bool[Array, "P"] | None,
-) -> Conditioning:
-    """The English conditioning."""
-    conditioning = text_encoder(part["english_ids"], part["english_mask"])
-    if dropped is None:
-        return conditioning
-    return drop(conditioning, text_encoder(empty["english_ids"], empty["english_mask"]), dropped)

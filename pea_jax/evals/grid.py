@@ -104,13 +104,15 @@ def table(
     face = _face(width)
     left = math.ceil(max(face.getlength(part) for part in parts)) + 2 * _GAP
     top = _line(face) + _GAP
-    sheet = _sheet(left + len(headers) * (width + _GAP), top + len(rows) * (height + _GAP))
+    # As high as the images, or as the captions where these are longer; both in the middle.
+    step = max(height, _line(face) * max(len(lines) for lines in captions)) + _GAP
+    sheet = _sheet(left + len(headers) * (width + _GAP), top + len(rows) * step)
     draw = ImageDraw.Draw(sheet)
     for column, header in enumerate(headers):
         middle = left + _GAP + column * (width + _GAP) + width / 2
         draw.text((middle, top / 2), header, _INK, face, "mm")
     for index, (row, lines) in enumerate(zip(rows, captions, strict=True)):
-        y = top + _GAP + index * (height + _GAP)
+        y = top + _GAP + index * step + (step - _GAP - height) // 2
         for number, part in enumerate(lines):
             middle = y + height / 2 + (number - (len(lines) - 1) / 2) * _line(face)
             draw.text((_GAP, middle), part, _FAINT if number else _INK, face, "lm")

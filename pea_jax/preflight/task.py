@@ -52,8 +52,9 @@ def preflight(
       workdir: not used: no weights are read.
       topology: see `topology.devices`.
       task: of `TASKS`; None is "train".
-      size: of the pictures: "HxW" with commas between several, "buckets" (`data.buckets`) or
-        "largest" of these; None is the config's.
+      size: of the pictures: "HxW" with commas between several, "buckets" for all that the run
+        trains on, or "largest" for the largest of these; None is that, and in sampling the size
+        that is sampled.
       batch: rows of one step on one chip, in the config's proportion of native ones; None takes the
         config's numbers.
       tune: look for the batch and the remat that are fastest, instead.
@@ -129,11 +130,12 @@ def _sizes(given: str | None, config: ConfigDict, task: str) -> list[tuple[int, 
         settings = sample_settings(config)
         return [(settings.height, settings.width)]
     if given is None:
-        return [(config.data.image_size,) * 2]
+        given = "largest"
     if given == "buckets":
-        return list(buckets.SDXL)
+        return runs.picture_sizes(config)
     if given == "largest":
-        return [buckets.largest(buckets.SDXL)]
+        known = config.data.buckets or [(*size, 1.0) for size in runs.picture_sizes(config)]
+        return [buckets.largest(known)]
     sizes = []
     for word in given.split(","):
         sides = word.strip().split("x")

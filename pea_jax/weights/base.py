@@ -255,7 +255,7 @@ def load_vae(
 def hash_vae(
     name: str | Path, *, dtype: DTypeLike = jnp.float32, revision: str | None = None
 ) -> str:
-    """What tells the VAE of `load_vae` from others: SHA-256 of its weight files and its config.
+    """What tells the VAE of `load_vae` from others: 16 hex digits of its weight files and config.
 
     The fp16 file of a VAE and its full one differ in it, as they do in what they encode.
 
@@ -268,7 +268,7 @@ def hash_vae(
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     digest.update(json.dumps(asdict(config.vae), sort_keys=True).encode())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 def _dtypes(config: BaseConfig, dtype: DTypeLike) -> dict[str, DTypeLike]:

@@ -17,9 +17,9 @@ SIDE = 8
 COUNTS = {("zh", False): 23, ("zh", True): 13, ("ja", False): 7, ("ja", True): 5}
 
 
-def png(number: int) -> bytes:
+def png(number: int, height: int = SIDE, width: int = SIDE) -> bytes:
     """A picture of one colour, which spells `number`."""
-    pixels = np.full((SIDE, SIDE, 3), (number // 256, number % 256, 77), np.uint8)
+    pixels = np.full((height, width, 3), (number // 256, number % 256, 77), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
@@ -27,7 +27,6 @@ def png(number: int) -> bytes:
 
 def number_of(pixels: np.ndarray) -> int:
     """The number that `png` was given."""
-    assert pixels.shape == (SIDE, SIDE, 3)
     assert (pixels == pixels[0, 0]).all()
     high, low, mark = (int(value) for value in pixels[0, 0])
     assert mark == 77
@@ -53,6 +52,26 @@ def rows() -> list[Row]:
     kinds = [kind for kind, count in COUNTS.items() for _ in range(count)]
     order = np.random.default_rng(0).permutation(len(kinds))
     return [row(number, *kinds[place]) for number, place in enumerate(order)]
+
+
+def of_kinds(
+    folder: Path,
+    kinds: dict[tuple[str, bool, tuple[int, int]], int],
+    damaged: Sequence[int] = (),
+) -> Source:
+    """A set of rows of several sizes: (language, native, (height, width)) -> how many.
+
+    Rows are numbered from 0 in that order, and stored in another.
+    """
+    made = []
+    for (language, native, size), count in kinds.items():
+        for _ in range(count):
+            number = len(made)
+            image = png(number, *size)[: 45 if number in damaged else None]
+            sides = {"height": size[0], "width": size[1]}
+            made.append(row(number, language, native, image=image, **sides))
+    made = [made[place] for place in np.random.default_rng(1).permutation(len(made))]
+    return Source(build(folder, "kinds", {"train": [lambda: made]}), "train")
 
 
 def numbers(language: str, native: bool) -> list[int]:

@@ -10,8 +10,9 @@ from PIL import Image
 from pea_jax.data.images import (
     MAX_PIXELS,
     CorruptImageError,
-    centre_box,
-    centre_crop,
+    View,
+    box,
+    corner,
     decode,
     size_of,
 )
@@ -45,19 +46,86 @@ def test_the_middle_is_cut_out():
         np.testing.assert_array_equal(decode(data, 16, 16), tiles[:, 16:32])
 
 
+def coordinates(height: int, width: int) -> np.ndarray:
+    """A picture whose red is each pixel's row, and whose green is its column."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.arange(height)[:, None], np.arange(width)
+    return pixels
+
+
 def test_boxes_have_the_target_aspect_and_are_as_large_as_can_be():
-    assert centre_box(100, 300, 50, 50) == (100, 0, 200, 100)
-    assert centre_box(300, 100, 50, 100) == (0, 125, 100, 175)
-    assert centre_box(60, 80, 60, 80) == (0, 0, 80, 60)
+    assert box(100, 300, 50, 50) == (100, 0, 200, 100)
+    assert box(300, 100, 50, 100) == (0, 125, 100, 175)
+    assert box(60, 80, 60, 80) == (0, 0, 80, 60)
+    # 100 of 150 columns of the resized picture are left: the last one is as good as the first.
+    assert box(100, 300, 50, 50, View(0.5, 1.0)) == (200, 0, 300, 100)
+    assert box(100, 300, 50, 50, View(0.5, 1.0, flipped=True)) == (0, 0, 100, 100)
+
+
+def test_boxes_stay_in_the_picture(rng):
+    """Pillow refuses a box that ends a rounding error beyond the picture."""
+    for _ in range(2000):
+        height, width, *target = (int(side) for side in rng.integers(1, 3000, 4))
+        view = View(*(1 - rng.random(2)), flipped=bool(rng.integers(2)))
+        left, top, right, bottom = box(height, width, *target, view)
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "corner"),
-    [(100, 300, (0, 50)), (300, 100, (50, 0)), (25, 26, (0, 1)), (60, 60, (0, 0))],
+    ("height", "width", "middle"),
+    [
+        *((100, 300, (0, 50)), (300, 100, (50, 0)), (25, 26, (0, 1)), (60, 60, (0, 0))),
+        # Of an odd room less is to the left. 370 x 559 becomes 50 x 75.5: 25 columns too many.
+        *((50, 55, (0, 2)), (370, 559, (0, 12))),
+    ],
 )
-def test_a_crop_is_told_in_pixels_of_the_resized_picture(height, width, corner):
+def test_a_crop_is_told_in_pixels_of_the_resized_picture(height, width, middle):
     """SDXL learnt what a corner means from pictures that were resized first and then cropped."""
-    assert centre_crop(height, width, 50, 50) == corner
+    assert corner(height, width, 50, 50) == middle
+
+
+def test_every_corner_that_there_is_is_as_likely(rng):
+    """A picture of 8 x 13, cropped to 8 x 8, has six places from 0 to 5."""
+    drawn = [corner(8, 13, 8, 8, View(*(1 - rng.random(2)))) for _ in range(6000)]
+    counts = np.bincount([left for _, left in drawn], minlength=6)
+    assert {top for top, _ in drawn} == {0}
+    assert len(counts) == 6
+    assert counts.min() > 880
+    assert counts.max() < 1120
+    assert corner(8, 13, 8, 8, View(1e-9, 1e-9)) == (0, 0)
+    assert corner(8, 13, 8, 8, View(1.0, 1.0)) == (0, 5)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(20, 33), (33, 20), (20, 20)])
+def test_a_corner_is_where_the_pixels_begin(rng, height, width, flipped):
+    """Of a picture that is not resized, by the coordinates that its pixels spell."""
+    pixels = coordinates(height, width)
+    for _ in range(20):
+        view = View(*(1 - rng.random(2)), flipped=flipped)
+        top, left = corner(height, width, 20, 20, view)
+        whole = pixels[:, ::-1] if flipped else pixels
+        shown = decode(encode(pixels), 20, 20, view)
+        np.testing.assert_array_equal(shown, whole[top : top + 20, left : left + 20])
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {"quality": 100})])
+def test_a_corner_is_that_of_the_resized_picture(rng, flipped, kind, options):
+    """Halved, the picture's pixel at column x shows the source's columns 2 x and 2 x + 1."""
+    # JPEG's decoder halves it itself; neither red nor green is ever cut off at 255.
+    pixels = coordinates(96, 224)
+    for _ in range(8):
+        view = View(*(1 - rng.random(2)), flipped=flipped)
+        top, left = corner(96, 224, 48, 64, view)
+        assert top == 0
+        shown = decode(encode(pixels, kind, **options), 48, 64, view).astype(int)
+        columns = 2 * np.arange(left, left + 64) + 0.5
+        columns = 223 - columns if flipped else columns
+        inner = slice(2, -2)  # beyond the picture's border there is nothing to interpolate with
+        assert abs(shown[inner, inner, 1] - columns[inner]).max() <= 2
+        assert abs(shown[inner, inner, 0] - (2 * np.arange(48)[inner, None] + 0.5)).max() <= 2
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (200, 300), (9, 9)])

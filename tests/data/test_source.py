@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from pea_jax.data import builder
+from pea_jax.data import builder, layout
 from pea_jax.data.source import DatasetError, Source, locate
 from tests.data import sets
 
@@ -51,7 +51,7 @@ def test_only_whole_sets_are_found(tmp_path):
     (tmp_path / "small" / "incomplete.ABC_2.0.0").mkdir()
     (tmp_path / "small" / "incomplete.ABC_2.0.0" / "dataset_info.json").touch()
     (tmp_path / "small" / "9.0.0").mkdir()
-    assert locate(tmp_path, "small") == folder == locate(tmp_path, f"small/{builder.VERSION}")
+    assert locate(tmp_path, "small") == folder == locate(tmp_path, f"small/{layout.VERSION}")
     with pytest.raises(DatasetError, match="no data set 'large'"):
         locate(tmp_path, "large")
 
@@ -65,7 +65,7 @@ def test_the_latest_version_is_taken(tmp_path):
 
 def test_a_damaged_set_is_refused_before_it_is_read(tmp_path):
     folder = sets.source(tmp_path).folder
-    index = builder.index_file(folder, "train")
+    index = layout.index_file(folder, "train")
     whole = np.load(index)
     first, second = sorted(folder.glob("*.array_record-*"))
     cases = [
@@ -73,7 +73,7 @@ def test_a_damaged_set_is_refused_before_it_is_read(tmp_path):
         (lambda: np.save(index, whole["height"]), "another version"),
         (lambda: second.write_bytes(second.read_bytes()[:-1]), f"{second.name} has .* bytes of"),
         (first.unlink, f"{first.name} is missing; {second.name} has"),
-        (builder.report_file(folder).unlink, "no report.json"),
+        (layout.report_file(folder).unlink, "no report.json"),
         ((folder / "dataset_info.json").unlink, "no dataset_info.json"),
     ]
     for damage, message in cases:

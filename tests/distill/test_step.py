@@ -14,15 +14,11 @@ from flax import nnx
 from pea_jax import parallel
 from pea_jax.diffusion.schedule import add_noise, target
 from pea_jax.distill.draws import draw
+from pea_jax.distill.given import drop, posterior
 from pea_jax.distill.losses import DistillSettings, require_finite
 from pea_jax.distill.parts import Layout
 from pea_jax.distill.state import init_train_state, split_networks
-from pea_jax.distill.step import (
-    drop,
-    jit_train_step,
-    make_loss_and_gradient,
-    make_train_step,
-)
+from pea_jax.distill.step import jit_train_step, make_loss_and_gradient, make_train_step
 from pea_jax.models.conditioning import Conditioning
 from tests.distill import fakes
 
@@ -216,6 +212,41 @@ def test_the_program_holds_only_what_a_term_needs(options, native, count, unet, 
     named = {f"loss_{term}" for term in terms}
     blocks = {"feature/down_0", "feature/mid", "feature/up_0"} if "feature" in terms else set()
     assert metrics == {"loss"} | named | blocks
+
+
+def encoded(batch):
+    """A batch with what the fake VAE makes of its pictures in their place."""
+    vae = fakes.modules()["vae"]
+    batch = {name: dict(part) for name, part in batch.items()}
+    for part in batch.values():
+        part["moments"] = np.stack(posterior(vae, jnp.asarray(part.pop("pixels"))), axis=1)
+    return batch
+
+
+def test_moments_that_were_kept_give_the_same_step_without_a_vae():
+    """Mean and log variance the other way round, or noise that is drawn otherwise, would not."""
+    networks, params, frozen = fakes.world()
+    batch, settings = fakes.make_batch(2, 4), DistillSettings(prompt_drop=0.5)
+    kept = encoded(batch)
+    results = []
+    for given, options in [(batch, {}), (kept, {"picture": "moments"})]:
+        step = make_loss_and_gradient(networks, fakes.schedule(), settings, **options)
+        fakes.CALLS.clear()
+        results.append(fakes.quick(step)(params, frozen, given, KEY))
+        assert fakes.CALLS["vae"] == ([] if options else [6])
+    for got, wanted in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("picture", ["pixels", "moments"])
+def test_a_batch_of_the_other_kind_of_picture_is_refused(picture):
+    networks, params, frozen = fakes.world()
+    batch = fakes.make_batch(2, 4)
+    given = encoded(batch) if picture == "pixels" else batch
+    step = make_loss_and_gradient(networks, fakes.schedule(), DistillSettings(), picture=picture)
+    told = rf"native: expected the fields \[.*'{picture}'.* got \["
+    with pytest.raises(ValueError, match=told):
+        jax.eval_shape(step, params, frozen, given, KEY)
 
 
 def test_without_prompt_drop_the_empty_prompt_is_not_read_by_the_teacher():

@@ -62,6 +62,20 @@ def test_table_puts_cells_where_headers_and_captions_say(images):
     assert empty.min() == 255
 
 
+def test_long_captions_of_a_table_make_its_rows_higher(images):
+    lines = [f"line {number}" for number in range(12)]
+    sheet = grid.table([[image] for image in images[:2]], headers=["a"], captions=[lines, lines])
+    (_, first), (_, second) = (holds(sheet, image) for image in images[:2])
+    height = 12 * grid._line(grid._face(128))
+    assert second - first == height + grid._GAP > 128 + grid._GAP
+    # In the middle of its row, whose captions end below the image and above those of the next.
+    assert sheet.height - (second + 128) > (height - 128) // 2
+    left = np.asarray(sheet)[:, :60].min(axis=(1, 2))
+    between = left[first + 64 + height // 2 : second + 64 - height // 2]
+    assert between.min() == 255
+    assert left[: first + 64 + height // 2].min() < 100
+
+
 def test_every_caption_of_tinyworld_is_writable_and_unknown_scripts_are_not(images):
     for native in (False, True):
         for scene in splits.scenes("test", native):

@@ -14,10 +14,10 @@ diffusers = pytest.importorskip("diffusers")
 
 from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestral
 
-from pea_jax import checkpoint, export, parallel
+from pea_jax import checkpoint, export, parallel, sampler
 from pea_jax.diffusion import solvers
 from pea_jax.diffusion.schedule import Schedule
-from pea_jax.pipeline import Pipeline, _keys, initial_noise
+from pea_jax.pipeline import Pipeline
 from tests import tiny, vivid
 
 # Long, since padding looks alike whatever the prompt.
@@ -77,7 +77,9 @@ def theirs(folder):
 
 
 def latents(ours, size=SIZE):
-    return np.array(initial_noise(np.array(SEEDS, np.uint32), ours.latent_shape(*size.values())))
+    return np.array(
+        sampler.initial_noise(np.array(SEEDS, np.uint32), ours.latent_shape(*size.values()))
+    )
 
 
 def draw(theirs, ours, prompts=PROMPTS, **arguments):
@@ -94,7 +96,7 @@ def our_noise():
 
     def draw(shape, **_):
         keys = jax.vmap(jax.random.fold_in, (0, None))(
-            _keys(jnp.array(SEEDS, jnp.uint32), 1), next(steps)
+            sampler.keys(jnp.array(SEEDS, jnp.uint32), 1), next(steps)
         )
         noise = solvers.gaussian(keys, (*shape[2:], shape[1]))
         return torch.from_numpy(np.moveaxis(np.array(noise), -1, 1).copy())

@@ -12,8 +12,7 @@ import pytest
 
 from pea_jax import cli, parallel, run
 from pea_jax.chips import Chip
-from pea_jax.data import buckets
-from pea_jax.preflight import preflight, tune
+from pea_jax.preflight import preflight, task, tune
 from pea_jax.preflight.programs import Target
 from pea_jax.preflight.roofline import Report
 from tests import tiny
@@ -74,6 +73,26 @@ def test_abstract_arguments_are_those_of_a_run(config, fsdp, monkeypatch):
     wanted = parallel.to_global(next(loaded.loader), loaded.mesh)
     assert _described(run.batch_shapes(abstract, rows, (16, 16))) == _described(wanted)
     loaded.loader.close()
+
+
+def test_sizes_are_those_that_the_run_trains_on(config, monkeypatch, capsys):
+    """The largest decides what fits: it is what is compiled where no size is given."""
+    monkeypatch.setattr(task, "compiled", lambda *given: _made_up(1, "none"))
+    asked = {None: "default", "buckets": "buckets", "largest": "largest"}
+
+    def sizes():
+        return {
+            name: [program.size for program, _ in preflight(config, topology="local", size=size)]
+            for size, name in asked.items()
+        }
+
+    square = [(16, 16)]
+    assert sizes() == {"default": square, "buckets": square, "largest": square}
+    config = config.copy_and_resolve_references()
+    config.data.buckets = ((16, 24, 0.2), (24, 16, 0.3), (16, 16, 0.5))
+    largest = [(24, 16)]  # the more frequent of equals
+    every = [(16, 24), (24, 16), (16, 16)]
+    assert sizes() == {"default": largest, "buckets": every, "largest": largest}
 
 
 @pytest.mark.parametrize("task", ["train", "sample"])
@@ -219,9 +238,3 @@ def test_tune_names_the_fastest_that_fits(config, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "--config.data.batch_size=120 --config.data.native_batch_size=64" in said
     assert "--config.model.remat=blocks" in said
-
-
-def test_the_papers_buckets():
-    assert sum(buckets.SDXL.values()) == pytest.approx(1, abs=1e-3)
-    assert all(height % 64 == width % 64 == 0 for height, width in buckets.SDXL)
-    assert buckets.largest(buckets.SDXL) == (640, 640)

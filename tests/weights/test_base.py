@@ -15,7 +15,7 @@ from flax import nnx
 from pea_jax import parallel
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.models.unet import UNet, UNetConfig
-from pea_jax.weights.base import load_base, read_base_config
+from pea_jax.weights.base import hash_vae, load_base, load_vae, read_base_config
 from pea_jax.weights.load import WeightsError
 from pea_jax.weights.save import save_module
 from tests import tiny
@@ -62,6 +62,33 @@ def test_16_bit_weights_and_computation(sd_folder):
         base.unet, jnp.ones((1, 8, 8, 4), jnp.bfloat16), jnp.zeros(1, jnp.int32), conditioning
     )
     assert prediction.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_vae_alone_is_that_of_the_model(sd_folder, dtype):
+    alone = load_vae(sd_folder, dtype=dtype)
+    assert_same(alone, load_base(sd_folder, dtype=dtype).vae)
+    assert {value.dtype for value in flat(alone).values()} == {jnp.dtype(dtype)}
+
+
+def test_a_vae_is_told_from_others_by_its_weights_and_config(folder, sd_folder):
+    """And not by the files of other parts, nor by what is no part of a config."""
+    hashed = hash_vae(sd_folder)
+    edit(folder / "vae" / "config.json", _diffusers_version="9.9")
+    edit(folder / "scheduler" / "scheduler_config.json", steps_offset=0)
+    assert hash_vae(folder) == hashed
+    edit(folder / "vae" / "config.json", scaling_factor=0.5)
+    assert hash_vae(folder) != hashed
+    edit(folder / "vae" / "config.json", scaling_factor=0.18215)
+    assert hash_vae(folder) == hashed
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    half = file.with_name("diffusion_pytorch_model.fp16.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    half.write_bytes(content)
+    # What 16 bits are read from is another file, where there are both.
+    assert hash_vae(folder) == hashed
+    assert hash_vae(folder, dtype=jnp.bfloat16) not in (hashed, hash_vae(sd_folder))
 
 
 def test_over_a_mesh(sd_folder, monkeypatch):

@@ -1,0 +1,36 @@
+"""Tinyworld in five languages by one adapter: Chinese, Japanese, Korean, Russian and Italian.
+
+    pea-jax train --config configs/tiny_multilingual.py --workdir runs/tiny_multilingual
+    pea-jax evaluate --workdir runs/tiny_multilingual
+
+As configs/tiny_zh.py, with a wider adapter and 2,500 steps, whose rows are of all languages alike.
+Expect seven to fifteen minutes on two cores. The loss falls from about 0.5 to about 0.02, and
+`pea-jax evaluate` then finds every language within a few per cent of the English teacher, on
+`general` and on `native`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import tiny_zh
+
+
+def get_config() -> ConfigDict:
+    config = tiny_zh.get_config()
+
+    config.adapter.hidden_width = 384
+
+    config.data.languages = ("zh", "ja", "ko", "ru", "it")
+
+    config.optim.decay_steps = 2500
+
+    config.train.steps = 2500
+    config.train.save_every = 500
+    config.train.sample_every = 500
+    config.train.sample_prompts = (
+        "夜空中有一个红色的大圆形",
+        "夜空の大きな赤い提灯",
+        "눈 위의 작은 파란 별",
+        "большая розовая матрёшка в тумане",
+        "piccola gondola verde sulla sabbia",
+    )
+    return config
