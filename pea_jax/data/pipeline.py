@@ -160,7 +160,10 @@ class Loader(grain.DatasetIterator):
             num_workers=self._workers,
             per_worker_buffer_size=max(1, -(-2 * self._fetch.share // self._workers)),
         )
-        elements = elements.to_iter_dataset(plain)
+        # Rows come through pipes: shared memory is new memory for each picture, whose pages cost
+        # more than the copies do, and containers have little of it (Docker: 64 MB).
+        piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        elements = grain.experimental.WithOptionsIterDataset(elements.to_iter_dataset(plain), piped)
         return iter(elements.mp_prefetch(options, worker_init_fn=_start_worker))
 
     def _count_bad(self, element: Mapping[str, Any]) -> None:
