@@ -1,7 +1,7 @@
 """The data pipeline beside webdataset and PyTorch's DataLoader: images/s, from the same tars.
 
     pip install webdataset scikit-image torch
-    python benchmarks/data_against_webdataset.py [--workers 0 1 2] [--size 512] [--seconds 4]
+    python benchmarks/data_against_webdataset.py [--workers 0 1 2] [--size 512] [--seconds 3]
 
 The tars are those of benchmarks/photographs.py. Each pipeline gives endless shuffled batches of
 pictures [B, size, size, 3] in bytes with the tokens of both captions, and nothing takes them:
@@ -223,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--tars", type=Path, help="a folder of such tars; made where it is missing")

@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
     config.data.native_batch_size = 80
     # Whether both are of each device instead: then a run needs as many devices in every sitting.
     config.data.per_device = False
-    # Processes of each host that decode and tokenize; 0 does it in the training process.
+    # Processes of each host that decode and crop; 0 does it in threads of the training process.
     config.data.workers = 8
     # Unreadable pictures that are skipped before the run stops.
     config.data.max_bad_images = 1000

@@ -110,7 +110,7 @@ def show(config: ConfigDict) -> None:
         english_tokenizer=read_tokenizer(read_base_config(config.model.base)),
     )
     images, workers = sum(rows.values()), config.data.workers
-    told = f"{workers} workers" if workers else "threads of one process"
+    told = f"{workers} worker{'s' * (workers > 1)}" if workers else "threads of one process"
     print(f"batches of {images} rows, {told}, {_cores()} cores", flush=True)
     with contextlib.closing(loader):
         for _ in range(WARM_UP):
