@@ -69,6 +69,8 @@ EXTRAS = {
         # tests/test_gcs.py: a storage that answers as a bucket does, and what buckets take.
         "gcp-storage-emulator>=2026.7",
         "gcsfs>=2026.4",
+        # tests/preflight: the TPU compiler, which exists for this platform alone.
+        "jax[tpu]>=0.10.2; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "apache-beam>=2.77",  # tests/data/test_executors.py builds on its local runner
     ],
     # The reference of tests/parity and the target of the export. A plain PyTorch from PyPI brings
