@@ -3,12 +3,14 @@
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+from rich import filesize
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -16,11 +18,11 @@ from rich.table import Table
 from pea_jax import latents as encoding
 from pea_jax import pace, parallel, storage
 from pea_jax.config import UsageError, model_dtype
-from pea_jax.data import executors
+from pea_jax.data import executors, peek
 from pea_jax.data.builder import build
 from pea_jax.data.captions import Cleaning
 from pea_jax.data.filters import Filters
-from pea_jax.data.layout import report_file
+from pea_jax.data.layout import folder_of, is_built, report_file
 from pea_jax.data.mapping import FieldMapping
 from pea_jax.data.origins import hugging_face, tables, tars, tfds_sets
 from pea_jax.data.origins.record import RecordShard
@@ -31,6 +33,10 @@ from pea_jax.sources import TINYWORLD, open_split
 from pea_jax.storage import AnyPath
 
 ORIGINS = ("tars", "table", "hugging_face", "tfds")
+
+
+class FieldWarning(UserWarning):
+    """What a mapping names is in none of the first samples, which changes what rows are."""
 
 
 def prepare(
@@ -59,6 +65,8 @@ def prepare(
         nor can be made; and as for `latents.make`.
     """
     del workdir
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers: expected 1 or more, got {workers}")
     if workers is not None and beam_pipeline_options is not None:
         raise UsageError("expected --workers or --beam_pipeline_options, got both")
     run = executors.in_turn
@@ -68,6 +76,8 @@ def prepare(
         run = executors.processes(workers)
     if config.prepare.origin:
         _show_report(_make(config, run), config.data.dataset)
+    elif any(config.prepare.where.values()):
+        raise ValueError(f"prepare.origin: expected one of {ORIGINS} beside prepare.where")
     source = open_split(config.data.dataset, config.data.data_dir)
     print(f"{config.data.dataset} is in {source.folder}:")
     for language in source.languages:
@@ -87,8 +97,8 @@ def _make_latents(config: ConfigDict, source: Source) -> None:
         folder = encoding.make(config, source, dtype, progress)
     report = json.loads(report_file(folder).read_text("utf-8"))[encoding.SPLIT]
     bad = sum(report["rejected"].values())
-    gigabytes = sum(report["files"].values()) / 1e9
-    print(f"their latents are in {folder}: {report['kept']} rows, {gigabytes:.3g} GB")
+    size = filesize.decimal(sum(report["files"].values()))
+    print(f"their latents are in {folder}: {report['kept']} rows, {size}")
     if bad:
         print(f"  {bad} pictures could not be read; examples are in report.json")
 
@@ -99,6 +109,8 @@ def _make(config: ConfigDict, run: executors.Run) -> AnyPath:
     wheres = {split: tuple(where) for split, where in config.prepare.where.items() if where}
     splits = {split: _shards(config, split, where) for split, where in wheres.items()}
     _check_apart(splits)
+    if not is_built(folder_of(config.data.data_dir, config.data.dataset)):
+        _check_fields(config, splits["train"], rules)
     with _progress() as progress:
         return build(
             storage.as_path(config.data.data_dir),
@@ -159,6 +171,17 @@ def _check_apart(splits: Mapping[str, Sequence[RecordShard]]) -> None:
             if source in seen:
                 raise ValueError(f"{source} is in prepare.where.{seen[source]} and .{split}")
             seen[source] = split
+
+
+def _check_fields(config: ConfigDict, shards: Sequence[RecordShard], rules: Rules) -> None:
+    """The fields that are named are in the first samples: else it would take hours to see."""
+    image = "" if config.prepare.origin == "tars" else config.prepare.image
+    found = peek.samples(shards)
+    errors, warned = peek.missing(found, image, rules.mapping, rules.filters)
+    if errors:
+        raise ValueError("; ".join(errors))
+    for line in warned:
+        warnings.warn(line, FieldWarning, stacklevel=2)
 
 
 def _recipe(config: ConfigDict, splits: Mapping[str, Sequence[RecordShard]]) -> dict[str, Any]:

@@ -349,10 +349,12 @@ def test_a_set_of_other_settings_or_files_is_refused(planted, prepared, capsys, 
         (["prepare.filters.min_area=big"], 2, "big"),
         (["prepare.where.test=TARS/00000.tar"], 1, "is in prepare.where.test and .train"),
         (["prepare.mapping.preset=", "prepare.mapping.language=it"], 1, "has no row to keep"),
+        (["prepare.mapping.key={uuid}"], 1, "the first 1 samples have no 'uuid', but caption"),
+        (["prepare.origin="], 1, "prepare.origin: expected one of ('tars', 'table', "),
     ],
 )
 def test_what_cannot_be_is_one_line(tmp_path, capsys, overrides, status, message):
-    sample = [("a.jpg", b"no picture"), ("a.json", b"{}")]
+    sample = [("a.jpg", b"no picture"), ("a.json", b'{"caption": ""}')]
     write_tar(tmp_path / "00000.tar", sample)
     fields = ["data.dataset=set", f"data.data_dir={tmp_path}/data", "prepare.origin=tars"]
     # Given anew, a field with several values adds to them.
@@ -371,6 +373,8 @@ def test_processes_and_beam_are_one_or_the_other(capsys):
     arguments = ["--workers=2", "--beam_pipeline_options=runner=DirectRunner"]
     assert cli.main(["prepare", "--config", str(BASE), *arguments]) == 2
     assert "expected --workers or --beam_pipeline_options" in capsys.readouterr().err
+    assert cli.main(["prepare", "--config", str(BASE), "--workers=0"]) == 2
+    assert "--workers: expected 1 or more, got 0" in capsys.readouterr().err
 
 
 def test_splits_and_tables_go_the_same_way(tmp_path, rng):

@@ -65,6 +65,14 @@ class Filters:
         if problems:
             raise ValueError("; ".join(problems))
 
+    def scores(self, mapping: FieldMapping) -> dict[str, Sequence[str]]:
+        """The fields of the scores that are asked for, by what they are for."""
+        asked = {
+            "aesthetic": self.min_aesthetic > 0 and mapping.aesthetic,
+            "watermark": self.max_watermark < 1 and mapping.watermark,
+        }
+        return {what: (name,) for what, name in asked.items() if name}
+
     def check_texts(self, texts: Texts) -> None:
         """Raises UnfitError for a language that is not asked for, and lengths out of bounds."""
         if self.languages and texts.language not in self.languages:

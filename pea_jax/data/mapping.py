@@ -120,6 +120,19 @@ class FieldMapping:
         if problems:
             raise ValueError("; ".join(f"mapping.{problem}" for problem in problems))
 
+    def required(self) -> dict[str, Sequence[str]]:
+        """Fields that no row can do without, by what they are for: one of each is to be there."""
+        caption = (*_ORIGINAL, _TRANSLATED) if self.preset == OFFICIAL else self.caption
+        needed = {"caption": caption, "language_field": (self.language_field,)}
+        needed |= {"native_field": (self.native_field,)}
+        places = set(_PLACE.findall(self.key)) - {"name", "shard"}
+        needed |= {f"key={{{name}}}": (name,) for name in sorted(places)}
+        return {what: names for what, names in needed.items() if any(names)}
+
+    def optional(self) -> dict[str, Sequence[str]]:
+        """Fields without which rows are others than with them, likewise."""
+        return {"caption_en": (_ENGLISH,) if self.preset == OFFICIAL else self.caption_en}
+
     def key_of(self, record: Record) -> str:
         """The key of a sample's row.
 
