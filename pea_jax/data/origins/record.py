@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 #: Faults that records of several origins have.
 NO_FILE = "file of the picture is missing"
+OUTSIDE = "path of the picture leads out of the folder"
 NO_PATH = "picture is neither bytes nor a path"
 BAD_ROW = "row of the table can't be read"
 TOO_LARGE = "file is too large"

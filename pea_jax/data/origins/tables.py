@@ -72,7 +72,7 @@ class TableShard:
                     if row is None:
                         yield Record(name, shard, None, {}, BAD_ROW)
                         continue
-                    image, fault = picture.read(row.pop(self.image, None), path.parent)
+                    image, fault = picture.read(row.pop(self.image, None), [path.parent])
                     yield Record(name, shard, image, row, fault)
             except (pa.ArrowException, OSError) as error:
                 # Of damaged data pyarrow says so in a plain OSError; those of disks have a number.
