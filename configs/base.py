@@ -88,7 +88,8 @@ def get_config() -> ConfigDict:
     config.prepare.where.test = ()
     # The column of the picture, in a table and in a set: its path beside the table, or its bytes.
     config.prepare.image = "image"
-    # Rows that are read together and make one file; a tar makes one file always.
+    # Rows that are read together and make one file, of Parquet whole row groups up to as many; a
+    # tar makes one file always.
     config.prepare.rows_per_shard = 10_000
 
     config.prepare.mapping = ConfigDict()

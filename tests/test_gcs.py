@@ -262,7 +262,10 @@ def test_a_data_set_is_made_of_tars_and_tables_in_a_bucket(bucket, tmp_path, rng
     for number, picture in enumerate(pictures[2:]):
         (bucket / "table" / f"{number}.jpg").write_bytes(picture)
     (bucket / "table" / "t.csv").write_bytes(
-        "image,caption,caption_en\n0.jpg,一只猫,a cat\n1.jpg,一只猫,a cat\n".encode()
+        (
+            "image,caption,caption_en\n0.jpg,一只猫,a cat\n1.jpg,一只猫,a cat\n"
+            "../table/0.jpg,一只猫,a cat\n/dev/zero,一只猫,a cat\n"
+        ).encode()
     )
 
     def made(name: str, origin: str, where: str) -> list[tuple[str, bytes]]:

@@ -12,11 +12,11 @@ PUNCTUATION = "，。、！？；：·…—～《》〈〉「」『』【】（
 
 _DIGITS = "0-9０-９"
 _FOREIGN = regex.compile(rf"[^\p{{Script=Han}}{_DIGITS}{regex.escape(PUNCTUATION)}]+")
-#: What is left of brackets and quotes when their content is gone.
-_HOLLOW = regex.compile(r"《》|〈〉|「」|『』|【】|（）|\(\)|“”|‘’")
-_SEPARATORS = "，。、！？；：·…—～,.!?;:-~&+/"
-_LEADING = regex.compile(rf"^[{regex.escape(_SEPARATORS)}]+")
-_REPEATED = regex.compile(r"([，、；：,;:\-~&+/])(?:[，、；：,;:\-~&+/])+")
+#: Closing brackets and quotes, each with its opening one.
+_CLOSING = dict(zip("》〉」』】）)”’", "《〈「『【（(“‘", strict=True))
+_SEPARATORS = frozenset("，。、！？；：·…—～,.!?;:-~&+/")
+#: Of these one is enough where several meet.
+_REPEATED = frozenset("，、；：,;:-~&+/")
 _CONTROL = regex.compile(r"[\p{Cc}\p{Zl}\p{Zp}]+")
 _BLANKS = regex.compile(r"\s+")
 _LETTER = regex.compile(r"\p{L}")
@@ -133,10 +133,16 @@ def strip_chinese(text: str) -> str:
     What punctuation loses its content with that goes as well: empty brackets, separators at the
     beginning and after another one. "" where no Chinese character is left.
     """
-    text = _FOREIGN.sub("", text)
-    before = None
-    while before != text:
-        before, text = text, _LEADING.sub("", _REPEATED.sub(r"\1", _HOLLOW.sub("", text)))
+    kept: list[str] = []
+    for letter in _FOREIGN.sub("", text):
+        last = kept[-1] if kept else ""
+        if last and _CLOSING.get(letter) == last:
+            kept.pop()
+            continue
+        leading = not last and letter in _SEPARATORS
+        if not leading and not (letter in _REPEATED and last in _REPEATED):
+            kept.append(letter)
+    text = "".join(kept)
     return text if regex.search(r"\p{Script=Han}", text) else ""
 
 

@@ -1,3 +1,4 @@
+import time
 import unicodedata
 
 import pytest
@@ -17,6 +18,8 @@ from pea_jax.data.captions import Cleaning
         ("红，blue，绿", "红，绿"),
         ("一😀二\u200b三", "一二三"),
         ("价格：￥９９ 元", "价格：９９元"),
+        ("红，(（a），b），绿", "红，(，），绿"),
+        ("，（），。红。，绿。", "红。，绿。"),
         ("々〇㐂𠮷", "々〇㐂𠮷"),
         ("only English", ""),
         ("2018, 100%", ""),
@@ -24,6 +27,13 @@ from pea_jax.data.captions import Cleaning
 )
 def test_native_chinese_keeps_what_the_paper_keeps(text, expected):
     assert Cleaning().clean(text, "zh", native=True) == expected
+
+
+def test_a_caption_of_brackets_takes_no_time():
+    begin = time.perf_counter()
+    brackets = "（" * 100_000 + "a" + "）" * 100_000
+    assert captions.strip_chinese(f"{brackets}红") == "红"
+    assert time.perf_counter() - begin < 5  # each pair in a pass of its own would take minutes
 
 
 def test_parts_of_the_cleaning_can_be_left_out():

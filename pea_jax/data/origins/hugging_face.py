@@ -5,13 +5,11 @@ The package is imported here alone, when such a set is asked for (the extra "dat
 
 import functools
 import importlib.util
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pea_jax.data.origins import picture, sets
-from pea_jax.data.origins.record import BAD_ROW, Record
+from pea_jax.data.origins import sets
 
 #: With one of these a folder is one of save_to_disk.
 _SAVED = ("dataset_dict.json", "state.json")
@@ -19,43 +17,9 @@ _SAVED = ("dataset_dict.json", "state.json")
 _FOREIGN = ("Audio", "Video", "Pdf", "Nifti")
 
 
-@dataclass(frozen=True)
-class SetShard:
-    """Yields a stretch of a set's rows; their numbers are the samples' names.
-
-    Attributes:
-      of: the set; its name is NAME, NAME:CONFIG or a folder.
-      fingerprint: of the content, by the package.
-      image: the column of the picture.
-      first: number of the first row.
-      count: of rows.
-    """
-
-    of: sets.Named
-    fingerprint: str
-    image: str
-    first: int
-    count: int
-
-    @property
-    def source(self) -> str:
-        """What it is read from."""
-        return f"{self.of.name}#{self.of.split}"
-
-    def __call__(self) -> Iterator[Record]:
-        """The records, in the order of the set."""
-        rows, shard = _open(self.of.name, self.of.split), self.of.label
-        for number in range(self.first, self.first + self.count):
-            try:
-                row = dict(rows[number])
-            except UnicodeDecodeError:
-                yield Record(str(number), shard, None, {}, BAD_ROW)
-                continue
-            image, fault = picture.read(row.pop(self.image), Path())
-            yield Record(str(number), shard, image, row, fault)
-
-
-def shards(where: Sequence[str], split: str, image: str, rows_per_shard: int) -> list[SetShard]:
+def shards(
+    where: Sequence[str], split: str, image: str, rows_per_shard: int
+) -> list[sets.SetShard]:
     """The shards of sets, which are downloaded where they are on the Hub.
 
     Args:
@@ -73,24 +37,26 @@ def shards(where: Sequence[str], split: str, image: str, rows_per_shard: int) ->
         )
     found = []
     for each in sets.named(where, split):
-        rows = _open(each.name, each.split)
+        rows, _ = _open(each)
         if image not in rows.column_names:
             raise ValueError(
                 f"{each.name}: no column {image!r} of pictures, but {rows.column_names}"
             )
         found += [
-            SetShard(each, rows._fingerprint, image, *stretch)
+            sets.SetShard(each, rows._fingerprint, image, *stretch, _open)
             for stretch in sets.stretches(len(rows), rows_per_shard)
         ]
     return found
 
 
 @functools.lru_cache(maxsize=8)
-def _open(name: str, split: str) -> Any:
-    """A split of a set, its pictures not decoded."""
+def _open(of: sets.Named) -> tuple[Any, list[Path]]:
+    """A split of a set, its pictures not decoded; and where the files of pictures may lie, which
+    are the set's folder and those that the package downloads and unpacks to.
+    """
     import datasets
 
-    folder = Path(name).expanduser()
+    name, split, folder = of.name, of.split, Path(of.name).expanduser()
     if any((folder / mark).is_file() for mark in _SAVED):
         rows = datasets.load_from_disk(str(folder))
         if isinstance(rows, datasets.DatasetDict):
@@ -111,4 +77,6 @@ def _open(name: str, split: str) -> Any:
     for column, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
-    return rows
+    settings = datasets.config
+    folders = [settings.DOWNLOADED_DATASETS_PATH, Path(settings.constants.HF_HUB_CACHE)]
+    return rows, [folder, *folders] if folder.is_dir() else folders

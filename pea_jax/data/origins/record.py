@@ -6,8 +6,14 @@ from typing import Any, Protocol, runtime_checkable
 
 #: Faults that records of several origins have.
 NO_FILE = "file of the picture is missing"
+OUTSIDE = "path of the picture leads out of the folder"
 NO_PATH = "picture is neither bytes nor a path"
 BAD_ROW = "row of the table can't be read"
+TOO_LARGE = "file is too large"
+
+#: Bytes of the largest file of a picture that is read, and of text: a json, a row of a table.
+MAX_PICTURE = 256 * 2**20
+MAX_TEXT = 2**20
 
 
 @dataclass(frozen=True)

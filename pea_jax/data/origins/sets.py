@@ -1,8 +1,13 @@
-"""Names of sets that other packages read: NAME, or NAME#SPLIT."""
+"""Sets that other packages read, by names: NAME, or NAME#SPLIT."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
+
+from pea_jax.data.origins import picture
+from pea_jax.data.origins.record import BAD_ROW, Record
+from pea_jax.storage import AnyPath
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,47 @@ class Named:
     name: str
     split: str
     label: str
+
+
+@dataclass(frozen=True)
+class SetShard:
+    """Yields a stretch of a set's rows; their numbers are the samples' names.
+
+    Attributes:
+      of: the set.
+      content: what tells it from another of that name.
+      image: the column of the picture.
+      first: number of the first row.
+      count: of rows.
+      open: gives the rows of a set by number, and the folders of its pictures.
+    """
+
+    of: Named
+    content: str
+    image: str
+    first: int
+    count: int
+    open: Callable[[Named], tuple[Sequence[Any], Sequence[AnyPath]]] = field(
+        repr=False, compare=False
+    )
+
+    @property
+    def source(self) -> str:
+        """What it is read from."""
+        return f"{self.of.name}#{self.of.split}"
+
+    def __call__(self) -> Iterator[Record]:
+        """The records, in the order of the set."""
+        rows, folders = self.open(self.of)
+        for number in range(self.first, self.first + self.count):
+            name, shard = str(number), self.of.label
+            try:
+                row = dict(rows[number])
+            except UnicodeDecodeError:
+                yield Record(name, shard, None, {}, BAD_ROW)
+                continue
+            image, fault = picture.read(row.pop(self.image), folders)
+            yield Record(name, shard, image, row, fault)
 
 
 def named(where: Sequence[str], split: str) -> list[Named]:

@@ -2,9 +2,10 @@
 
 A column holds each picture's path, relative to the folder of the table, or its bytes. The other
 columns are the fields, the number of the row is the sample's name. A table is cut into shards; it
-is read once before, to see where each begins.
+is read once before, to see where each begins, but for Parquet, which says so.
 """
 
+import collections
 import csv
 import io
 import itertools
@@ -19,7 +20,7 @@ from pyarrow import parquet
 
 from pea_jax import storage
 from pea_jax.data.origins import files, picture
-from pea_jax.data.origins.record import BAD_ROW, Record, text_of
+from pea_jax.data.origins.record import BAD_ROW, MAX_TEXT, Record, text_of
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson")
@@ -27,11 +28,12 @@ PARQUET = ".parquet"
 ENDINGS = (*LINES, *DELIMITERS, PARQUET)
 
 DAMAGED = "table is damaged from here on"
+LONG_ROW = "row of the table is too long"
 
 _BATCH = 256
 
-#: The fields of a row; None for one that can't be read.
-_Fields = dict[str, Any] | None
+#: The fields of a row, or why it can't be read.
+_Fields = dict[str, Any] | str
 
 
 @dataclass(frozen=True)
@@ -63,22 +65,23 @@ class TableShard:
         """The records, in the order of the table."""
         shard = self.file.label
         path = storage.as_path(self.file.path)
-        with storage.faults(), path.open("rb") as stream:
+        with storage.faults(), _opened(path) as stream:
             number = self.first
             try:
                 for row in self._rows(stream):
                     name = str(number)
                     number += 1
-                    if row is None:
-                        yield Record(name, shard, None, {}, BAD_ROW)
+                    if isinstance(row, str):
+                        yield Record(name, shard, None, {}, row)
                         continue
-                    image, fault = picture.read(row.pop(self.image, None), path.parent)
+                    image, fault = picture.read(row.pop(self.image, None), [path.parent])
                     yield Record(name, shard, image, row, fault)
             except (pa.ArrowException, OSError) as error:
                 # Of damaged data pyarrow says so in a plain OSError; those of disks have a number.
                 if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
                     raise
-                yield Record(str(number), shard, None, {}, DAMAGED)
+                for lost in range(number, self.first + self.count):
+                    yield Record(str(lost), shard, None, {}, DAMAGED)
 
     def _rows(self, stream: io.IOBase) -> Iterator[_Fields]:
         ending = PurePosixPath(self.file.path).suffix
@@ -88,8 +91,11 @@ class TableShard:
         if ending in LINES:
             rows = (fields for _, fields in _json_rows(stream, self.offset))
         else:
-            cells = _csv_rows(stream, self.offset, DELIMITERS[ending])
-            rows = (_named(self.columns, row) for _, row in cells)
+            cells = _csv_rows(stream, self.offset, DELIMITERS[ending], len(self.columns))
+            rows = (
+                row if isinstance(row, str) else dict(zip(self.columns, row, strict=True))
+                for _, row in cells
+            )
         return itertools.islice(rows, self.count)
 
 
@@ -99,7 +105,7 @@ def shards(where: Sequence[str], image: str, rows_per_shard: int) -> list[TableS
     Args:
       where: names of tables, or of folders with tables.
       image: the column of the picture.
-      rows_per_shard: at most.
+      rows_per_shard: at most; of Parquet whole row groups, as many as these hold.
 
     Raises:
       ValueError: a name that stands for no table, a table without such a column, or none at all.
@@ -112,33 +118,39 @@ def shards(where: Sequence[str], image: str, rows_per_shard: int) -> list[TableS
 def _cut(file: files.File, image: str, size: int) -> list[TableShard]:
     ending = PurePosixPath(file.path).suffix
     columns: tuple[str, ...] = ()
-    with storage.faults(), storage.as_path(file.path).open("rb") as stream:
+    with storage.faults(), _opened(storage.as_path(file.path)) as stream:
         if ending == PARQUET:
             try:
                 table = parquet.ParquetFile(stream)
             except pa.ArrowException as error:
                 raise ValueError(f"{file.path}: {error}") from error
             _check_column(file, table.schema_arrow.names, image)
-            total = table.metadata.num_rows
-            begins = [(first, 0) for first in range(0, total, size)]
+            return [
+                TableShard(file, image, *stretch)
+                for stretch in _parquet_stretches(_group_sizes(table), size)
+            ]
+        if ending in LINES:
+            offsets = (offset for offset, _ in _json_lines(stream, 0))
         else:
-            if ending in LINES:
-                offsets = (offset for offset, _ in _json_lines(stream, 0))
-            else:
-                rows = _csv_rows(stream, 0, DELIMITERS[ending])
-                _, heading = next(rows, (0, None))
-                columns = tuple(heading or ())
-                _check_column(file, columns, image)
-                offsets = (offset for offset, _ in rows)
-            begins, total = [], 0
-            for offset in offsets:
-                if total % size == 0:
-                    begins.append((total, offset))
-                total += 1
+            rows = _csv_rows(stream, 0, DELIMITERS[ending])
+            _, heading = next(rows, (0, BAD_ROW))
+            columns = () if isinstance(heading, str) else tuple(heading)
+            _check_column(file, columns, image)
+            offsets = (offset for offset, _ in rows)
+        begins, total = [], 0
+        for offset in offsets:
+            if total % size == 0:
+                begins.append((total, offset))
+            total += 1
     return [
         TableShard(file, image, first, min(size, total - first), offset, columns)
         for first, offset in begins
     ]
+
+
+def _opened(path: storage.AnyPath) -> io.BufferedReader:
+    """A file to read; those of buckets themselves can't limit the length of a line."""
+    return io.BufferedReader(path.open("rb"))
 
 
 def _check_column(file: files.File, columns: Sequence[str], image: str) -> None:
@@ -148,77 +160,122 @@ def _check_column(file: files.File, columns: Sequence[str], image: str) -> None:
         raise ValueError(f"{file.path}: two columns of one name in {list(columns)}")
 
 
-def _json_lines(stream: io.IOBase, offset: int) -> Iterator[tuple[int, bytes]]:
-    """Each line that is not blank, and where it begins."""
-    for line in iter(stream.readline, b""):
-        if line.strip():
-            yield offset, line
-        offset += len(line)
+def _lines(stream: io.IOBase, offset: int) -> Iterator[tuple[int, bytes | None]]:
+    """Each line, and where it begins; None for one that is longer than `MAX_TEXT`."""
+    while line := stream.readline(MAX_TEXT + 1):
+        begin, offset = offset, offset + len(line)
+        rest, long = line, len(line) > MAX_TEXT
+        while long and rest and not rest.endswith(b"\n"):
+            rest = stream.readline(MAX_TEXT)
+            offset += len(rest)
+        yield begin, None if long else line
+
+
+def _json_lines(stream: io.IOBase, offset: int) -> Iterator[tuple[int, bytes | None]]:
+    """`_lines` without those that are blank."""
+    return (each for each in _lines(stream, offset) if each[1] is None or each[1].strip())
 
 
 def _json_rows(stream: io.IOBase, offset: int) -> Iterator[tuple[int, _Fields]]:
     for begin, line in _json_lines(stream, offset):
+        if line is None:
+            yield begin, LONG_ROW
+            continue
         try:
             fields = json.loads(text_of(line))
         except (ValueError, RecursionError):
             fields = None
-        yield begin, fields if isinstance(fields, dict) else None
+        yield begin, fields if isinstance(fields, dict) else BAD_ROW
 
 
 def _csv_rows(
-    stream: io.IOBase, offset: int, delimiter: str
-) -> Iterator[tuple[int, list[str] | None]]:
-    """The cells of each row that is not blank, and where it begins; None for one that is none.
+    stream: io.IOBase, offset: int, delimiter: str, columns: int = 0
+) -> Iterator[tuple[int, list[str] | str]]:
+    """The cells of each row that is not blank, or why it can't be read; and where it begins.
 
-    A row may have several lines, in quotes.
+    A row may have several lines, in quotes. One that can't be read is its first line alone, and
+    the next one a row again: so a quote that nothing closes takes no other row with it.
+
+    Args:
+      stream: is at `offset`.
+      offset: where a row begins.
+      delimiter: of cells.
+      columns: how many cells a row has; 0: as many as the first.
     """
-    read = [offset]
-
-    def lines() -> Iterator[str]:
-        for line in iter(stream.readline, b""):
-            read[0] += len(line)
-            yield text_of(line)
-
-    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+    lines, unread = _lines(stream, offset), collections.deque()
     while True:
-        begin = read[0]
+        took: list[tuple[int, bytes | None]] = []
+
+        def texts(took: list = took) -> Iterator[str]:
+            size = 0
+            while size <= MAX_TEXT and (line := unread.popleft() if unread else next(lines, None)):
+                took.append(line)
+                if line[1] is None:
+                    return
+                size += len(line[1])
+                yield text_of(line[1])
+
         try:
-            cells = next(rows)
-        except StopIteration:
-            return
+            cells = next(csv.reader(texts(), delimiter=delimiter, strict=True), None)
         except csv.Error:
-            cells = None
-        if cells is None or cells:
-            yield begin, cells
+            cells = BAD_ROW
+        if not took:
+            return
+        begin, line = took[0]
+        if cells == []:
+            continue
+        columns = columns or len(cells or ())
+        if cells is None or len(cells) != columns:
+            cells = LONG_ROW if line is None else BAD_ROW
+        if isinstance(cells, str):
+            unread.extendleft(reversed(took[1:]))
+        yield begin, cells
 
 
-def _named(columns: Sequence[str], cells: list[str] | None) -> _Fields:
-    """A row with more or fewer cells than there are columns is one that can't be read."""
-    if cells is None or len(cells) != len(columns):
-        return None
-    return dict(zip(columns, cells, strict=True))
+def _group_sizes(table: parquet.ParquetFile) -> list[int]:
+    """Rows of each row group."""
+    return [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+
+
+def _parquet_stretches(groups: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """First row and count of each shard: row groups of at most `size` rows together, or a piece of
+    a larger one. A group is decoded from its beginning, so the fewer pieces the better.
+    """
+    first = count = 0
+    for rows in groups:
+        if count and count + rows > size:
+            yield first, count
+            first, count = first + count, 0
+        count += rows
+        while count > size:
+            yield first, size
+            first, count = first + size, count - size
+    if count:
+        yield first, count
 
 
 def _parquet_rows(stream: io.IOBase, first: int, count: int) -> Iterator[_Fields]:
     table = parquet.ParquetFile(stream)
-    begin, end = first, first + count
-    number = 0
-    for group in range(table.num_row_groups):
-        size = table.metadata.row_group(group).num_rows
-        if number + size > begin and number < end:
-            for batch in table.iter_batches(_BATCH, row_groups=[group]):
-                for row in range(max(0, begin - number), min(batch.num_rows, end - number)):
-                    yield _scalars(batch, row)
-                number += batch.num_rows
-        else:
-            number += size
+    begins = [0, *itertools.accumulate(_group_sizes(table))]
+    groups = [
+        group
+        for group, (begin, end) in enumerate(itertools.pairwise(begins))
+        if begin < first + count and end > first
+    ]
+    number = begins[groups[0]]
+    for batch in table.iter_batches(_BATCH, row_groups=groups):
+        for row in range(max(0, first - number), min(batch.num_rows, first + count - number)):
+            yield _scalars(batch, row)
+        number += batch.num_rows
+        if number >= first + count:
+            return
 
 
 def _scalars(batch: pa.RecordBatch, row: int) -> _Fields:
     try:
         return {name: _value(batch.column(name)[row]) for name in batch.schema.names}
     except UnicodeDecodeError:  # in a list or a struct
-        return None
+        return BAD_ROW
 
 
 def _value(scalar: pa.Scalar) -> Any:

@@ -1,54 +1,20 @@
 """Sets of TensorFlow Datasets in ArrayRecord, our own among them, by name or folder."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from pea_jax import storage
-from pea_jax.data.origins import picture, sets
-from pea_jax.data.origins.record import Record
-
-
-@dataclass(frozen=True)
-class SetShard:
-    """Yields a stretch of a set's rows; their numbers are the samples' names.
-
-    Attributes:
-      of: the set; its name is NAME, NAME/CONFIG:VERSION or a folder.
-      data_dir: where named sets lie.
-      full_name: what the set calls itself, with its version.
-      image: the feature of the picture.
-      first: number of the first row.
-      count: of rows.
-    """
-
-    of: sets.Named
-    data_dir: str = field(repr=False)
-    full_name: str
-    image: str
-    first: int
-    count: int
-
-    @property
-    def source(self) -> str:
-        """What it is read from."""
-        return f"{self.of.name}#{self.of.split}"
-
-    def __call__(self) -> Iterator[Record]:
-        """The records, in the order of the set."""
-        rows = _rows(self.of.name, self.data_dir, self.of.split, self.image)
-        for number in range(self.first, self.first + self.count):
-            row = dict(rows[number])
-            image, fault = picture.read(row.pop(self.image), None)
-            yield Record(str(number), self.of.label, image, row, fault)
+from pea_jax.data import layout
+from pea_jax.data.origins import sets
 
 
 def shards(
     where: Sequence[str], split: str, image: str, rows_per_shard: int, data_dir: str
-) -> list[SetShard]:
+) -> list[sets.SetShard]:
     """The shards of sets that are prepared already.
 
     Args:
@@ -61,15 +27,24 @@ def shards(
     Raises:
       ValueError: no such set, split or feature, or files of another format than ArrayRecord.
     """
-    found = []
+    found, read = [], functools.partial(_open, data_dir, image)
     for each in sets.named(where, split):
-        full_name = _reader(each.name, data_dir).info.full_name
-        rows = _rows(each.name, data_dir, each.split, image)
+        content = _content(_reader(each.name, data_dir))
+        rows, _ = read(each)
         found += [
-            SetShard(each, data_dir, full_name, image, *stretch)
+            sets.SetShard(each, content, image, *stretch, read)
             for stretch in sets.stretches(len(rows), rows_per_shard)
         ]
     return found
+
+
+def _content(reader: tfds.core.DatasetBuilder) -> str:
+    """What tells a set from another of that name: its version; of our own, its report, which holds
+    the digest of the rows.
+    """
+    report = layout.report_file(storage.as_path(reader.data_path))
+    told = hashlib.sha256(report.read_bytes()).hexdigest() if report.is_file() else ""
+    return f"{reader.info.full_name} {told}"
 
 
 @functools.lru_cache(maxsize=8)
@@ -84,13 +59,14 @@ def _reader(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 @functools.lru_cache(maxsize=8)
-def _rows(name: str, data_dir: str, split: str, image: str) -> Any:
-    """A split of a set at random access, its pictures not decoded."""
+def _open(data_dir: str, image: str, of: sets.Named) -> tuple[Any, list]:
+    """A split of a set at random access, its pictures not decoded; and no folder of pictures."""
+    name, split = of.name, of.split
     reader = _reader(name, data_dir)
     features = reader.info.features
     if image not in features or not isinstance(features[image], tfds.features.Image):
         raise ValueError(f"{name}: no feature {image!r} of pictures, but {sorted(features)}")
     try:
-        return reader.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+        return reader.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()}), []
     except NotImplementedError as error:
         raise ValueError(f"{name}: expected files in ArrayRecord ({error})") from error

@@ -6,6 +6,7 @@ import pytest
 
 from pea_jax.data import builder
 from pea_jax.data.origins import hugging_face, tfds_sets
+from pea_jax.data.origins.record import OUTSIDE
 from pea_jax.data.origins.sets import named
 from tests.data import sets
 from tests.data.photographs import crop, encoded
@@ -48,6 +49,24 @@ def test_rows_of_hugging_face_come_undecoded(saved):
     assert [record.fields["zh"] for record in rows] == ["一", "二", None, "四", "五"]
     assert rows[3].fields["all"] == ["one 3", "two 3"]
     assert [(record.shard, record.name) for record in rows] == [("one", str(n)) for n in range(5)]
+
+
+def test_pictures_of_hugging_face_lie_in_the_folder_of_the_set(saved):
+    datasets = pytest.importorskip("datasets")
+    folder = saved / "three"
+    folder.mkdir()
+    for place in (folder, saved):
+        (place / "x.jpg").write_bytes(b"picture")
+    paths = [str(folder / "x.jpg"), "x.jpg", str(saved / "x.jpg"), "../x.jpg"]
+    table = {"photo": [{"bytes": None, "path": path} for path in paths]}
+    datasets.Dataset.from_dict(table).to_parquet(folder / "t.parquet")
+    (made,) = records(hugging_face.shards([str(folder)], "train", "photo", 9))
+    assert [(record.image, record.fault) for record in made] == [
+        (b"picture", None),
+        (b"picture", None),
+        (None, OUTSIDE),
+        (None, OUTSIDE),
+    ]
 
 
 def test_splits_of_hugging_face_are_ours_or_named(saved):
@@ -98,6 +117,16 @@ def test_rows_of_tfds_come_undecoded(tmp_path, rng):
     assert len(some) == 1
     (some,) = records(tfds_sets.shards(["small#train[:40%]"], "x", "image", 9, str(tmp_path)))
     assert len(some) == 2
+
+
+def test_a_set_of_ours_with_other_rows_is_another(tmp_path):
+    told = set()
+    for place, caption in (("one", "a"), ("two", "a"), ("three", "b")):
+        row = sets.row(1, caption=caption)
+        builder.build(tmp_path / place, "small", {"train": [lambda row=row: [row]]})
+        (shard,) = tfds_sets.shards(["small"], "train", "image", 9, str(tmp_path / place))
+        told.add(repr(shard))
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import tarfile
 import pytest
 
 from pea_jax.data.origins import tars
+from pea_jax.data.origins.record import MAX_TEXT, TOO_LARGE
 from tests.data.photographs import dumped, write_tar
 
 
@@ -92,6 +93,36 @@ def test_folders_and_long_names_in_a_tar_are_no_matter(tmp_path):
     assert told(path) == [(f"folder/{long}", None)]
 
 
+def test_what_is_too_large_is_told_and_not_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(tars._LIMITS, "jpg", 1000)
+    members = [
+        *sample("a"),
+        ("text.jpg", b"picture"),
+        ("text.json", b" " * (MAX_TEXT - 1) + b"{}"),
+        ("picture.jpg", b"x" * 1001),
+        ("picture.json", b"{}"),
+        ("edge.jpg", b"x" * 1000),
+        ("edge.json", b" " * (MAX_TEXT - 2) + b"{}"),
+        ("edge.features.json", b" " * (MAX_TEXT + 1)),  # foreign: not asked for
+        *sample("z"),
+    ]
+    assert told(write_tar(tmp_path / "t.tgz", members, "w:gz")) == [
+        ("a", None),
+        ("text", TOO_LARGE),
+        ("picture", TOO_LARGE),
+        ("edge", None),
+        ("z", None),
+    ]
+
+
+def test_a_name_that_is_too_large_is_damage(tmp_path):
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
+        tar.addfile(tarfile.TarInfo("b" * (MAX_TEXT + 1)))
+    assert told(path) == [("", tars.DAMAGED)]
+
+
 def test_bad_bytes_stay_in_their_field(tmp_path):
     members = [
         ("1.jpg", b"picture"),
@@ -150,7 +181,8 @@ def test_damage_in_a_compressed_tar_is_told_too(tmp_path):
     members = [part for n in range(50) for part in [(f"{n}.jpg", noise), (f"{n}.txt", b"x")]]
     whole = write_tar(tmp_path / "t.tgz", members, "w:gz")
     data = whole.read_bytes()
-    for cut in (data[: len(data) // 2], b"", data[:5]):
+    # The header of gzip is 10 bytes and the name.
+    for cut in (data[: len(data) // 2], *(data[:size] for size in range(20))):
         whole.write_bytes(cut)
         assert told(whole)[-1] == ("", tars.DAMAGED)
     broken = bytearray(data)
