@@ -78,8 +78,8 @@ class Loader(grain.DatasetIterator):
     """An endless iterator of batches; make one with `make_loader`.
 
     Its state is JSON: the step, the keys of the images that each host could not read, and what it
-    must agree with: seed, batch sizes, number of rows, and buckets, crops, flips and language
-    weights where there are any. A state taken at any moment, prefetching or not, goes on with the
+    must agree with: the data set, by its digest, seed, batch sizes, number of rows, and buckets,
+    crops, flips and language weights where there are any. A state taken at any moment, prefetching or not, goes on with the
     very batch that would have come next, with any number of workers and hosts: all hosts have the
     same step. Host i goes on with the bad images of host i, if there was one.
     """
@@ -353,6 +353,7 @@ def make_loader(
         shard_count=shard_count,
     )
     agreed = {
+        "dataset_digest": source.digest,
         "seed": seed,
         "batch": {part.name: part.batch for part in plan.parts},
         "rows": {part.name: part.rows for part in plan.parts},

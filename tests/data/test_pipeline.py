@@ -3,6 +3,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,6 +287,19 @@ def test_a_state_of_another_run_is_refused(source, load):
         loader = load(source, **changes)
         with pytest.raises(ValueError, match=message):
             loader.set_state(state)
+
+
+def test_a_state_of_another_set_with_as_many_rows_is_refused(source, load, tmp_path):
+    """One picture is another; a copy elsewhere is the same set."""
+    state = load(source).get_state()
+    other = load(sets.source(tmp_path, damaged=ZH["native"][:1]))
+    told = f"another run: dataset_digest '{source.digest}', here '[0-9a-f]{{16}}'$"
+    with pytest.raises(ValueError, match=told):
+        other.set_state(state)
+    with pytest.raises(ValueError, match="states of the data iterator disagree: dataset_digest"):
+        other.merge_states([state, other.get_state()])
+    copy = shutil.copytree(source.folder, tmp_path / "elsewhere" / source.folder.name)
+    load(Source(copy, "train")).set_state(state)
 
 
 @pytest.mark.filterwarnings("ignore::pea_jax.data.pipeline.BadImageWarning")
