@@ -79,9 +79,10 @@ class Loader(grain.DatasetIterator):
 
     Its state is JSON: the step, the keys of the images that each host could not read, and what it
     must agree with: the data set, by its digest, seed, batch sizes, number of rows, and buckets,
-    crops, flips and language weights where there are any. A state taken at any moment, prefetching or not, goes on with the
-    very batch that would have come next, with any number of workers and hosts: all hosts have the
-    same step. Host i goes on with the bad images of host i, if there was one.
+    crops, flips and language weights where there are any. A state taken at any moment, prefetching
+    or not, goes on with the very batch that would have come next, with any number of workers and
+    hosts: all hosts have the same step. Host i goes on with the bad images of host i, if there was
+    one.
     """
 
     def __init__(

@@ -3,6 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
+from pea_jax import storage
 from pea_jax.data import builder, layout
 from pea_jax.data.source import DatasetError, Source, locate
 from tests.data import sets
@@ -43,6 +44,28 @@ def test_a_pickled_source_reads_the_same_and_is_small(source):
     pickled = pickle.dumps(source)
     assert len(pickled) < 1000
     assert pickle.loads(pickled)[5] == source[5]
+    assert pickle.loads(pickled).languages == source.languages
+
+
+def test_a_copy_in_a_worker_opens_records_alone(tmp_path):
+    """Each of many workers would read the index, and ask the disk or the bucket for every file."""
+    source = sets.source(tmp_path)
+    expected = [source[number] for number in range(len(source))]
+    pickled = pickle.dumps(source)
+    layout.index_file(source.folder, "train").unlink()
+    layout.report_file(source.folder).unlink()
+    copy = pickle.loads(pickled)
+    assert [copy[number] for number in range(len(expected))] == expected
+    assert "index" not in vars(copy)
+
+
+def test_files_are_checked_by_one_listing(tmp_path, monkeypatch):
+    folder = sets.source(tmp_path).folder
+    listed, sizes = [], storage.sizes
+    monkeypatch.setattr(storage, "sizes", lambda place: listed.append(place) or sizes(place))
+    monkeypatch.setattr(storage, "size", None)
+    Source(folder, "train")
+    assert listed == [folder]
 
 
 def test_only_whole_sets_are_found(tmp_path):
