@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,6 +16,9 @@ from jaxtyping import Int64
 from pea_jax import storage
 from pea_jax.data import images, layout, schema
 from pea_jax.storage import AnyPath
+
+#: Files, sockets and devices that a process may have open beside those of a set.
+_OTHER_FILES = 256
 
 
 class DatasetError(ValueError):
@@ -106,7 +110,27 @@ class Source:
     def _records(self) -> Any:
         """The examples, in TFDS's own kind of sequence."""
         reader = tfds.builder_from_directory(self.folder)
+        if not storage.is_bucket(self.folder):
+            self._allow_files(reader.info.splits[self.split].num_shards)
         return reader.as_data_source(self.split, decoders=self._decoders or None)
+
+    def _allow_files(self, count: int) -> None:
+        """Let this process open all files of the split: ArrayRecord closes none that it has read,
+        and the usual limit, 1024, would end a run when that many have been met.
+        """
+        needed = count + _OTHER_FILES
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise DatasetError(
+                f"{self.folder}: split {self.split} has {count} files, which are open while it is "
+                f"read, and this process may open {hard}: allow {needed} (ulimit -n {needed}, in a "
+                "container --ulimit nofile), or build it of fewer, larger parts (larger tars, a "
+                "larger prepare.rows_per_shard)"
+            )
+        # Some systems have no hard limit, and yet take no infinite soft one.
+        limit = needed if hard == resource.RLIM_INFINITY else hard
+        if soft != resource.RLIM_INFINITY and soft < limit:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
     def __getstate__(self) -> dict:
         return {

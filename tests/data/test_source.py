@@ -1,4 +1,8 @@
 import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,3 +117,46 @@ def test_a_damaged_record_is_named(tmp_path):
     file.write_bytes(data)
     with pytest.raises(DatasetError, match=r"row 0 of split train .* can't be read"):
         Source(source.folder, "train")[0]
+
+
+def test_a_set_of_more_files_than_a_process_may_open_is_read_or_refused(tmp_path):
+    """A file stays open once a row of it was read: a run would end when it has met enough of them.
+
+    Here are 48 files and a soft limit of 40: first with room up to the hard limit, then with none.
+    """
+    one_each = [lambda made=made: [made] for made in sets.rows()]
+    folder = builder.build(tmp_path, "small", {"train": one_each})
+    program = """
+        import pickle, resource, sys
+        from pea_jax.data.source import DatasetError, Source
+
+        def limit(soft, hard):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        limit(40, 400)
+        source = Source(sys.argv[1], "train")
+        print([source[number].key for number in range(48)][-1])
+        pickled = pickle.dumps(source)
+        del source
+        limit(40, 400)
+        copy = pickle.loads(pickled)  # as a worker does
+        print([copy[number].key for number in range(48)][-1])
+        del copy
+        limit(40, 303)
+        try:
+            Source(sys.argv[1], "train")
+        except DatasetError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, refused = done.stdout.splitlines()
+    assert first == second == "row47"
+    assert "split train has 48 files, which are open while it is read, and this proce" in refused
+    assert "may open 303: allow 304 (ulimit -n 304, " in refused
