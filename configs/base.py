@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
     config.data.per_device = False
     # Processes of each host that decode and crop; 0 does it in threads of the training process.
     config.data.workers = 8
-    # Unreadable pictures that are skipped before the run stops.
+    # Unreadable pictures that each host skips before the run stops.
     config.data.max_bad_images = 1000
     # Train from the VAE's moments of every picture, which `pea-jax prepare --latents` kept, and run
     # no VAE. They are of this very base model, data set, size and these languages.

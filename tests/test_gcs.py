@@ -246,6 +246,7 @@ def test_a_data_set_is_built_into_a_bucket_and_read_there(bucket, data_dir):
     there = Source(locate(str(bucket / "data"), "few"), "train")
     assert [there[i] for i in range(len(there))] == [local[i] for i in range(len(local))]
     np.testing.assert_array_equal(there.index, local.index)
+    assert isinstance(there.index, np.memmap), "as large as it is, it is not in memory"
     again = pickle.loads(pickle.dumps(there))
     assert again[3] == local[3]
     next(there.folder.glob("*train*")).unlink()

@@ -23,7 +23,7 @@ class Fetch:
       shard_index: this host's number.
       crop: of `plan.CROPS`.
       random_flip: mirror one picture of two, at random.
-      max_bad: how many different images may be unreadable.
+      max_bad: how many different images may be unreadable on this host.
     """
 
     source: Source

@@ -43,7 +43,7 @@ _REPORTED = 10
 
 
 class BadImagesError(ValueError):
-    """More images of the data set can't be read than the run accepts."""
+    """A host can't read more images of the data set than the run accepts."""
 
 
 class BadImageWarning(UserWarning):
@@ -77,11 +77,12 @@ def _tokens(tokenize: Tokenize, texts: list[str]) -> tuple[np.ndarray, np.ndarra
 class Loader(grain.DatasetIterator):
     """An endless iterator of batches; make one with `make_loader`.
 
-    Its state is JSON: the step, the keys of the images that could not be read, and what it must
-    agree with: seed, batch sizes, number of rows, and buckets, crops, flips and language weights
-    where there are any. A state taken at any moment, prefetching or not, goes on with the very
-    batch that would have come next, with any number of workers and hosts: all hosts have the same
-    step, and the list of bad images is of what this host met.
+    Its state is JSON: the step, the keys of the images that each host could not read, and what it
+    must agree with: the data set, by its digest, seed, batch sizes, number of rows, and buckets,
+    crops, flips and language weights where there are any. A state taken at any moment, prefetching
+    or not, goes on with the very batch that would have come next, with any number of workers and
+    hosts: all hosts have the same step. Host i goes on with the bad images of host i, if there was
+    one.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Loader(grain.DatasetIterator):
 
     @property
     def bad(self) -> dict[str, str]:
-        """Images that could not be read so far: key -> reason. Each counts once."""
+        """Images that this host could not read so far: key -> reason. Each counts once."""
         return dict(self._bad)
 
     @property
@@ -182,7 +183,8 @@ class Loader(grain.DatasetIterator):
             some = "; ".join(f"{key}: {why}" for key, why in list(self._bad.items())[:3])
             raise BadImagesError(
                 f"{len(self._bad)} of {rows} images in {self._fetch.source.folder} can't be read, "
-                f"at most {limit} are accepted ({some}{'; ...' if len(self._bad) > 3 else ''})"
+                f"at most {limit} are accepted on a host "
+                f"({some}{'; ...' if len(self._bad) > 3 else ''})"
             )
 
     def _assemble(self, elements: list[dict[str, Any]]) -> Batch:
@@ -217,7 +219,8 @@ class Loader(grain.DatasetIterator):
 
     def get_state(self) -> dict[str, Any]:
         """What `set_state` takes; holds nothing that changes later."""
-        return {"step": self._step, "bad": dict(self._bad), **self._agreed}
+        bad = {str(self._fetch.shard_index): dict(self._bad)}
+        return {"step": self._step, "bad": bad, **self._agreed}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from a state.
@@ -235,7 +238,7 @@ class Loader(grain.DatasetIterator):
             raise ValueError(f"the data iterator's state is of another run: {'; '.join(wrong)}")
         self._stop()
         self._step = int(state["step"])
-        self._bad = dict(state["bad"])
+        self._bad = dict(state["bad"].get(str(self._fetch.shard_index), {}))
 
     @staticmethod
     def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -256,7 +259,8 @@ class Loader(grain.DatasetIterator):
         if differing:
             told = "; ".join(f"{name} {[one.get(name) for one in common]}" for name in differing)
             raise ValueError(f"the hosts' states of the data iterator disagree: {told}")
-        bad = {key: why for state in states for key, why in state["bad"].items()}
+        # By host, not in one: each counts what it met, whether it was stopped in between or not.
+        bad = {host: found for state in states for host, found in state["bad"].items()}
         return {**common[0], "bad": bad}
 
     def start_prefetch(self) -> None:
@@ -314,8 +318,9 @@ def make_loader(
       shard_index: this host's number.
       shard_count: how many hosts there are; both batch sizes are multiples of it.
       workers: processes that decode; 0 decodes in threads of this process.
-      max_bad: how many different images may be unreadable. Each is warned of and replaced by
-        another row; the next one raises `BadImagesError`, a ValueError, when its batch is due.
+      max_bad: how many different images may be unreadable on this host. Each is warned of and
+        replaced by another row; the next one raises `BadImagesError`, a ValueError, when its batch
+        is due.
 
     Raises:
       ValueError: a count that makes no sense, or a batch size for rows that aren't there.
@@ -349,6 +354,7 @@ def make_loader(
         shard_count=shard_count,
     )
     agreed = {
+        "dataset_digest": source.digest,
         "seed": seed,
         "batch": {part.name: part.batch for part in plan.parts},
         "rows": {part.name: part.rows for part in plan.parts},

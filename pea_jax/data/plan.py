@@ -15,7 +15,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt
 
 from pea_jax.data import buckets as buckets_
 from pea_jax.data.buckets import Bucket, BucketWarning
@@ -35,12 +35,13 @@ class Stream:
     """The rows of one kind, one shuffled epoch after another.
 
     Attributes:
-      rows: their numbers in the source, ascending.
+      rows: their numbers in the source, ascending, in the smallest type that holds them: every
+        worker has all of them.
       order: position in the endless stream -> place in `rows`.
       seed: of the order, and of the views.
     """
 
-    rows: Int64[np.ndarray, "N"]
+    rows: UInt[np.ndarray, "N"]
     order: grain.MapDataset
     seed: int
 
@@ -140,13 +141,7 @@ def make_plan(
     used, places = buckets_.allot(sides, buckets)
     if len(buckets) > 1:
         _warn_of_few(used, places, batch)
-    kinds = {
-        name: {
-            bucket: _by_language(source, name, rows[name][places[name] == number], weights)
-            for number, bucket in enumerate(used)
-        }
-        for name in batch
-    }
+    kinds = {name: _by_kind(source, rows[name], places[name], used, weights) for name in batch}
     lacking = set(weights).difference(*(kind for part in kinds.values() for kind in part.values()))
     if lacking:
         raise ValueError(
@@ -180,20 +175,42 @@ def _select(
     return rows
 
 
-def _by_language(
-    source: Source, part: str, rows: Int64[np.ndarray, "N"], languages: Collection[str]
-) -> dict[str, Int64[np.ndarray, "_"]]:
-    """The rows of each language that has any; where none are told apart, all under ""."""
-    if not languages:
-        return {"": rows}
+def _by_kind(
+    source: Source,
+    rows: Int64[np.ndarray, "N"],
+    places: Int64[np.ndarray, "N"],
+    used: Sequence[Bucket],
+    languages: Collection[str],
+) -> dict[Bucket, dict[str, UInt[np.ndarray, "_"]]]:
+    """The rows of each language that has any, by bucket; where none are told apart, all under "".
+
+    Args:
+      source: of the rows.
+      rows: their numbers, ascending.
+      places: of their buckets in `used`.
+      used: the buckets.
+      languages: to tell apart: none, or those of all of the rows.
+    """
+    names = list(languages) or [""]
+    kinds = places * len(names)
+    if languages:
+        spoken = source.index["language"][rows]
+        for number, language in enumerate(names):
+            kinds[spoken == language] += number
+    count = len(used) * len(names)
+    # Small numbers are sorted in one pass; a stable sort keeps the rows of a kind ascending.
+    order = np.argsort(kinds.astype(np.min_scalar_type(count)), kind="stable")
+    rows = rows.astype(np.min_scalar_type(len(source)))[order]
+    ends = np.cumsum(np.bincount(kinds, minlength=count))
+    groups = np.split(rows, ends[:-1])
     found = {}
-    for language in languages:
-        all_of_it = source.select(native=part == "native", languages=[language])
-        found[language] = np.intersect1d(rows, all_of_it, assume_unique=True)
-    return {language: chosen for language, chosen in found.items() if len(chosen)}
+    for place, bucket in enumerate(used):
+        own = groups[place * len(names) : (place + 1) * len(names)]
+        found[bucket] = {name: group for name, group in zip(names, own, strict=True) if len(group)}
+    return found
 
 
-def _stream(rows: Int64[np.ndarray, "N"], seed: int, words: Sequence[str]) -> Stream:
+def _stream(rows: UInt[np.ndarray, "N"], seed: int, words: Sequence[str]) -> Stream:
     own = _own_seed(seed, words)
     return Stream(rows, grain.MapDataset.range(len(rows)).shuffle(seed=own).repeat(), own)
 

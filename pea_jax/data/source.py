@@ -1,10 +1,12 @@
 """Reads the rows of a TFDS data set at random, and chooses among them without reading them."""
 
 import hashlib
-import io
 import json
+import resource
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,9 @@ from jaxtyping import Int64
 from pea_jax import storage
 from pea_jax.data import images, layout, schema
 from pea_jax.storage import AnyPath
+
+#: Files, sockets and devices that a process may have open beside those of a set.
+_OTHER_FILES = 256
 
 
 class DatasetError(ValueError):
@@ -45,7 +50,8 @@ def locate(data_dir: AnyPath | str, dataset: str) -> AnyPath:
 
 
 class Source:
-    """A split of a data set: `source[i]` is row i. Small to pickle; opens its files when used.
+    """A split of a data set: `source[i]` is row i. Small to pickle; a copy in another process opens
+    what it uses, and trusts that the files are as they were here.
 
     Args:
       folder: of the set, as `builder.build` returns it.
@@ -64,48 +70,72 @@ class Source:
         self._open()
 
     def _open(self) -> None:
-        if not layout.is_built(self.folder):
-            raise DatasetError(f"{self.folder} is no data set: it has no dataset_info.json")
-        reader = tfds.builder_from_directory(self.folder)
-        if self.split not in reader.info.splits:
-            raise DatasetError(
-                f"{self.folder} has the splits {sorted(reader.info.splits)}, not {self.split!r}"
-            )
         self._check_files()
-        file = layout.index_file(self.folder, self.split)
-        if storage.is_bucket(file):
-            self.index = np.load(io.BytesIO(file.read_bytes()))
-        else:
-            # Mapped, so that worker processes share one copy.
-            self.index = np.load(file, mmap_mode="r")
-        if self.index.dtype != schema.INDEX_DTYPE:
-            raise DatasetError(f"{file} was written by another version of pea_jax: build it again")
-        self._records = reader.as_data_source(self.split, decoders=self._decoders or None)
         if len(self.index) != len(self._records):
             raise DatasetError(
-                f"{file} is of {len(self.index)} rows, but the split has {len(self._records)}"
+                f"{layout.index_file(self.folder, self.split)} is of {len(self.index)} rows, but "
+                f"the split has {len(self._records)}"
             )
 
     def _check_files(self) -> None:
         """Missing and cut files are told before anything is read: ArrayRecord is vague on them."""
+        there = storage.sizes(self.folder)
+        if layout.MARK not in there:
+            raise DatasetError(f"{self.folder} is no data set: it has no {layout.MARK}")
         report = layout.report_file(self.folder)
-        if not report.exists():
+        if report.name not in there:
             raise DatasetError(f"{self.folder} has no {report.name}: pea_jax did not build it")
+        splits = json.loads(report.read_text("utf-8"))
+        if self.split not in splits:
+            raise DatasetError(f"{self.folder} has the splits {sorted(splits)}, not {self.split!r}")
         wrong = []
-        for name, size in json.loads(report.read_text())[self.split]["files"].items():
-            file = self.folder / name
-            if not file.exists():
+        for name, size in splits[self.split]["files"].items():
+            if there.get(name) is None:
                 wrong.append(f"{name} is missing")
-            elif storage.size(file) != size:
-                wrong.append(f"{name} has {storage.size(file)} bytes of {size}")
+            elif there[name] != size:
+                wrong.append(f"{name} has {there[name]} bytes of {size}")
         if wrong:
             raise DatasetError(f"{self.folder} is damaged: {'; '.join(wrong)}")
 
-    def __getstate__(self) -> dict:
-        return {"folder": self.folder, "split": self.split}
+    @cached_property
+    def index(self) -> np.ndarray:
+        """A record of `schema.INDEX_DTYPE` for each row."""
+        file = layout.index_file(self.folder, self.split)
+        index = _mapped(file)
+        if index.dtype != schema.INDEX_DTYPE:
+            raise DatasetError(f"{file} was written by another version of pea_jax: build it again")
+        return index
 
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
+    @cached_property
+    def _records(self) -> Any:
+        """The examples, in TFDS's own kind of sequence."""
+        reader = tfds.builder_from_directory(self.folder)
+        if not storage.is_bucket(self.folder):
+            self._allow_files(reader.info.splits[self.split].num_shards)
+        return reader.as_data_source(self.split, decoders=self._decoders or None)
+
+    def _allow_files(self, count: int) -> None:
+        """Let this process open all files of the split: ArrayRecord closes none that it has read,
+        and the usual limit, 1024, would end a run when that many have been met.
+        """
+        needed = count + _OTHER_FILES
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise DatasetError(
+                f"{self.folder}: split {self.split} has {count} files, which are open while it is "
+                f"read, and this process may open {hard}: allow {needed} (ulimit -n {needed}, in a "
+                "container --ulimit nofile), or build it of fewer, larger parts (larger tars, a "
+                "larger prepare.rows_per_shard)"
+            )
+        # Some systems have no hard limit, and yet take no infinite soft one.
+        limit = needed if hard == resource.RLIM_INFINITY else hard
+        if soft != resource.RLIM_INFINITY and soft < limit:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+    def __getstate__(self) -> dict:
+        return {
+            name: value for name, value in vars(self).items() if name not in ("index", "_records")
+        }
 
     def __len__(self) -> int:
         return len(self.index)
@@ -179,3 +209,14 @@ class Source:
                 )
             chosen = chosen & np.isin(self.index["language"], list(languages))
         return np.flatnonzero(chosen)
+
+
+def _mapped(file: AnyPath) -> np.ndarray:
+    """The array in a file, not in memory; of a bucket's a local copy, which nobody else sees."""
+    if not storage.is_bucket(file):
+        return np.load(file, mmap_mode="r")
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / file.name
+        storage.copy(file, copy)
+        # What is mapped stays when its name is gone.
+        return np.load(copy, mmap_mode="r")

@@ -3,6 +3,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,10 +268,10 @@ def test_an_epoch_over_ever_fewer_hosts_has_every_row_once_by_the_keys(source, l
 
 def test_hosts_states_are_merged_by_the_images_that_they_could_not_read(source, load):
     state = load(source).get_state()
-    merged = load(source).merge_states(
-        [{**state, "bad": {"a": "x"}}, {**state, "bad": {}}, {**state, "bad": {"b": "y", "a": "x"}}]
-    )
-    assert merged == {**state, "bad": {"a": "x", "b": "y"}}
+    met = [{"a": "x"}, {}, {"b": "y", "a": "x"}]
+    states = [{**state, "bad": {str(host): bad}} for host, bad in enumerate(met)]
+    merged = load(source).merge_states(states)
+    assert merged == {**state, "bad": {"0": met[0], "1": met[1], "2": met[2]}}
     with pytest.raises(ValueError, match=r"disagree: step \[0, 3\]"):
         load(source).merge_states([state, {**state, "step": 3}])
 
@@ -286,6 +287,19 @@ def test_a_state_of_another_run_is_refused(source, load):
         loader = load(source, **changes)
         with pytest.raises(ValueError, match=message):
             loader.set_state(state)
+
+
+def test_a_state_of_another_set_with_as_many_rows_is_refused(source, load, tmp_path):
+    """One picture is another; a copy elsewhere is the same set."""
+    state = load(source).get_state()
+    other = load(sets.source(tmp_path, damaged=ZH["native"][:1]))
+    told = f"another run: dataset_digest '{source.digest}', here '[0-9a-f]{{16}}'$"
+    with pytest.raises(ValueError, match=told):
+        other.set_state(state)
+    with pytest.raises(ValueError, match="states of the data iterator disagree: dataset_digest"):
+        other.merge_states([state, other.get_state()])
+    copy = shutil.copytree(source.folder, tmp_path / "elsewhere" / source.folder.name)
+    load(Source(copy, "train")).set_state(state)
 
 
 @pytest.mark.filterwarnings("ignore::pea_jax.data.pipeline.BadImageWarning")
@@ -412,6 +426,45 @@ def test_the_count_goes_on_after_a_restart(load, tmp_path):
         warnings.simplefilter("error")
         take(fresh, 12)
     assert fresh.bad == loader.bad
+
+
+def test_hosts_count_apart_also_after_a_restart(load, tmp_path):
+    """Each host stops where it would have stopped, had the run not been resumed in between."""
+    source = sets.source(tmp_path, damaged=ZH["parallel"][::3])
+
+    def hosts(max_bad):
+        return [load(source, max_bad=max_bad, shard_index=i, shard_count=2) for i in range(2)]
+
+    stopped = hosts(8)
+    with pytest.warns(BadImageWarning):
+        met = [list(loader.bad) for loader in stopped if take(loader, 3)]
+    limit = max(map(len, met))
+    assert len({*met[0], *met[1]}) > limit, "together they met more than each may"
+    merged = stopped[0].merge_states([json.loads(json.dumps(one.get_state())) for one in stopped])
+    undisturbed = [_steps_until_too_many(loader) for loader in hosts(limit)]
+    resumed = hosts(limit)
+    for loader in resumed:
+        loader.set_state(merged)
+    assert [list(loader.bad) for loader in resumed] == met
+    assert [3 + _steps_until_too_many(loader) for loader in resumed] == undisturbed
+    assert max(undisturbed) > 3
+
+    # Fewer hosts go on with their own counts, another one begins at none.
+    for index, count, bad in ((0, 1, met[0]), (2, 4, [])):
+        other = load(source, max_bad=8, native_batch=4, shard_index=index, shard_count=count)
+        other.set_state({**merged, "batch": other.get_state()["batch"]})
+        assert list(other.bad) == bad
+
+
+def _steps_until_too_many(loader):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BadImageWarning)
+        for step in range(40):
+            try:
+                next(loader)
+            except BadImagesError:
+                return step
+    raise AssertionError("no host met more than the limit")
 
 
 def test_a_set_without_a_readable_image_ends_the_run(load, tmp_path):

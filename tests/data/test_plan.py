@@ -429,6 +429,31 @@ def test_time_ids_of_a_centre_crop_by_hand(load, tmp_path):
     assert flips == {True, False}
 
 
+@pytest.mark.parametrize("weights", [{}, {"zh": 1.0, "ja": 3.0}])
+def test_streams_hold_the_rows_of_their_kind_in_order(source, weights):
+    """Found row by row. Languages come in the order of their weights, as the draws go by it."""
+    made = plan.make_plan(
+        source,
+        batch={"native": 2, "parallel": 4},
+        seed=0,
+        buckets=BUCKETS,
+        languages=["zh", "ja"],
+        weights=weights,
+    )
+    for part in made.parts:
+        for bucket, streams in zip(made.buckets, part.streams, strict=True):
+            expected = {language: [] for language in weights or [""]}
+            for number in range(len(source)):
+                language, native, size = KINDS[int(source[number].key.removeprefix("row"))]
+                if (native, size) == (part.name == "native", bucket[:2]):
+                    expected[language if weights else ""].append(number)
+            assert [stream.rows.tolist() for stream in streams] == [
+                rows for rows in expected.values() if rows
+            ]
+            # 64-bit numbers would be most of what each worker is given.
+            assert {stream.rows.dtype for stream in streams} == {np.dtype(np.uint8)}
+
+
 def test_views_are_drawn_apart(source):
     """By position and by stream, each part of a view by itself."""
     made = plan.make_plan(

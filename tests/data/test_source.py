@@ -1,8 +1,13 @@
 import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pea_jax import storage
 from pea_jax.data import builder, layout
 from pea_jax.data.source import DatasetError, Source, locate
 from tests.data import sets
@@ -43,6 +48,28 @@ def test_a_pickled_source_reads_the_same_and_is_small(source):
     pickled = pickle.dumps(source)
     assert len(pickled) < 1000
     assert pickle.loads(pickled)[5] == source[5]
+    assert pickle.loads(pickled).languages == source.languages
+
+
+def test_a_copy_in_a_worker_opens_records_alone(tmp_path):
+    """Each of many workers would read the index, and ask the disk or the bucket for every file."""
+    source = sets.source(tmp_path)
+    expected = [source[number] for number in range(len(source))]
+    pickled = pickle.dumps(source)
+    layout.index_file(source.folder, "train").unlink()
+    layout.report_file(source.folder).unlink()
+    copy = pickle.loads(pickled)
+    assert [copy[number] for number in range(len(expected))] == expected
+    assert "index" not in vars(copy)
+
+
+def test_files_are_checked_by_one_listing(tmp_path, monkeypatch):
+    folder = sets.source(tmp_path).folder
+    listed, sizes = [], storage.sizes
+    monkeypatch.setattr(storage, "sizes", lambda place: listed.append(place) or sizes(place))
+    monkeypatch.setattr(storage, "size", None)
+    Source(folder, "train")
+    assert listed == [folder]
 
 
 def test_only_whole_sets_are_found(tmp_path):
@@ -90,3 +117,46 @@ def test_a_damaged_record_is_named(tmp_path):
     file.write_bytes(data)
     with pytest.raises(DatasetError, match=r"row 0 of split train .* can't be read"):
         Source(source.folder, "train")[0]
+
+
+def test_a_set_of_more_files_than_a_process_may_open_is_read_or_refused(tmp_path):
+    """A file stays open once a row of it was read: a run would end when it has met enough of them.
+
+    Here are 48 files and a soft limit of 40: first with room up to the hard limit, then with none.
+    """
+    one_each = [lambda made=made: [made] for made in sets.rows()]
+    folder = builder.build(tmp_path, "small", {"train": one_each})
+    program = """
+        import pickle, resource, sys
+        from pea_jax.data.source import DatasetError, Source
+
+        def limit(soft, hard):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        limit(40, 400)
+        source = Source(sys.argv[1], "train")
+        print([source[number].key for number in range(48)][-1])
+        pickled = pickle.dumps(source)
+        del source
+        limit(40, 400)
+        copy = pickle.loads(pickled)  # as a worker does
+        print([copy[number].key for number in range(48)][-1])
+        del copy
+        limit(40, 303)
+        try:
+            Source(sys.argv[1], "train")
+        except DatasetError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, refused = done.stdout.splitlines()
+    assert first == second == "row47"
+    assert "split train has 48 files, which are open while it is read, and this proce" in refused
+    assert "may open 303: allow 304 (ulimit -n 304, " in refused
