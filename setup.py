@@ -55,7 +55,8 @@ EXTRAS = {
     # Data sets of Hugging Face as an origin of `pea-jax prepare`.
     "datasets": ["datasets>=5.2"],
     # Building data sets on Dataflow, Flink and the other runners of Apache Beam.
-    "beam": ["apache-beam>=2.77"],
+    # It takes protobuf 6, which sentencepiece 0.2.3 does not.
+    "beam": ["apache-beam>=2.77", "sentencepiece<0.2.3"],
     # What `make test` and `make lint` need, but for PyTorch (see `parity`).
     "test": [
         "pytest>=8",
@@ -71,7 +72,9 @@ EXTRAS = {
         "gcsfs>=2026.4",
         # tests/preflight: the TPU compiler, which exists for this platform alone.
         "jax[tpu]>=0.10.2; platform_system == 'Linux' and platform_machine == 'x86_64'",
-        "apache-beam>=2.77",  # tests/data/test_executors.py builds on its local runner
+        # tests/data/test_executors.py builds on its local runner; see `beam`.
+        "apache-beam>=2.77",
+        "sentencepiece<0.2.3",
     ],
     # The reference of tests/parity and the target of the export. A plain PyTorch from PyPI brings
     # gigabytes of CUDA on Linux: the Makefile installs the CPU build.

@@ -116,9 +116,7 @@ class LanguageLosses:
         self._names = [f"loss/{language}" for language in languages]
         self.restart()
 
-    def add(
-        self, sums: Float[np.ndarray, "languages"], rows: Float[np.ndarray, "languages"]
-    ) -> dict[str, float]:
+    def add(self, sums: Float[np.ndarray, "_"], rows: Float[np.ndarray, "_"]) -> dict[str, float]:
         """Count a step in; returns what `read` would tell of this step alone.
 
         Args:

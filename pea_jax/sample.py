@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from pea_jax import checkpoint, parallel, storage
+from pea_jax.config import model_dtype
 from pea_jax.evals import grid
 from pea_jax.models.adapter import Adapter
 from pea_jax.pipeline import Pipeline, Settings
