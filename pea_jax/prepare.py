@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pea_jax import latents as encoding
-from pea_jax import pace, parallel, storage
+from pea_jax import encode, pace, parallel, storage
 from pea_jax.config import UsageError, model_dtype
 from pea_jax.data import executors
 from pea_jax.data.builder import build
@@ -56,7 +55,7 @@ def prepare(
     Raises:
       UsageError: both workers and Beam.
       ValueError: values that cannot be, files that are not there, or a set that is neither there
-        nor can be made; and as for `latents.make`.
+        nor can be made; and as for `encode.make`.
     """
     del workdir
     if workers is not None and beam_pipeline_options is not None:
@@ -84,8 +83,8 @@ def _make_latents(config: ConfigDict, source: Source) -> None:
     platform = parallel.platform(parallel.make_mesh(devices=jax.local_devices()))
     dtype = model_dtype(config.model.dtype, platform)
     with _progress() as progress:
-        folder = encoding.make(config, source, dtype, progress)
-    report = json.loads(report_file(folder).read_text("utf-8"))[encoding.SPLIT]
+        folder = encode.make(config, source, dtype, progress)
+    report = json.loads(report_file(folder).read_text("utf-8"))[encode.SPLIT]
     bad = sum(report["rejected"].values())
     gigabytes = sum(report["files"].values()) / 1e9
     print(f"their latents are in {folder}: {report['kept']} rows, {gigabytes:.3g} GB")

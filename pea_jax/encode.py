@@ -45,9 +45,6 @@ PART_BYTES, PART_ROWS = 1 << 28, 4096
 #: What a device encodes at once: eight pictures of 512x512, more of smaller ones.
 _PIXELS_AT_ONCE, _PICTURES_AT_ONCE = 8 * 512 * 512, 64
 
-#: Why a row of the pixel set has none in the set of latents.
-UNREADABLE = "image can't be read"
-
 Size = tuple[int, int]
 
 
@@ -267,7 +264,7 @@ def _encoded(
             for looks in _ahead(look, places, encoder.batch_size(size)):
                 for one in looks:
                     if not one.seen:
-                        done[one.place] = schema.Rejected(one.row.key, UNREADABLE)
+                        done[one.place] = schema.Rejected(one.row.key, images.UNREADABLE)
                 good = [one for one in looks if one.seen]
                 for view in range(len(views)) if good else ():
                     yield (good, view), np.stack([one.seen[view]["pixels"] for one in good])

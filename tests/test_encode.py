@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from pea_jax import latents, parallel, prepare, run, sources, train
+from pea_jax import encode, parallel, prepare, run, sources, train
 from pea_jax.data import builder, images, layout, schema
 from pea_jax.data.latents import LatentSource
 from pea_jax.data.pipeline import BadImagesError
@@ -43,7 +43,7 @@ def data_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(latents, "PART_ROWS", 10)
+    monkeypatch.setattr(encode, "PART_ROWS", 10)
 
 
 def config(models, data_dir, **changes):
@@ -95,8 +95,8 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path):
     numbers = [number for number in range(len(pixels)) if number not in (5, 17)]
     assert len(source) == len(numbers)
     report = json.loads(layout.report_file(source.folder).read_text())["train"]
-    assert report["rejected"] == {latents.UNREADABLE: 2}
-    assert report["examples"] == {latents.UNREADABLE: ["row5", "row17"]}
+    assert report["rejected"] == {images.UNREADABLE: 2}
+    assert report["examples"] == {images.UNREADABLE: ["row5", "row17"]}
     assert len(report["files"]) == 3
     graph, state = nnx.split(load_vae(models / "sd"))
     encode = jax.jit(lambda pixels: posterior(nnx.merge(graph, state), pixels))
@@ -243,11 +243,11 @@ def test_the_pixels_are_not_needed_but_must_be_the_same_where_they_are(models, d
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pea_jax import latents, prepare
+from pea_jax import encode, prepare
 from tests import tiny
 
-latents.PART_ROWS = 10
-encoded, parts = latents._encoded, []
+encode.PART_ROWS = 10
+encoded, parts = encode._encoded, []
 
 def killed(*arguments):
     parts.append(1)
@@ -256,7 +256,7 @@ def killed(*arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         yield row
 
-latents._encoded = killed
+encode._encoded = killed
 made = tiny.config(Path(sys.argv[1]), Path(sys.argv[2]), data__latents=True)
 prepare.prepare(made, latents=True)
 """
@@ -277,8 +277,8 @@ def test_a_killed_one_goes_on_and_makes_the_same_set(models, data_dir, tmp_path,
     with pytest.raises(DatasetError, match="not finished: go on with pea-jax prepare --latents"):
         run.build(made)
     seen = []
-    encoded = latents._encoded
-    monkeypatch.setattr(latents, "_encoded", lambda *given: seen.append(1) or encoded(*given))
+    encoded = encode._encoded
+    monkeypatch.setattr(encode, "_encoded", lambda *given: seen.append(1) or encoded(*given))
     again = make(made)
     assert len(seen) == 3  # of five parts
     straight = make(config(models, tiny.write_data(tmp_path / "straight")))
