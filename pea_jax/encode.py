@@ -1,6 +1,6 @@
 """`pea-jax prepare --latents`: the VAE's moments of every picture that a run would see, kept.
 
-The rows of a part of the set are encoded together, batch by batch of one size, over all devices of
+The rows of a chunk of a part are encoded together, batch by batch of one size, over all devices of
 this host; hosts share the parts. What a stopped command has done stays done (`data.builder`).
 """
 
@@ -39,8 +39,11 @@ from pea_jax.weights.base import hash_vae, load_vae, read_base_config
 #: The split that is trained on.
 SPLIT = "train"
 
-#: Of a part, at most: bytes of moments, which are held in memory, and rows.
-PART_BYTES, PART_ROWS = 1 << 28, 4096
+#: Of a part, at most: bytes of moments, and rows.
+PART_BYTES, PART_ROWS = 1 << 30, 1 << 14
+
+#: Of moments that are held in memory, at most.
+CHUNK_BYTES = 1 << 28
 
 #: What a device encodes at once: eight pictures of 512x512, more of smaller ones.
 _PIXELS_AT_ONCE, _PICTURES_AT_ONCE = 8 * 512 * 512, 64
@@ -74,6 +77,7 @@ def recipe_of(config: ConfigDict, dataset: str, dtype: DTypeLike) -> latents.Rec
         flips=data.random_flip,
         dtype=data.latents_dtype,
         vae=hash_vae(config.model.base, dtype=dtype),
+        compute=jnp.dtype(read_base_config(config.model.base).dtypes(dtype)["vae"]).name,
     )
 
 
@@ -105,12 +109,13 @@ def make(
     if uneven := [size for size in recipe.sizes if size[0] % factor or size[1] % factor]:
         raise ValueError(f"latents: expected sizes that are multiples of {factor}, got {uneven}")
     places = max(height * width for height, width in recipe.sizes) // factor**2
-    bytes_a_row = 2 * channels * places * np.dtype(np.float32).itemsize * (1 + recipe.flips)
-    each = max(1, min(PART_ROWS, PART_BYTES // bytes_a_row))
+    numbers = 2 * channels * places * (1 + recipe.flips)
+    each = max(1, min(PART_ROWS, PART_BYTES // (numbers * np.dtype(recipe.dtype).itemsize)))
+    chunk = max(1, CHUNK_BYTES // (numbers * np.dtype(np.float32).itemsize))
     encoder = Encoder(lambda mesh: load_vae(config.model.base, dtype=dtype, mesh=mesh))
     parts = [slice(start, start + each) for start in range(0, len(rows), each)]
     shards = [
-        functools.partial(_encoded, pixels, rows[part], sizes[part], recipe.flips, encoder)
+        functools.partial(_encoded, pixels, rows[part], sizes[part], recipe.flips, encoder, chunk)
         for part in parts
     ]
 
@@ -230,7 +235,7 @@ class _Look:
     """A row with what training would see of its picture; nothing where it can't be read.
 
     Attributes:
-      place: in its part.
+      place: in its chunk.
       row: of the pixel set.
       seen: `Source.picture` of each view.
     """
@@ -246,8 +251,21 @@ def _encoded(
     sizes: Int64[np.ndarray, "n 2"],
     flips: bool,
     encoder: Encoder,
+    chunk: int,
 ) -> Iterator[latents.LatentRow | schema.Rejected]:
-    """The rows of a part, in order."""
+    """The rows of a part, in order; so many of them are held at once."""
+    for start in range(0, len(rows), chunk):
+        some = slice(start, start + chunk)
+        yield from _encoded_at_once(pixels, rows[some], sizes[some], flips, encoder)
+
+
+def _encoded_at_once(
+    pixels: Source,
+    rows: Int64[np.ndarray, "n"],
+    sizes: Int64[np.ndarray, "n 2"],
+    flips: bool,
+    encoder: Encoder,
+) -> Iterator[latents.LatentRow | schema.Rejected]:
     done: dict[int, latents.LatentRow | schema.Rejected] = {}
     views = [images.CENTRE, images.View(flipped=True)][: 1 + flips]
 

@@ -22,7 +22,7 @@ from pea_jax.data.latents import LatentSource
 from pea_jax.data.pipeline import BadImagesError
 from pea_jax.data.source import DatasetError
 from pea_jax.distill.given import posterior
-from pea_jax.weights.base import load_vae
+from pea_jax.weights.base import load_vae, read_base_config
 from tests import tiny
 from tests.data import sets
 
@@ -79,8 +79,19 @@ def photographs(folder: Path, count=29, damaged=(5, 17)) -> Path:
     return folder
 
 
-def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path):
-    """In the order of the pixel set, by bucket and both ways round; unreadable ones are counted."""
+def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path, monkeypatch):
+    """In the order of the pixel set, by bucket and both ways round; unreadable ones are counted. No
+    more rows are held than a chunk has."""
+    vae = read_base_config(models / "sd").vae
+    numbers = 2 * vae.latent_channels * 16 * 32 // vae.downsampling_factor**2 * 2
+    monkeypatch.setattr(encode, "CHUNK_BYTES", 4 * 4 * numbers)
+    held, at_once = [], encode._encoded_at_once
+
+    def noted(pixels, rows, *given):
+        held.append(len(rows))
+        return at_once(pixels, rows, *given)
+
+    monkeypatch.setattr(encode, "_encoded_at_once", noted)
     made = config(
         models,
         photographs(tmp_path),
@@ -91,6 +102,7 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path):
         data__max_bad_images=2,
     )
     source = make(made)
+    assert held == [4, 4, 2, 4, 4, 2, 4, 4, 1]
     pixels = sources.open_split("photos", tmp_path)
     numbers = [number for number in range(len(pixels)) if number not in (5, 17)]
     assert len(source) == len(numbers)
@@ -99,7 +111,7 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path):
     assert report["examples"] == {images.UNREADABLE: ["row5", "row17"]}
     assert len(report["files"]) == 3
     graph, state = nnx.split(load_vae(models / "sd"))
-    encode = jax.jit(lambda pixels: posterior(nnx.merge(graph, state), pixels))
+    moments_of = jax.jit(lambda pixels: posterior(nnx.merge(graph, state), pixels))
     for number, place in zip(numbers, range(len(source)), strict=True):
         row, kept = pixels[number], source[place]
         for name in schema.Described.__annotations__:
@@ -109,7 +121,7 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path):
         assert kept.crop == images.corner(row.height, row.width, *size)
         for moments, view in [(kept.moments, None), (kept.mirrored, images.View(flipped=True))]:
             seen = images.decode(row.image, *size, view or images.CENTRE)
-            wanted = np.stack(encode(seen[None]))[:, 0]
+            wanted = np.stack(moments_of(seen[None]))[:, 0]
             assert moments.shape == wanted.shape
             np.testing.assert_allclose(moments, wanted, rtol=1e-4, atol=1e-5)
 
@@ -215,6 +227,7 @@ def test_latents_of_another_vae_are_refused(models, data_dir, tmp_path):
         ({"data__image_size": 32}, "sizes.0.0: 16 there, 32 now"),
         ({"data__random_flip": True}, "flips: false there, true now"),
         ({"data__latents_dtype": "float16"}, '"float32" there, "float16" now'),
+        ({"model__dtype": "bfloat16"}, 'compute: "float32" there, "bfloat16" now'),
         ({"data__native_batch_size": 0}, 'parts.0: "native" there, "parallel" now'),
         ({"data__crop": "random"}, "a random crop is another picture at every step"),
     ],

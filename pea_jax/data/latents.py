@@ -53,6 +53,7 @@ class Recipe:
       flips: whether the mirrored pictures are there too.
       dtype: of the stored moments, one of `DTYPES`.
       vae: `weights.base.hash_vae` of the VAE.
+      compute: the dtype that the VAE computes in, such as "bfloat16".
 
     Raises:
       ValueError: names every value that cannot be.
@@ -67,6 +68,7 @@ class Recipe:
     flips: bool
     dtype: str
     vae: str
+    compute: str
 
     def __post_init__(self):
         """Raise ValueError, naming every field that cannot be."""
