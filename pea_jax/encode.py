@@ -25,7 +25,6 @@ from ml_collections import ConfigDict
 from pea_jax import parallel
 from pea_jax.data import builder, images, latents, schema
 from pea_jax.data.buckets import Bucket, allot
-from pea_jax.data.executors import Run, in_turn
 from pea_jax.data.hosts import Hosts
 from pea_jax.data.parts import Counts
 from pea_jax.data.pipeline import BadImagesError
@@ -82,14 +81,15 @@ def recipe_of(config: ConfigDict, dataset: str, dtype: DTypeLike) -> latents.Rec
 
 
 def make(
-    config: ConfigDict, pixels: Source, dtype: DTypeLike, progress: builder.Progress
+    config: ConfigDict, pixels: Source, dtype: DTypeLike, hosts: Hosts, progress: builder.Progress
 ) -> AnyPath:
-    """Makes the latents of a config, unless they are there; all processes call it together.
+    """Makes the latents of a config, unless they are there.
 
     Args:
       config: see configs/base.py.
       pixels: the set that its `data` names.
       dtype: as for `recipe_of`.
+      hosts: as for `builder.build`.
       progress: as for `builder.build`.
 
     Returns:
@@ -119,10 +119,6 @@ def make(
         for part in parts
     ]
 
-    run: Run = in_turn
-    if parallel.process_count() > 1:
-        run = Hosts(parallel.process_index(), parallel.process_count(), parallel.wait_for_all)
-
     def watched(done: int, parts: int, counts: Counts) -> None:
         bad = sum(counts.rejected.values())
         if bad > data.max_bad_images:
@@ -132,19 +128,16 @@ def make(
             )
         progress(done, parts, counts)
 
-    folder = builder.build(
+    return builder.build(
         pixels.folder.parent.parent,
         recipe.name,
         {SPLIT: shards},
         f"What the VAE of {config.model.base} makes of {recipe.dataset}.",
         recipe=latents.recipe_file(recipe, pixels.digest),
         form=latents.form(recipe.dtype),
-        run=run,
+        hosts=hosts,
         progress=watched,
     )
-    if isinstance(run, Hosts):
-        run.end()
-    return folder
 
 
 def _buckets(config: ConfigDict) -> Sequence[Bucket]:

@@ -261,8 +261,7 @@ def find(data_dir: AnyPath | str, wanted: Recipe, pixels: Source | None) -> Late
 def _missing(data_dir: AnyPath | str, wanted: Recipe) -> str:
     """That there is no such set, and what is there in its place."""
     folder = layout.folder_of(data_dir, wanted.name)
-    begun = layout.unfinished(folder)
-    if begun.is_dir():
+    if layout.unfinished(folder):
         return f"{folder} is not finished: go on with {_COMMAND}"
     others = []
     for top in sorted(storage.as_path(data_dir).glob(f"{wanted.dataset}_latents_*")):
