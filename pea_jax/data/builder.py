@@ -98,7 +98,7 @@ def build(
     if wanted is not None:
         there = recipes.read(layout.recipe_file(folder))
         _check_recipe(folder, there, wanted)
-    for top in layout.unfinished(folder):
+    for top in layout.unfinished(folder) if hosts.index == 0 else ():
         if top == work.top or _is_empty(top):
             _remove(top)
     return folder
@@ -188,9 +188,8 @@ class _Build:
         pieces, told = {}, {}
         for split, jobs in self.jobs.items():
             made = [job.part for job in jobs]
-            pieces[split], told[split] = self._thinned(
-                split, made, [self.reports[part] for part in made]
-            )
+            reports = [self.reports[part] for part in made]
+            pieces[split], told[split] = self._thinned(split, made, reports)
         self._place_set(description, pieces, told)
 
     def _begin(self) -> None:

@@ -14,8 +14,8 @@ from tests.data import sets, shards
 def test_hosts_share_the_parts_and_the_first_puts_the_set_together(tmp_path):
     """Each part is made by one of them; none goes on before the set is there. What was begun of
     another recipe before them, and came to nothing, is in nobody's way."""
+    broken = {"train": shards.splits(fail=0)["train"][2:]}
     with pytest.raises(ValueError, match="is broken"):
-        broken = {"train": shards.splits(fail=0)["train"][2:]}
         builder.build(tmp_path / "data", "small", broken, recipe={"of": "ink"})
     barriers = {name: threading.Barrier(3, timeout=60) for name in ("parts of small", "small")}
     made, told = [], {}
@@ -69,7 +69,7 @@ def test_hosts_that_share_no_storage_are_told(tmp_path):
         hosts = Hosts(index, 2, lambda name: None)
         builder.build(tmp_path / str(index), "small", splits, hosts=hosts)
 
-    with pytest.raises(storage.StorageError, match="part train-00001 is not in .* all of them"):
+    with pytest.raises(storage.StorageError, match=r"part train-00001 is not in .* all of them"):
         build(0)
     with pytest.raises(storage.StorageError, match=r"1\.0\.0 is not there, .* all of them"):
         build(1)
