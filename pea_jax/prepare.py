@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pea_jax import latents as encoding
-from pea_jax import pace, parallel, storage
+from pea_jax import encode, pace, parallel, storage
 from pea_jax.config import UsageError, model_dtype
 from pea_jax.data import executors, peek
 from pea_jax.data.builder import build
 from pea_jax.data.captions import Cleaning
 from pea_jax.data.filters import Filters
+from pea_jax.data.hosts import ALONE, Hosts
 from pea_jax.data.layout import folder_of, is_built, report_file
 from pea_jax.data.mapping import FieldMapping
 from pea_jax.data.origins import hugging_face, tables, tars, tfds_sets
@@ -53,49 +53,71 @@ def prepare(
     Args:
       config: of the run.
       workdir: not used: data sets lie in `data.data_dir`, for every run.
-      workers: processes of this machine that make it; one by default.
+      workers: processes of a machine that make its share of it; one by default.
       beam_pipeline_options: of the Apache Beam pipeline that makes it instead; see
         `executors.beam_options`.
       latents: make the set of its latents, too.
       benchmark: then read it as training would, for a while, and say how fast that is.
 
     Raises:
-      UsageError: both workers and Beam.
+      UsageError: both workers and Beam, or Beam begun by several processes that were joined.
       ValueError: values that cannot be, files that are not there, or a set that is neither there
-        nor can be made; and as for `latents.make`.
+        nor can be made; and as for `encode.make`.
     """
     del workdir
     if workers is not None and workers < 1:
         raise UsageError(f"--workers: expected 1 or more, got {workers}")
     if workers is not None and beam_pipeline_options is not None:
         raise UsageError("expected --workers or --beam_pipeline_options, got both")
+    hosts = _hosts()
+    if hosts.count > 1 and beam_pipeline_options is not None:
+        raise UsageError("a Beam pipeline is begun by one process: expected no --distributed")
     run = executors.in_turn
     if beam_pipeline_options is not None:
         run = executors.on_beam(executors.beam_options(beam_pipeline_options))
     elif workers is not None:
         run = executors.processes(workers)
     if config.prepare.origin:
-        _show_report(_make(config, run), config.data.dataset)
+        folder = _make(config, run, hosts)
+        if hosts.index == 0:
+            _show_report(folder, config.data.dataset)
     elif any(config.prepare.where.values()):
         raise ValueError(f"prepare.origin: expected one of {ORIGINS} beside prepare.where")
     source = open_split(config.data.dataset, config.data.data_dir)
-    print(f"{config.data.dataset} is in {source.folder}:")
-    for language in source.languages:
-        native = len(source.select(native=True, languages=[language]))
-        paired = len(source.select(native=False, languages=[language]))
-        print(f"  {language}: {paired} parallel rows, {native} native rows")
+    if hosts.index == 0:
+        _show_languages(source, config.data.dataset)
     if latents:
-        _make_latents(config, source)
+        folder = _make_latents(config, source, hosts)
+        if hosts.index == 0:
+            _show_latents(folder)
     if benchmark:
         pace.show(config)
 
 
-def _make_latents(config: ConfigDict, source: Source) -> None:
+def _hosts() -> Hosts:
+    """The processes that were joined; alone, no device is touched to find it out."""
+    if not parallel.is_distributed():
+        return ALONE
+    return Hosts(parallel.process_index(), parallel.process_count(), parallel.wait_for_all)
+
+
+def _show_languages(source: Source, name: str) -> None:
+    print(f"{name} is in {source.folder}:")
+    for language in source.languages:
+        native = len(source.select(native=True, languages=[language]))
+        paired = len(source.select(native=False, languages=[language]))
+        print(f"  {language}: {paired} parallel rows, {native} native rows")
+
+
+def _make_latents(config: ConfigDict, source: Source, hosts: Hosts) -> AnyPath:
     platform = parallel.platform(parallel.make_mesh(devices=jax.local_devices()))
     dtype = model_dtype(config.model.dtype, platform)
     with _progress() as progress:
-        folder = encoding.make(config, source, dtype, progress)
-    report = json.loads(report_file(folder).read_text("utf-8"))[encoding.SPLIT]
+        return encode.make(config, source, dtype, hosts, progress)
+
+
+def _show_latents(folder: AnyPath) -> None:
+    report = json.loads(report_file(folder).read_text("utf-8"))[encode.SPLIT]
     bad = sum(report["rejected"].values())
     size = filesize.decimal(sum(report["files"].values()))
     print(f"their latents are in {folder}: {report['kept']} rows, {size}")
@@ -103,7 +125,7 @@ def _make_latents(config: ConfigDict, source: Source) -> None:
         print(f"  {bad} pictures could not be read; examples are in report.json")
 
 
-def _make(config: ConfigDict, run: executors.Run) -> AnyPath:
+def _make(config: ConfigDict, run: executors.Run, hosts: Hosts) -> AnyPath:
     """The folder of the set that `config.prepare` describes, which is built where it is missing."""
     rules = _rules(config)
     wheres = {split: tuple(where) for split, where in config.prepare.where.items() if where}
@@ -119,6 +141,7 @@ def _make(config: ConfigDict, run: executors.Run) -> AnyPath:
             f"Made by pea-jax prepare of {config.prepare.origin}.",
             recipe=_recipe(config, splits),
             run=run,
+            hosts=hosts,
             progress=progress,
         )
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from pea_jax import latents as encoding
-from pea_jax import storage
+from pea_jax import encode, storage
 from pea_jax.config import model_dtype
-from pea_jax.data import latents as latent_sets
+from pea_jax.data import latents
 from pea_jax.data.layout import folder_of, is_built
 from pea_jax.data.pipeline import Loader, Tokenize, make_loader
 from pea_jax.data.source import DatasetError, Source, locate
@@ -54,7 +53,7 @@ def open_source(config: ConfigDict, platform: str) -> Source:
     data_dir = storage.as_path(data.data_dir)
     if not data.latents:
         return open_split(data.dataset, data_dir)
-    wanted = encoding.recipe_of(
+    wanted = encode.recipe_of(
         config, _name(data.dataset), model_dtype(config.model.dtype, platform)
     )
     try:
@@ -64,8 +63,8 @@ def open_source(config: ConfigDict, platform: str) -> Source:
             folder = locate(data_dir, data.dataset)
     except DatasetError:
         folder = None
-    pixels = None if folder is None else Source(folder, encoding.SPLIT)
-    return latent_sets.find(data_dir, wanted, pixels)
+    pixels = None if folder is None else Source(folder, encode.SPLIT)
+    return latents.find(data_dir, wanted, pixels)
 
 
 def open_loader(

@@ -314,8 +314,12 @@ def test_a_set_in_a_bucket_is_that_on_a_disk_and_goes_on_where_it_was_stopped(
     monkeypatch.setattr(storage, "_AT_ONCE", 1)  # which copies were made is known
     stopped = 0
     for left in range(3, 1000, 4):
-        top = layout.unfinished(layout.folder_of(bucket / "again", "small"))
-        done = {name for name in storage.held(top) if (top / name / "report.json").is_file()}
+        done = {
+            name
+            for top in layout.unfinished(layout.folder_of(bucket / "again", "small"))
+            for name in storage.held(top)
+            if (top / name / "report.json").is_file()
+        }
         (tmp_path / "diary").unlink(missing_ok=True)
         try:
             folder = build(bucket / "again")

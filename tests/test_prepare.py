@@ -18,7 +18,7 @@ from PIL import Image
 
 from pea_jax import cli, prepare, sources
 from pea_jax import config as configs
-from pea_jax.data import filters, layout, mapping, parts, rows, schema
+from pea_jax.data import filters, images, layout, mapping, parts, rows, schema
 from pea_jax.data.origins import tars
 from pea_jax.data.source import DatasetError, Source
 from pea_jax.tinyworld import dataset, splits
@@ -131,9 +131,9 @@ def faults(rng):
         return dumped({**PARALLEL, **SCORES, **changes})
 
     return {
-        "truncated": (rows.UNREADABLE, sample(picture[: len(picture) * 2 // 3])),
-        "truncated_png": (rows.UNREADABLE, sample(encoded(crop(rng), "PNG")[:-5000])),
-        "no_image_at_all": (rows.UNREADABLE, sample(b"<html>404</html>")),
+        "truncated": (images.UNREADABLE, sample(picture[: len(picture) * 2 // 3])),
+        "truncated_png": (images.UNREADABLE, sample(encoded(crop(rng), "PNG")[:-5000])),
+        "no_image_at_all": (images.UNREADABLE, sample(b"<html>404</html>")),
         "empty": (rows.EMPTY, sample(b"")),
         "long": (filters.STRETCHED, sample(encoded(Image.new("RGB", (20_000, 10))))),
         "dot": (filters.SMALL, sample(encoded(Image.new("RGB", (1, 1))))),
@@ -289,10 +289,9 @@ def test_the_command_ends_with_a_table(planted, prepared):
 
 def test_killed_at_any_moment_and_run_again_it_is_the_same_set(planted, prepared, tmp_path):
     arguments = command(planted, tmp_path, "--workers=2")
-    unfinished = layout.unfinished(layout.folder_of(tmp_path, "planted"))
 
     def done():
-        return len(list(unfinished.glob(f"*/{parts.REPORT}")))
+        return len(list(tmp_path.glob(f"planted/unfinished*/*/{parts.REPORT}")))
 
     for wanted in (2, 9):
         process = subprocess.Popen(

@@ -16,7 +16,10 @@ from PIL import Image
 
 from benchmarks import kill_and_resume, several
 from pea_jax import checkpoint, metrics, saved
+from pea_jax.data import layout
+from pea_jax.data.source import Source
 from tests import tiny
+from tests.data.photographs import crop, dumped, encoded
 
 #: Seconds in which any of these commands ends, on a busy machine.
 LONG = 400
@@ -126,6 +129,38 @@ def test_two_hosts_of_two_devices_train_and_sample_as_one_device_does(begin, alo
         for run in ("one", "two")
     ]
     assert lines[0] == lines[1]
+
+
+def test_hosts_share_the_parts_of_a_set_and_one_tells_of_it(tmp_path, rng):
+    lines = []
+    for number in range(6):
+        (tmp_path / f"{number}.jpg").write_bytes(encoded(crop(rng)))
+        lines.append({"file": f"{number}.jpg", "text": f"картина {number}", "en": "x"})
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(map(dumped, lines)))
+    fields = {
+        "data.dataset": "small",
+        "data.data_dir": tmp_path / "data",
+        "prepare.origin": "table",
+        "prepare.image": "file",
+        "prepare.rows_per_shard": 2,
+        "prepare.mapping.caption": "text",
+        "prepare.mapping.caption_en": "en",
+        "prepare.mapping.language": "ru",
+        "prepare.where.train": tmp_path / "rows.jsonl",
+    }
+    arguments = ["prepare", "--config", "configs/base.py"]
+    arguments += [f"--config.{name}={value}" for name, value in fields.items()]
+    run = start([*arguments, "--distributed"], 2)
+    told = finish(run)
+    assert "ru: 6 parallel rows, 0 native rows" in told
+    assert "3/3 shards, 6 kept" in told
+    assert "1/1 shards, 2 kept" in run.told(1)
+    assert "parallel rows" not in run.told(1)
+    rows = Source(layout.folder_of(tmp_path / "data", "small"), "train")
+    assert [rows[number].key for number in range(6)] == [f"rows/{number}" for number in range(6)]
+    beam = "--beam_pipeline_options=runner=DirectRunner"
+    refused = finish(start([*arguments, "--distributed", beam], 2), 2)
+    assert "a Beam pipeline is begun by one process" in refused
 
 
 def test_hosts_share_the_latents_and_train_from_them_as_from_pixels(begin, alone):

@@ -8,6 +8,7 @@ from which the rows of a language and kind are chosen without reading any image.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -23,12 +24,15 @@ import pea_jax
 from pea_jax import storage
 from pea_jax.data import layout, parts, repeats, schema
 from pea_jax.data import recipe as recipes
-from pea_jax.data.executors import Run, in_turn
+from pea_jax.data.executors import Run, WorkerError, in_turn
+from pea_jax.data.hosts import ALONE, Hosts
 from pea_jax.data.parts import Counts, Part, Report, Shard
 from pea_jax.storage import AnyPath
 
 #: What the parts of an unfinished set are of.
 _PLAN = "plan.json"
+
+_APART = "hosts make a set together in a storage that all of them share"
 
 #: Is told how many parts are done, of how many, and what became of their rows.
 Progress = Callable[[int, int, Counts], None]
@@ -43,6 +47,7 @@ def build(
     recipe: Mapping[str, Any] | None = None,
     form: schema.Form = schema.PICTURES,
     run: Run = in_turn,
+    hosts: Hosts = ALONE,
     progress: Progress | None = None,
 ) -> AnyPath:
     """Writes a data set, unless it is there already; goes on with one that was begun.
@@ -60,7 +65,9 @@ def build(
       recipe: what the rows are made from, as JSON can hold it: a set is never made from two.
       form: how the rows that the shards yield are stored.
       run: who makes the parts: `executors.in_turn`, `processes(n)` or `on_beam(options)`.
-      progress: called with what is done at the beginning, and after each part.
+      hosts: that call this together, each to make its share of the parts.
+      progress: called with what is done of this host's share at the beginning, and after each part;
+        of several hosts the first calls it in the end with what all have done.
 
     Returns:
       The folder of the finished set: data_dir/name/version.
@@ -69,6 +76,7 @@ def build(
       ValueError: a split keeps no row, the set or what was begun of it is of another recipe, a
         name can't be, or the set's place is taken by something else. Whatever a shard raises, too:
         the parts that are done stay for the next call.
+      StorageError: hosts don't see each other's parts, and as storages raise.
     """
     folder = layout.folder_of(data_dir, name)
     if not storage.is_bucket(folder):
@@ -76,19 +84,36 @@ def build(
     wanted = recipes.as_json(recipe)
     _check_names(name, splits)
     parts.remove_orphans(folder.parent)
+    taken = not storage.is_bucket(folder) and folder.exists()
+    if taken and not layout.is_built(folder):
+        raise ValueError(f"{folder} is in the way: it holds no data set, remove it")
+    work = _Build(folder, splits, wanted, form, run, hosts, progress or _no_progress)
+    _unless_built(folder, work.make_parts)
+    hosts.wait(f"parts of {name}")
+    if hosts.index == 0:
+        _unless_built(folder, lambda: work.put_together(description))
+    hosts.wait(name)
     if not layout.is_built(folder):
-        try:
-            _Build(folder, splits, wanted, form, run, progress or _no_progress).make(description)
-        except Exception:
-            # Another process that built the same set was first to put it in its place, and has
-            # removed the parts.
-            if not layout.is_built(folder):
-                raise
+        raise storage.StorageError(f"{folder} is not there, but the first host made it: {_APART}")
     if wanted is not None:
         there = recipes.read(layout.recipe_file(folder))
         _check_recipe(folder, there, wanted)
-    _remove(layout.unfinished(folder))
+    for top in layout.unfinished(folder) if hosts.index == 0 else ():
+        if top == work.top or _is_empty(top):
+            _remove(top)
     return folder
+
+
+def _unless_built(folder: AnyPath, do: Callable[[], None]) -> None:
+    """Does a part of the work for a set, unless it is there."""
+    try:
+        if not layout.is_built(folder):
+            do()
+    except (OSError, WorkerError):
+        # Another process that built the same set was first to put it in its place, and has removed
+        # the parts.
+        if not layout.is_built(folder):
+            raise
 
 
 def _no_progress(done: int, shards: int, counts: Counts) -> None:
@@ -121,53 +146,72 @@ class _Build:
         recipe: Any,
         form: schema.Form,
         run: Run,
+        hosts: Hosts,
         progress: Progress,
     ):
-        self.folder, self.top = folder, layout.unfinished(folder)
-        self.splits, self.recipe, self.form = splits, recipe, form
-        self.run, self.progress = run, progress
-
-    def make(self, description: str) -> None:
-        """Makes what is missing, and puts the set in its place."""
-        if not storage.is_bucket(self.folder) and self.folder.exists():
-            raise ValueError(f"{self.folder} is in the way: it holds no data set, remove it")
-        self._begin()
-        jobs = {
+        shards = {split: len(shards) for split, shards in splits.items()}
+        self.plan = {"pea_jax": pea_jax.__version__, "shards": shards, "recipe": recipe}
+        digest = hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()[:10]
+        self.folder, self.top = folder, layout.parts_folder(folder, digest)
+        self.recipe, self.form = recipe, form
+        self.run, self.hosts, self.progress = run, hosts, progress
+        self.jobs = {
             split: [
-                parts.Making(Part(str(self.top), f"{split}-{number:05d}"), shard, self.form)
-                for number, shard in enumerate(shards)
+                parts.Making(Part(str(self.top), f"{split}-{number:05d}"), shard, form)
+                for number, shard in enumerate(some)
             ]
-            for split, shards in self.splits.items()
+            for split, some in splits.items()
         }
-        reports = self._make_parts([job for some in jobs.values() for job in some])
-        pieces, told = {}, {}
-        for split, some in jobs.items():
-            made = [job.part for job in some]
-            pieces[split], told[split] = self._thinned(split, made, [reports[p] for p in made])
-        self._check_plan()
-        self._put_together(description, pieces, told)
+        self.reports: dict[Part, Report] = {}
+        self.total = Report()
 
-    def _plan(self) -> dict[str, Any]:
-        shards = {split: len(shards) for split, shards in self.splits.items()}
-        return {"pea_jax": pea_jax.__version__, "shards": shards, "recipe": self.recipe}
+    def make_parts(self) -> None:
+        """Makes what is missing of this host's share."""
+        self._begin()
+        share = self.hosts.share(list(itertools.chain(*self.jobs.values())))
+        self._look(share)
+        todo = [job for job in share if job.part not in self.reports]
+        for number in self.run(todo):
+            part = todo[number].part
+            self._count(part, part.report())
+            self.progress(len(self.reports), len(share), self.total.counts)
+
+    def put_together(self, description: str) -> None:
+        """Puts the set in its place, when all hosts have made their shares."""
+        if self.hosts.count > 1:
+            jobs = list(itertools.chain(*self.jobs.values()))
+            self._look(jobs)
+            if missing := [job.part.name for job in jobs if job.part not in self.reports]:
+                raise storage.StorageError(
+                    f"part {missing[0]} is not in {self.top}, but another host made it: {_APART}"
+                )
+        pieces, told = {}, {}
+        for split, jobs in self.jobs.items():
+            made = [job.part for job in jobs]
+            reports = [self.reports[part] for part in made]
+            pieces[split], told[split] = self._thinned(split, made, reports)
+        self._place_set(description, pieces, told)
 
     def _begin(self) -> None:
-        """Have a folder for the parts, which says what they are of."""
-        parts.remove_orphans(self.top)
-        plan = self.top / _PLAN
-        if storage.held(self.top) == [_PLAN] and recipes.read(plan) != self._plan():
-            _remove(self.top)  # nothing came of it
-        if not plan.exists():
-            if storage.is_bucket(plan):
-                recipes.write(plan, self._plan())
-            else:
-                self._begin_on_disk()
-        self._check_plan()
+        """Have a folder for the parts, which says what they are of.
+
+        Its name has a digest of that, so that none is in another's way, and none is removed here:
+        another process may have begun it just now.
+        """
+        for top in layout.unfinished(self.folder):
+            parts.remove_orphans(top)
+            if top != self.top and not _is_empty(top):
+                _check_recipe(top, recipes.read(top / _PLAN), self.plan)
+        if storage.is_bucket(self.top):
+            if not (self.top / _PLAN).exists():
+                recipes.write(self.top / _PLAN, self.plan)
+        elif not self.top.is_dir():
+            self._begin_on_disk()
 
     def _begin_on_disk(self) -> None:
         self.top.parent.mkdir(parents=True, exist_ok=True)
         with parts.drafts(self.top.parent, "unfinished") as draft:
-            recipes.write(draft / _PLAN, self._plan())
+            recipes.write(draft / _PLAN, self.plan)
             try:
                 draft.rename(self.top)
             except OSError:
@@ -175,33 +219,19 @@ class _Build:
                 if not self.top.is_dir():
                     raise
 
-    def _check_plan(self) -> None:
-        """The parts are of this set."""
-        there, now = recipes.read(self.top / _PLAN), self._plan()
-        if there is None:
-            raise ValueError(f"{self.top} holds no {_PLAN}: remove it")
-        if self.recipe is None:
-            there["recipe"] = None
-        _check_recipe(self.top, there, now)
-
-    def _make_parts(self, jobs: Sequence[parts.Making]) -> dict[Part, Report]:
-        """Does the jobs that are not done."""
+    def _look(self, jobs: Sequence[parts.Making]) -> None:
+        """Counts the parts that are done and were not counted."""
         there = set(storage.held(self.top))
-        made = [job.part for job in jobs if job.part.name in there]
+        made = [job.part for job in jobs if job.part.name in there and job.part not in self.reports]
         whole = storage.each(Part.is_done, made)
         made = [part for part, done in zip(made, whole, strict=True) if done]
-        reports = dict(zip(made, storage.each(Part.report, made), strict=True))
-        total = Report()
-        for report in reports.values():
-            total.add(report)
-        self.progress(len(reports), len(jobs), total.counts)
-        todo = [job for job in jobs if job.part not in reports]
-        for number in self.run(todo):
-            part = todo[number].part
-            reports[part] = part.report()
-            total.add(reports[part])
-            self.progress(len(reports), len(jobs), total.counts)
-        return reports
+        for part, report in zip(made, storage.each(Part.report, made), strict=True):
+            self._count(part, report)
+        self.progress(len(self.reports), len(jobs), self.total.counts)
+
+    def _count(self, part: Part, report: Report) -> None:
+        self.reports[part] = report
+        self.total.add(report)
 
     def _thinned(
         self, split: str, made: list[Part], reports: list[Report]
@@ -228,7 +258,7 @@ class _Build:
             pieces.append((part, report))
         return [(part, report) for part, report in pieces if report.kept], told
 
-    def _put_together(
+    def _place_set(
         self,
         description: str,
         pieces: Mapping[str, list[tuple[Part, Report]]],
@@ -311,6 +341,11 @@ def _place(piece: tuple[AnyPath, AnyPath, int]) -> None:
         )
 
 
+def _is_empty(top: AnyPath) -> bool:
+    """Whether nothing came of what was begun there."""
+    return storage.held(top) in ([], [_PLAN])
+
+
 def _remove(top: AnyPath) -> None:
     """Removes the folder of the parts; another process may be at it, too."""
     if storage.is_bucket(top):
@@ -320,3 +355,5 @@ def _remove(top: AnyPath) -> None:
         # Who still writes to it must not find it any more.
         with parts.drafts(top.parent, "unfinished") as gone, contextlib.suppress(FileNotFoundError):
             top.rename(gone / top.name)
+            # What others were about to put there when it lost its name goes with the draft.
+            shutil.rmtree(gone / top.name, ignore_errors=True)

@@ -29,6 +29,9 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
+#: Why a row is rejected whose picture is a `CorruptImageError`.
+UNREADABLE = "image can't be read"
+
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 #: How to turn a picture upright, by its EXIF orientation.

@@ -53,6 +53,7 @@ class Recipe:
       flips: whether the mirrored pictures are there too.
       dtype: of the stored moments, one of `DTYPES`.
       vae: `weights.base.hash_vae` of the VAE.
+      compute: the dtype that the VAE computes in, such as "bfloat16".
 
     Raises:
       ValueError: names every value that cannot be.
@@ -67,6 +68,7 @@ class Recipe:
     flips: bool
     dtype: str
     vae: str
+    compute: str
 
     def __post_init__(self):
         """Raise ValueError, naming every field that cannot be."""
@@ -259,8 +261,7 @@ def find(data_dir: AnyPath | str, wanted: Recipe, pixels: Source | None) -> Late
 def _missing(data_dir: AnyPath | str, wanted: Recipe) -> str:
     """That there is no such set, and what is there in its place."""
     folder = layout.folder_of(data_dir, wanted.name)
-    begun = layout.unfinished(folder)
-    if begun.is_dir():
+    if layout.unfinished(folder):
         return f"{folder} is not finished: go on with {_COMMAND}"
     others = []
     for top in sorted(storage.as_path(data_dir).glob(f"{wanted.dataset}_latents_*")):

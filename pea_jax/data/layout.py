@@ -40,9 +40,17 @@ def recipe_file(folder: AnyPath) -> AnyPath:
     return folder / "recipe.json"
 
 
-def unfinished(folder: AnyPath) -> AnyPath:
-    """Where the parts of a set lie until it is whole."""
-    return folder.with_name(f"unfinished.{folder.name}")
+def parts_folder(folder: AnyPath, digest: str) -> AnyPath:
+    """Where the parts of a set lie until it is whole; `digest` is of what they are made from."""
+    return folder.with_name(f"unfinished.{folder.name}.{digest}")
+
+
+def unfinished(folder: AnyPath) -> list[AnyPath]:
+    """The folders of parts that there are, whatever they are made from."""
+    prefix = parts_folder(folder, "").name
+    return [
+        folder.with_name(name) for name in storage.held(folder.parent) if name.startswith(prefix)
+    ]
 
 
 def template(name: str, split: str) -> tfds.core.ShardedFileTemplate:

@@ -12,7 +12,6 @@ from pea_jax.data.mapping import FieldMapping, UnfitError
 from pea_jax.data.origins.record import Record, RecordShard
 
 EMPTY = "image is empty"
-UNREADABLE = "image can't be read"
 HUGE = "image has too many pixels"
 NOTHING_LEFT = "nothing is left of the caption when it is cleaned"
 OTHER_SCRIPT = "caption is not in the script of its language"
@@ -77,7 +76,7 @@ class Rules:
         except images.HugeImageError as error:
             raise UnfitError(HUGE) from error
         except images.CorruptImageError as error:
-            raise UnfitError(UNREADABLE) from error
+            raise UnfitError(images.UNREADABLE) from error
 
 
 @dataclass(frozen=True)

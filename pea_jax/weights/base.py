@@ -89,6 +89,11 @@ class BaseConfig:
         """The folder of each text encoder's tokenizer."""
         return [_TEXT_PARTS[part] for part in self.text_encoders]
 
+    def dtypes(self, dtype: DTypeLike) -> dict[str, DTypeLike]:
+        """What every part computes in where `dtype` is asked for; see `load_base` on SDXL's VAE."""
+        upcast = self.unet.pooled_width is not None and self.vae.force_upcast
+        return {part: jnp.float32 if part == "vae" and upcast else dtype for part in self.stems}
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -193,7 +198,7 @@ def load_base(
     """
     config = read_base_config(name, revision=revision, published_too=abstract)
     tokenizer = read_tokenizer(config, abstract=abstract)
-    dtypes = _dtypes(config, dtype)
+    dtypes = config.dtypes(dtype)
     files = {} if abstract else _fetch(name, config, dtypes, config.stems, revision)
     sharding = None if mesh is None else parallel.parameter_sharding(mesh)
 
@@ -243,7 +248,7 @@ def load_vae(
       ValueError: as for `load_base`.
     """
     config = read_base_config(name, revision=revision)
-    dtypes = _dtypes(config, dtype)
+    dtypes = config.dtypes(dtype)
     build = functools.partial(
         VAE, config.vae, rngs=OneKey(), dtype=dtypes["vae"], param_dtype=dtypes["vae"]
     )
@@ -264,17 +269,11 @@ def hash_vae(
     """
     config = read_base_config(name, revision=revision)
     digest = hashlib.sha256()
-    for file in _fetch(name, config, _dtypes(config, dtype), ["vae"], revision)["vae"]:
+    for file in _fetch(name, config, config.dtypes(dtype), ["vae"], revision)["vae"]:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     digest.update(json.dumps(asdict(config.vae), sort_keys=True).encode())
     return digest.hexdigest()[:16]
-
-
-def _dtypes(config: BaseConfig, dtype: DTypeLike) -> dict[str, DTypeLike]:
-    """Of every part, where `dtype` is asked for; see `load_base` on SDXL's VAE."""
-    upcast = config.unet.pooled_width is not None and config.vae.force_upcast
-    return {part: jnp.float32 if part == "vae" and upcast else dtype for part in config.stems}
 
 
 def _fetch(

@@ -64,9 +64,9 @@ def main(folder: Path, count: int) -> None:
         place, diary = folder / "place", folder / f"diary{point}"
         task = lambda: build(place, diary)  # noqa: B023, E731
         assert forked(lambda: counting(place, task, point)) == signal.SIGKILL  # noqa: B023
-        unfinished = layout.unfinished(layout.folder_of(place, "small"))
         done = sorted(
             number
+            for unfinished in layout.unfinished(layout.folder_of(place, "small"))
             for number in range(len(shards.KEYS))
             if parts.Part(str(unfinished), f"train-{number:05d}").is_done()
         )

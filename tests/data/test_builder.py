@@ -18,6 +18,12 @@ def files_of(folder):
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
+def begun(data_dir):
+    """The folder of the parts of the set "small"."""
+    (top,) = layout.unfinished(layout.folder_of(data_dir, "small"))
+    return top
+
+
 def test_rows_come_back_as_they_went_in_and_in_order(tmp_path):
     made = sets.rows()
     made[3] = sets.row(
@@ -86,7 +92,7 @@ def test_a_failed_build_leaves_no_set_and_goes_on_with_what_is_done(tmp_path, er
 
     with pytest.raises(error, match="here"):
         builder.build(tmp_path, "small", {"train": [lambda: [sets.row(0)], failing]})
-    assert os.listdir(tmp_path / "small") == ["unfinished.1.0.0"]
+    assert os.listdir(tmp_path / "small") == [begun(tmp_path).name]
     with pytest.raises(ValueError, match="no data set"):
         locate(tmp_path, "small")
     left = {file.split("/")[2] for file in files_of(tmp_path)}
@@ -159,7 +165,7 @@ def test_what_makes_no_set_raises(tmp_path, made, message):
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
             builder.build(tmp_path, "small", splits)
-    assert os.listdir(tmp_path / "small") == ["unfinished.1.0.0"]
+    assert os.listdir(tmp_path / "small") == [begun(tmp_path).name]
 
 
 def test_names_that_tfds_could_not_read_are_refused_at_once(tmp_path):
@@ -233,7 +239,7 @@ def test_another_recipe_is_refused_and_nothing_changed(tmp_path):
     with pytest.raises(ValueError, match="is broken"):
         build(recipe, fail=1)
     before = shards.contents(tmp_path)
-    with pytest.raises(ValueError, match=rf"unfinished\.1\.0\.0 {told}"):
+    with pytest.raises(ValueError, match=rf"unfinished\.1\.0\.0\.\w{{10}} {told}"):
         build(other)
     assert shards.contents(tmp_path) == before
     folder = build(recipe)
@@ -263,6 +269,34 @@ def test_what_nothing_came_of_does_not_stand_in_the_way_of_another_recipe(tmp_pa
     with pytest.raises(ValueError, match="shard 2 is broken"):
         builder.build(tmp_path, "small", broken, recipe={"a": 1})
     builder.build(tmp_path, "small", shards.splits(), recipe={"b": 1})
+    assert os.listdir(tmp_path / "small") == ["1.0.0"]
+
+
+def test_what_another_build_has_just_begun_is_not_removed(tmp_path):
+    """Of another recipe: it stays until a set is there, and is then told that it came too late."""
+    splits, seen = {"train": [lambda: [sets.row(1)]]}, []
+
+    def overtaken(*_):
+        if not seen:
+            seen.append(begun(tmp_path))
+            builder.build(tmp_path, "small", splits, recipe={"b": 1}, progress=look)
+
+    def look(*_):
+        seen.append(seen[0].is_dir())
+
+    with pytest.raises(ValueError, match=r"1\.0\.0 was made from something else: a: nothing there"):
+        builder.build(tmp_path, "small", splits, recipe={"a": 1}, progress=overtaken)
+    assert seen[1:] == [True, True]
+    assert os.listdir(tmp_path / "small") == ["1.0.0"]
+
+
+def test_an_error_of_the_rows_is_told_though_another_has_built_the_set(tmp_path):
+    def broken():
+        builder.build(tmp_path, "small", {"train": [lambda: [sets.row(1)]]})
+        yield 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        builder.build(tmp_path, "small", {"train": [broken]})
 
 
 def test_disks_without_hard_links_take_copies(tmp_path, monkeypatch):
@@ -277,7 +311,7 @@ def test_disks_without_hard_links_take_copies(tmp_path, monkeypatch):
 def test_a_part_that_was_damaged_is_named(tmp_path):
     with pytest.raises(ValueError, match="is broken"):
         builder.build(tmp_path, "small", shards.splits(fail=1))
-    records = tmp_path / "small" / "unfinished.1.0.0" / "train-00000" / "records.array_record"
+    records = begun(tmp_path) / "train-00000" / "records.array_record"
     records.write_bytes(b"")
     with pytest.raises(ValueError, match=r"train-00000.* has 0 bytes of .*remove .*train-00000,"):
         builder.build(tmp_path, "small", shards.splits())
@@ -288,7 +322,7 @@ def test_a_part_that_was_damaged_is_named(tmp_path):
 def test_drafts_of_processes_that_are_gone_are_removed(tmp_path):
     with pytest.raises(ValueError, match="is broken"):
         builder.build(tmp_path, "small", shards.splits(fail=1))
-    top = tmp_path / "small" / "unfinished.1.0.0"
+    top = begun(tmp_path)
     host = os.uname().nodename
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

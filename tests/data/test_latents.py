@@ -22,6 +22,7 @@ RECIPE = latents.Recipe(
     flips=False,
     dtype="float32",
     vae="a" * 16,
+    compute="float32",
 )
 
 
@@ -107,11 +108,12 @@ def test_the_name_tells_every_recipe_from_others():
         "flips": True,
         "dtype": "float16",
         "vae": "c" * 16,
+        "compute": "bfloat16",
     }
     # A crop of another kind there is none.
     assert changes.keys() | {"crop"} == {field.name for field in dataclasses.fields(RECIPE)}
     others = [dataclasses.replace(RECIPE, **{name: value}) for name, value in changes.items()]
-    assert len({one.name for one in [RECIPE, *others]}) == 9
+    assert len({one.name for one in [RECIPE, *others]}) == 10
     assert re.fullmatch(r"small_latents_[0-9a-f]{10}", RECIPE.name)
     assert dataclasses.replace(RECIPE).name == RECIPE.name
 

@@ -78,7 +78,7 @@ def test_what_makes_no_row_is_told_by_its_reason(photograph):
     told = {
         rows.EMPTY: apply(b""),
         schema.NO_IMAGE: apply(None),
-        rows.UNREADABLE: apply(b"no picture at all"),
+        images.UNREADABLE: apply(b"no picture at all"),
         rows.HUGE: apply(bomb()),
         filters.SMALL: apply(encoded(Image.new("RGB", (1, 1)))),
         filters.STRETCHED: apply(encoded(Image.new("RGB", (20_000, 10)))),
@@ -107,7 +107,7 @@ def test_a_picture_that_is_cut_short_is_found_wherever_it_is_cut(rng, kind):
     assert images.verify(image)
     for share in (0.02, 0.1, 0.5, 0.9, 0.97):
         cut = image[: int(len(image) * share)]
-        assert apply(cut).reason == rows.UNREADABLE, share
+        assert apply(cut).reason == images.UNREADABLE, share
 
 
 def test_what_is_verified_can_be_decoded_and_what_cannot_is_not(rng):

@@ -225,6 +225,7 @@ def test_sdxl_vae_is_float32_where_its_config_asks_for_it(xl):
 
     base = load_base(xl, dtype=jnp.bfloat16)
     assert dtypes(base.vae) == {jnp.dtype(jnp.float32)}
+    assert read_base_config(xl).dtypes(jnp.bfloat16)["vae"] == jnp.float32
     assert dtypes(base.unet) == dtypes(base.text_encoder) == {jnp.dtype(jnp.bfloat16)}
     edit(xl / "vae" / "config.json", force_upcast=False)
     assert dtypes(load_base(xl, dtype=jnp.bfloat16).vae) == {jnp.dtype(jnp.bfloat16)}

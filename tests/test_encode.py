@@ -16,13 +16,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from pea_jax import latents, parallel, prepare, run, sources, train
+from pea_jax import encode, parallel, prepare, run, sources, train
 from pea_jax.data import builder, images, layout, schema
 from pea_jax.data.latents import LatentSource
 from pea_jax.data.pipeline import BadImagesError
 from pea_jax.data.source import DatasetError
 from pea_jax.distill.given import posterior
-from pea_jax.weights.base import load_vae
+from pea_jax.weights.base import load_vae, read_base_config
 from tests import tiny
 from tests.data import sets
 
@@ -43,7 +43,7 @@ def data_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(latents, "PART_ROWS", 10)
+    monkeypatch.setattr(encode, "PART_ROWS", 10)
 
 
 def config(models, data_dir, **changes):
@@ -79,8 +79,19 @@ def photographs(folder: Path, count=29, damaged=(5, 17)) -> Path:
     return folder
 
 
-def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path):
-    """In the order of the pixel set, by bucket and both ways round; unreadable ones are counted."""
+def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path, monkeypatch):
+    """In the order of the pixel set, by bucket and both ways round; unreadable ones are counted. No
+    more rows are held than a chunk has."""
+    vae = read_base_config(models / "sd").vae
+    numbers = 2 * vae.latent_channels * 16 * 32 // vae.downsampling_factor**2 * 2
+    monkeypatch.setattr(encode, "CHUNK_BYTES", 4 * 4 * numbers)
+    held, at_once = [], encode._encoded_at_once
+
+    def noted(pixels, rows, *given):
+        held.append(len(rows))
+        return at_once(pixels, rows, *given)
+
+    monkeypatch.setattr(encode, "_encoded_at_once", noted)
     made = config(
         models,
         photographs(tmp_path),
@@ -91,15 +102,16 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path):
         data__max_bad_images=2,
     )
     source = make(made)
+    assert held == [4, 4, 2, 4, 4, 2, 4, 4, 1]
     pixels = sources.open_split("photos", tmp_path)
     numbers = [number for number in range(len(pixels)) if number not in (5, 17)]
     assert len(source) == len(numbers)
     report = json.loads(layout.report_file(source.folder).read_text())["train"]
-    assert report["rejected"] == {latents.UNREADABLE: 2}
-    assert report["examples"] == {latents.UNREADABLE: ["row5", "row17"]}
+    assert report["rejected"] == {images.UNREADABLE: 2}
+    assert report["examples"] == {images.UNREADABLE: ["row5", "row17"]}
     assert len(report["files"]) == 3
     graph, state = nnx.split(load_vae(models / "sd"))
-    encode = jax.jit(lambda pixels: posterior(nnx.merge(graph, state), pixels))
+    moments_of = jax.jit(lambda pixels: posterior(nnx.merge(graph, state), pixels))
     for number, place in zip(numbers, range(len(source)), strict=True):
         row, kept = pixels[number], source[place]
         for name in schema.Described.__annotations__:
@@ -109,7 +121,7 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path):
         assert kept.crop == images.corner(row.height, row.width, *size)
         for moments, view in [(kept.moments, None), (kept.mirrored, images.View(flipped=True))]:
             seen = images.decode(row.image, *size, view or images.CENTRE)
-            wanted = np.stack(encode(seen[None]))[:, 0]
+            wanted = np.stack(moments_of(seen[None]))[:, 0]
             assert moments.shape == wanted.shape
             np.testing.assert_allclose(moments, wanted, rtol=1e-4, atol=1e-5)
 
@@ -215,6 +227,7 @@ def test_latents_of_another_vae_are_refused(models, data_dir, tmp_path):
         ({"data__image_size": 32}, "sizes.0.0: 16 there, 32 now"),
         ({"data__random_flip": True}, "flips: false there, true now"),
         ({"data__latents_dtype": "float16"}, '"float32" there, "float16" now'),
+        ({"model__dtype": "bfloat16"}, 'compute: "float32" there, "bfloat16" now'),
         ({"data__native_batch_size": 0}, 'parts.0: "native" there, "parallel" now'),
         ({"data__crop": "random"}, "a random crop is another picture at every step"),
     ],
@@ -243,11 +256,11 @@ def test_the_pixels_are_not_needed_but_must_be_the_same_where_they_are(models, d
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pea_jax import latents, prepare
+from pea_jax import encode, prepare
 from tests import tiny
 
-latents.PART_ROWS = 10
-encoded, parts = latents._encoded, []
+encode.PART_ROWS = 10
+encoded, parts = encode._encoded, []
 
 def killed(*arguments):
     parts.append(1)
@@ -256,7 +269,7 @@ def killed(*arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         yield row
 
-latents._encoded = killed
+encode._encoded = killed
 made = tiny.config(Path(sys.argv[1]), Path(sys.argv[2]), data__latents=True)
 prepare.prepare(made, latents=True)
 """
@@ -277,8 +290,8 @@ def test_a_killed_one_goes_on_and_makes_the_same_set(models, data_dir, tmp_path,
     with pytest.raises(DatasetError, match="not finished: go on with pea-jax prepare --latents"):
         run.build(made)
     seen = []
-    encoded = latents._encoded
-    monkeypatch.setattr(latents, "_encoded", lambda *given: seen.append(1) or encoded(*given))
+    encoded = encode._encoded
+    monkeypatch.setattr(encode, "_encoded", lambda *given: seen.append(1) or encoded(*given))
     again = make(made)
     assert len(seen) == 3  # of five parts
     straight = make(config(models, tiny.write_data(tmp_path / "straight")))

@@ -1,6 +1,6 @@
 """`pea-jax prepare --latents`: the VAE's moments of every picture that a run would see, kept.
 
-The rows of a part of the set are encoded together, batch by batch of one size, over all devices of
+The rows of a chunk of a part are encoded together, batch by batch of one size, over all devices of
 this host; hosts share the parts. What a stopped command has done stays done (`data.builder`).
 """
 
@@ -25,7 +25,6 @@ from ml_collections import ConfigDict
 from pea_jax import parallel
 from pea_jax.data import builder, images, latents, schema
 from pea_jax.data.buckets import Bucket, allot
-from pea_jax.data.executors import Run, in_turn
 from pea_jax.data.hosts import Hosts
 from pea_jax.data.parts import Counts
 from pea_jax.data.pipeline import BadImagesError
@@ -39,14 +38,14 @@ from pea_jax.weights.base import hash_vae, load_vae, read_base_config
 #: The split that is trained on.
 SPLIT = "train"
 
-#: Of a part, at most: bytes of moments, which are held in memory, and rows.
-PART_BYTES, PART_ROWS = 1 << 28, 4096
+#: Of a part, at most: bytes of moments, and rows.
+PART_BYTES, PART_ROWS = 1 << 30, 1 << 14
+
+#: Of moments that are held in memory, at most.
+CHUNK_BYTES = 1 << 28
 
 #: What a device encodes at once: eight pictures of 512x512, more of smaller ones.
 _PIXELS_AT_ONCE, _PICTURES_AT_ONCE = 8 * 512 * 512, 64
-
-#: Why a row of the pixel set has none in the set of latents.
-UNREADABLE = "image can't be read"
 
 Size = tuple[int, int]
 
@@ -77,18 +76,20 @@ def recipe_of(config: ConfigDict, dataset: str, dtype: DTypeLike) -> latents.Rec
         flips=data.random_flip,
         dtype=data.latents_dtype,
         vae=hash_vae(config.model.base, dtype=dtype),
+        compute=jnp.dtype(read_base_config(config.model.base).dtypes(dtype)["vae"]).name,
     )
 
 
 def make(
-    config: ConfigDict, pixels: Source, dtype: DTypeLike, progress: builder.Progress
+    config: ConfigDict, pixels: Source, dtype: DTypeLike, hosts: Hosts, progress: builder.Progress
 ) -> AnyPath:
-    """Makes the latents of a config, unless they are there; all processes call it together.
+    """Makes the latents of a config, unless they are there.
 
     Args:
       config: see configs/base.py.
       pixels: the set that its `data` names.
       dtype: as for `recipe_of`.
+      hosts: as for `builder.build`.
       progress: as for `builder.build`.
 
     Returns:
@@ -108,18 +109,15 @@ def make(
     if uneven := [size for size in recipe.sizes if size[0] % factor or size[1] % factor]:
         raise ValueError(f"latents: expected sizes that are multiples of {factor}, got {uneven}")
     places = max(height * width for height, width in recipe.sizes) // factor**2
-    bytes_a_row = 2 * channels * places * np.dtype(np.float32).itemsize * (1 + recipe.flips)
-    each = max(1, min(PART_ROWS, PART_BYTES // bytes_a_row))
+    numbers = 2 * channels * places * (1 + recipe.flips)
+    each = max(1, min(PART_ROWS, PART_BYTES // (numbers * np.dtype(recipe.dtype).itemsize)))
+    chunk = max(1, CHUNK_BYTES // (numbers * np.dtype(np.float32).itemsize))
     encoder = Encoder(lambda mesh: load_vae(config.model.base, dtype=dtype, mesh=mesh))
     parts = [slice(start, start + each) for start in range(0, len(rows), each)]
     shards = [
-        functools.partial(_encoded, pixels, rows[part], sizes[part], recipe.flips, encoder)
+        functools.partial(_encoded, pixels, rows[part], sizes[part], recipe.flips, encoder, chunk)
         for part in parts
     ]
-
-    run: Run = in_turn
-    if parallel.process_count() > 1:
-        run = Hosts(parallel.process_index(), parallel.process_count(), parallel.wait_for_all)
 
     def watched(done: int, parts: int, counts: Counts) -> None:
         bad = sum(counts.rejected.values())
@@ -130,19 +128,16 @@ def make(
             )
         progress(done, parts, counts)
 
-    folder = builder.build(
+    return builder.build(
         pixels.folder.parent.parent,
         recipe.name,
         {SPLIT: shards},
         f"What the VAE of {config.model.base} makes of {recipe.dataset}.",
         recipe=latents.recipe_file(recipe, pixels.digest),
         form=latents.form(recipe.dtype),
-        run=run,
+        hosts=hosts,
         progress=watched,
     )
-    if isinstance(run, Hosts):
-        run.end()
-    return folder
 
 
 def _buckets(config: ConfigDict) -> Sequence[Bucket]:
@@ -233,7 +228,7 @@ class _Look:
     """A row with what training would see of its picture; nothing where it can't be read.
 
     Attributes:
-      place: in its part.
+      place: in its chunk.
       row: of the pixel set.
       seen: `Source.picture` of each view.
     """
@@ -249,8 +244,21 @@ def _encoded(
     sizes: Int64[np.ndarray, "n 2"],
     flips: bool,
     encoder: Encoder,
+    chunk: int,
 ) -> Iterator[latents.LatentRow | schema.Rejected]:
-    """The rows of a part, in order."""
+    """The rows of a part, in order; so many of them are held at once."""
+    for start in range(0, len(rows), chunk):
+        some = slice(start, start + chunk)
+        yield from _encoded_at_once(pixels, rows[some], sizes[some], flips, encoder)
+
+
+def _encoded_at_once(
+    pixels: Source,
+    rows: Int64[np.ndarray, "n"],
+    sizes: Int64[np.ndarray, "n 2"],
+    flips: bool,
+    encoder: Encoder,
+) -> Iterator[latents.LatentRow | schema.Rejected]:
     done: dict[int, latents.LatentRow | schema.Rejected] = {}
     views = [images.CENTRE, images.View(flipped=True)][: 1 + flips]
 
@@ -267,7 +275,7 @@ def _encoded(
             for looks in _ahead(look, places, encoder.batch_size(size)):
                 for one in looks:
                     if not one.seen:
-                        done[one.place] = schema.Rejected(one.row.key, UNREADABLE)
+                        done[one.place] = schema.Rejected(one.row.key, images.UNREADABLE)
                 good = [one for one in looks if one.seen]
                 for view in range(len(views)) if good else ():
                     yield (good, view), np.stack([one.seen[view]["pixels"] for one in good])
