@@ -241,8 +241,14 @@ class _Build:
         for report in reports:
             told.add(report)
         if not told.kept:
-            counts = dict(sorted(told.rejected.items()))
-            raise ValueError(f"split {split!r} has no row to keep (rejected: {counts})")
+            if not self.total.kept:
+                # Nothing is lost, and the next try, with other settings, has its way.
+                _remove(self.top)
+            counts = ", ".join(
+                f"{reason} {count} times (such as {told.examples[reason][0]})"
+                for reason, count in told.rejected.most_common()
+            )
+            raise ValueError(f"split {split!r} has no row to keep; rejected: {counts or 'none'}")
         drop = repeats.find(made, [report.kept for report in reports])
         jobs = [repeats.Thinning.plan(made[number], drop[number]) for number in drop]
         for _ in self.run(jobs):

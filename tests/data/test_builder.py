@@ -154,8 +154,6 @@ def test_of_two_builds_at_once_the_first_counts(tmp_path):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ([[sets.row(1, caption="")], []], "no row to keep .*caption is missing"),
-        ([], "no row to keep"),
         ([[sets.row(1, language="chinese-simplified")]], "row1.*chinese-simplified"),
         ([[sets.row(1, key="")]], "needs a key"),
     ],
@@ -166,6 +164,16 @@ def test_what_makes_no_set_raises(tmp_path, made, message):
         with pytest.raises(ValueError, match=message):
             builder.build(tmp_path, "small", splits)
     assert os.listdir(tmp_path / "small") == [begun(tmp_path).name]
+
+
+def test_where_no_row_is_kept_the_reasons_are_told_and_nothing_is_in_the_way(tmp_path):
+    blank = [sets.row(number, caption="") for number in range(3)]
+    with pytest.raises(ValueError, match=r"no row to keep; rejected: caption .* 3 .* row0\)$"):
+        builder.build(tmp_path, "small", {"train": [lambda: blank]}, recipe={"of": "blanks"})
+    with pytest.raises(ValueError, match="no row to keep; rejected: none"):
+        builder.build(tmp_path, "small", {"train": []}, recipe={"of": "nothing"})
+    assert os.listdir(tmp_path / "small") == []
+    builder.build(tmp_path, "small", {"train": [lambda: [sets.row(1)]]}, recipe={"of": "rows"})
 
 
 def test_names_that_tfds_could_not_read_are_refused_at_once(tmp_path):

@@ -58,11 +58,7 @@ def _open(of: sets.Named) -> tuple[Any, list[Path]]:
 
     name, split, folder = of.name, of.split, Path(of.name).expanduser()
     if any((folder / mark).is_file() for mark in _SAVED):
-        rows = datasets.load_from_disk(str(folder))
-        if isinstance(rows, datasets.DatasetDict):
-            if split not in rows:
-                raise ValueError(f"{name} has the splits {sorted(rows)}, not {split!r}")
-            rows = rows[split]
+        rows = _split(datasets.load_from_disk(str(folder)), split, name)
     elif folder.is_dir():
         rows = datasets.load_dataset(str(folder), split=split)
     else:
@@ -80,3 +76,23 @@ def _open(of: sets.Named) -> tuple[Any, list[Path]]:
     settings = datasets.config
     folders = [settings.DOWNLOADED_DATASETS_PATH, Path(settings.constants.HF_HUB_CACHE)]
     return rows, [folder, *folders] if folder.is_dir() else folders
+
+
+def _split(saved: Any, split: str, name: str) -> Any:
+    """A split, or a slice of it such as "train[:10%]", of what save_to_disk wrote.
+
+    A set that was saved without splits has one, of any name.
+    """
+    import datasets
+
+    if not isinstance(saved, datasets.DatasetDict):
+        saved = {split.partition("[")[0]: saved}
+    try:
+        spec = datasets.ReadInstruction.from_spec(split)
+        slices = spec.to_absolute({each: len(rows) for each, rows in saved.items()})
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"{name} has the splits {sorted(saved)}, not {split!r}") from error
+    chosen = [(saved[each.splitname], slice(each.from_, each.to)) for each in slices]
+    return datasets.concatenate_datasets(
+        [rows.select(range(*places.indices(len(rows)))) for rows, places in chosen]
+    )

@@ -78,6 +78,9 @@ def test_splits_of_hugging_face_are_ours_or_named(saved):
 
     assert captions(name, "test") == ["五"]
     assert captions(f"{name}#test", "train") == ["五"]
+    assert captions(f"{name}#train[:40%]", "train") == ["一", "二"]
+    assert captions(f"{name}#train[3:]+test", "train") == ["四", "五", "五"]
+    assert captions(f"{saved / 'one'}#train[-1:]", "test") == ["五"]
     assert len(captions(name, "train")) == 5
 
 
