@@ -376,6 +376,25 @@ def test_processes_and_beam_are_one_or_the_other(capsys):
     assert "--workers: expected 1 or more, got 0" in capsys.readouterr().err
 
 
+def test_of_samples_with_one_key_in_several_tars_the_first_is_kept(tmp_path, rng, capsys):
+    pictures = [encoded(crop(rng)) for _ in range(4)]
+    for number, pair in enumerate([pictures[:2], pictures[2:]]):
+        files = [("0.jpg", pair[0]), ("0.json", dumped({"caption": "一只猫"}))]
+        files += [(f"{number}x.jpg", pair[1]), (f"{number}x.json", dumped({"caption": "一只狗"}))]
+        write_tar(tmp_path / f"{number}.tar", files)
+    fields = ["data.dataset=set", f"data.data_dir={tmp_path}/data", "prepare.origin=tars"]
+    fields += [f"prepare.where.train={tmp_path}/*.tar", "prepare.mapping.key={name}"]
+    assert (
+        cli.main(["prepare", "--config", str(BASE), *(f"--config.{each}" for each in fields)]) == 0
+    )
+    source = Source(layout.folder_of(tmp_path / "data", "set"), "train")
+    assert [source[number].key for number in range(len(source))] == ["0", "0x", "1x"]
+    assert [source[number].image for number in range(3)] == [*pictures[:2], pictures[3]]
+    report = json.loads(layout.report_file(source.folder).read_text("utf-8"))["train"]
+    assert report["rejected"] == {parts.REPEATED_KEY: 1}
+    assert parts.REPEATED_KEY in capsys.readouterr().out
+
+
 def test_splits_and_tables_go_the_same_way(tmp_path, rng):
     (tmp_path / "pictures").mkdir()
     lines = []
