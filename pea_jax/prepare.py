@@ -262,4 +262,5 @@ def _show_report(folder: AnyPath, name: str) -> None:
         for reason, count in counts["rejected"].items():
             table.add_row(reason, f"{count:,}", counts["examples"][reason][0])
         console.print(table)
-    print(f"more examples are in {report_file(folder)}")
+    if any(counts["rejected"] for counts in report.values()):
+        print(f"more examples are in {report_file(folder)}")

@@ -135,12 +135,17 @@ def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    job: Job | None = None
     while True:
         try:
             job = pickle.loads(connection.recv_bytes())
             job()
         except EOFError:
             return
+        except SystemExit:
+            if job is not None:
+                job.part.remove_drafts()
+            raise
         except Exception as error:
             error.add_note("".join(traceback.format_exception(error)).rstrip())
             connection.send(_sendable(error))

@@ -126,6 +126,10 @@ class Part:
         """The key of each row."""
         return [json.loads(line) for line in (self.folder / KEYS).read_text().splitlines()]
 
+    def remove_drafts(self) -> None:
+        """Remove this process's: when it is told to end, it may be just making or removing one."""
+        _remove_drafts(_path(self.top), lambda process: process == os.getpid())
+
     @contextlib.contextmanager
     def appearing(self) -> Iterator[Path]:
         """A local folder to write to, which becomes the part at the end, or vanishes with an error.
@@ -167,10 +171,14 @@ def drafts(top: AnyPath, name: str) -> Iterator[Path]:
 
 def remove_orphans(top: AnyPath) -> None:
     """Remove the drafts of processes of this host that are gone: they were killed."""
+    _remove_drafts(top, lambda process: not _runs(process))
+
+
+def _remove_drafts(top: AnyPath, of: Callable[[int], bool]) -> None:
     place = Path(tempfile.gettempdir()) if storage.is_bucket(top) else top
     for name in storage.held(place):
         named = re.fullmatch(r"\.pea_jax-[\w-]+\.(.+)\.(\d+)\.\w+", name)
-        if named and named[1] == socket.gethostname() and not _runs(int(named[2])):
+        if named and named[1] == socket.gethostname() and of(int(named[2])):
             shutil.rmtree(place / name, ignore_errors=True)
 
 

@@ -327,6 +327,15 @@ def test_a_part_that_was_damaged_is_named(tmp_path):
     builder.build(tmp_path, "small", shards.splits())
 
 
+def test_a_process_that_is_told_to_end_removes_its_own_drafts_alone(tmp_path):
+    host = os.uname().nodename
+    mine, other = (f".pea_jax-train-00000.{host}.{pid}.abc" for pid in (os.getpid(), 1))
+    for name in (mine, other):
+        (tmp_path / name / "folder").mkdir(parents=True)
+    Part(str(tmp_path), "train-00000").remove_drafts()
+    assert os.listdir(tmp_path) == [other]
+
+
 def test_drafts_of_processes_that_are_gone_are_removed(tmp_path):
     with pytest.raises(ValueError, match="is broken"):
         builder.build(tmp_path, "small", shards.splits(fail=1))
