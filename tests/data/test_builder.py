@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pea_jax.data import builder, layout
-from pea_jax.data.parts import Counts
+from pea_jax.data.parts import Counts, Part
 from pea_jax.data.source import Source, locate
 from tests.data import sets, shards
 
