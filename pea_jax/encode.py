@@ -193,7 +193,8 @@ class Encoder:
         graph, state = nnx.split(self._load(self._mesh))
 
         def encode(state: Any, pixels: UInt8[Array, "B H W 3"]) -> Float[Array, "B 2 h w C"]:
-            return jnp.stack(posterior(nnx.merge(graph, state), pixels), axis=1)
+            moments = posterior(nnx.merge(graph, state), pixels, self._mesh.size)
+            return jnp.stack(moments, axis=1)
 
         rows = parallel.batch_sharding(self._mesh)
         return functools.partial(

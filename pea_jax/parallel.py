@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -297,6 +298,48 @@ def to_local(array: jax.Array, mesh: Mesh) -> np.ndarray:
     """This process's rows of a global array that is split as `to_global` does: its inverse."""
     parts = {shard.device: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(parts[device]) for device in own_devices(mesh)])
+
+
+def cut(tree: Any, slices: int, shards: int) -> Any:
+    """Arrays [b, ...] as [slices, b / slices, ...]: every device's rows in equal slices.
+
+    So no row moves between devices.
+
+    Args:
+      tree: of arrays, traced or not, of rows in the order of `batch_sharding`.
+      slices: divides every shard's rows.
+      shards: of the batch (`data_shards`).
+    """
+
+    def cut_array(array: Any) -> jax.Array:
+        rows = jnp.asarray(array).reshape(shards, slices, -1, *array.shape[1:])
+        return rows.swapaxes(0, 1).reshape(slices, -1, *array.shape[1:])
+
+    return jax.tree.map(cut_array, tree)
+
+
+def in_slices(function: Callable[[Any], Any], rows: jax.Array, most: int, shards: int) -> Any:
+    """`function(rows)` of a function that treats rows alike, a few of each device's after another.
+
+    The memory is that of a slice, and so is the program that is compiled.
+
+    Args:
+      function: [b, ...] -> a tree of arrays [b, ...], for any b that `shards` divides.
+      rows: [B, ...], traced, in the order of `batch_sharding`.
+      most: of one device's rows at once. It is the largest count up to that which divides them.
+      shards: of the batch (`data_shards`).
+    """
+    each = len(rows) // shards
+    fitting = [count for count in range(1, each + 1) if each % count == 0 and count <= most]
+    slices = each // max(fitting)
+    if slices == 1:
+        return function(rows)
+
+    def join(array: jax.Array) -> jax.Array:
+        apart = array.reshape(slices, shards, -1, *array.shape[2:])
+        return apart.swapaxes(0, 1).reshape(-1, *array.shape[2:])
+
+    return jax.tree.map(join, jax.lax.map(function, cut(rows, slices, shards)))
 
 
 def gather(value: int) -> list[int]:

@@ -350,7 +350,7 @@ class Pipeline:
         return -(-min(count, wanted) // shards) * shards
 
     @functools.cached_property
-    def _split(self) -> tuple[Networks, dict[str, Any]]:
+    def _split(self) -> tuple[Networks, int, dict[str, Any]]:
         text = self.base.text_encoder if self.language is None else self.language.tower
         parts = {"unet": self.base.unet, "vae": self.base.vae, "text": text}
         split = {name: nnx.split(module) for name, module in parts.items()}
@@ -359,7 +359,8 @@ class Pipeline:
             split["adapter"] = graph, parallel.place(state, parallel.replicated(self.mesh))
         graphs = {name: graph for name, (graph, _) in split.items()}
         states = {name: state for name, (_, state) in split.items()}
-        return Networks(**{"adapter": None, **graphs}), states
+        networks = Networks(**{"adapter": None, **graphs})
+        return networks, parallel.data_shards(self.mesh), states
 
 
 def _strengths(settings: Settings) -> Float[np.ndarray, "2"]:

@@ -10,8 +10,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
 
+from pea_jax import parallel
 from pea_jax.diffusion import guidance, solvers
 from pea_jax.models.conditioning import Conditioning
+from pea_jax.models.vae import rows_at_once
 
 #: Ids and mask of texts.
 Tokens = tuple[Int[Array | np.ndarray, "B L"], Int[Array | np.ndarray, "B L"]]
@@ -45,9 +47,10 @@ def keys(seeds: UInt32[Array, "N"], stream: int) -> Key[Array, "N"]:
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), stream))(seeds)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def program(
     networks: Networks,
+    data_shards: int,
     states: dict[str, Any],
     batch: dict[str, Array | Tokens],
     plan: solvers.Plan,
@@ -57,6 +60,7 @@ def program(
 
     Args:
       networks: of which the one without an adapter is the English base model.
+      data_shards: devices that the batch is split over.
       states: of each of the networks.
       batch: "positive", the prompts' tokens; "noise", latents [B, h, w, c]; "seeds" [B], of the
         solver's noise; with guidance "negative", tokens too, and "kept" [B] where the conditioning
@@ -93,8 +97,14 @@ def program(
         return guidance.rescale(prediction, conditional, strengths[1])
 
     latents = solvers.sample(plan.solver, denoise, batch["noise"], plan, keys(batch["seeds"], 1))
-    images = vae.decode(latents / vae.config.scaling_factor).astype(jnp.float32)
-    return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+
+    def decode(latents: Float[Array, "b h w c"]) -> UInt8[Array, "b H W 3"]:
+        images = vae.decode(latents / vae.config.scaling_factor).astype(jnp.float32)
+        return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+
+    factor = vae.config.downsampling_factor
+    most = rows_at_once(*(side * factor for side in latents.shape[1:3]))
+    return parallel.in_slices(decode, latents, most, data_shards)
 
 
 def _encode(

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from pea_jax import parallel
+from tests.distill.collectives import collectives
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,30 @@ def test_a_split_parameter_computes_as_a_whole_one():
     rows = jax.device_put(x, parallel.batch_sharding(mesh))
     product = jax.jit(jnp.matmul, out_shardings=parallel.batch_sharding(mesh))(rows, split)
     np.testing.assert_allclose(product, x @ w, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "most", "seen"), [(6, 4, 3), (6, 6, 6), (5, 4, 1), (6, 9, 6)])
+@pytest.mark.parametrize("shape", [(8, 1), (2, 2)])
+def test_rows_are_computed_in_slices_of_each_device(shape, rows, most, seen):
+    """The values in their places, no row sent, and only a slice's at a time."""
+    mesh = parallel.make_mesh(*shape, jax.devices()[: shape[0] * shape[1]])
+    array = np.arange(rows * mesh.size * 3, dtype=np.float32).reshape(-1, 3)
+    sizes = []
+
+    def function(rows):
+        sizes.append(len(rows))
+        return {"sum": rows.sum(1), "twice": [2 * rows]}
+
+    sliced = jax.jit(
+        lambda rows: parallel.in_slices(function, rows, most, mesh.size),
+        in_shardings=parallel.batch_sharding(mesh),
+        out_shardings=parallel.batch_sharding(mesh),
+    )
+    assert collectives(sliced.lower(array).compile().as_text()) == {}
+    assert set(sizes) == {seen * mesh.size}
+    got = sliced(array)
+    np.testing.assert_array_equal(got["sum"], array.sum(1))
+    np.testing.assert_array_equal(got["twice"][0], 2 * array)
 
 
 ALONE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")

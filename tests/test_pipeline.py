@@ -6,7 +6,8 @@ import pytest
 
 from pea_jax import parallel, sampler
 from pea_jax.meters import Compilations
-from pea_jax.pipeline import Pipeline
+from pea_jax.models import vae
+from pea_jax.pipeline import Pipeline, Settings
 from pea_jax.weights.adapters import save_adapter
 from tests import tiny, vivid
 
@@ -52,6 +53,18 @@ def test_image_is_the_same_in_any_batch_and_on_any_number_of_devices(models, pip
     # The comparison means something: the images differ, and aren't flat.
     assert difference(images[1:], images[:-1]).min() > 30
     assert images.std(axis=(1, 2)).min() > 10
+
+
+def test_a_device_decodes_its_images_a_few_at_a_time(models, images, monkeypatch):
+    """Two devices of two rows, decoded one by one: the same images in the same places."""
+    monkeypatch.setattr(vae, "_PIXELS_AT_ONCE", 16 * 16)
+    pipeline = load(models, 2)
+    assert difference(pipeline(PROMPTS, seed=7, **SETTINGS), images).max() <= 1
+    loops = [
+        pipeline.lower(Settings(batch_size=rows), rows).as_text().count("stablehlo.while")
+        for rows in (2, 4)
+    ]
+    assert loops[1] == loops[0] + 1
 
 
 def test_image_goes_with_its_prompt_and_seed(pipeline, images):

@@ -13,12 +13,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
+from pea_jax import parallel
 from pea_jax.diffusion.schedule import Schedule, add_noise, target
 from pea_jax.distill.draws import draw
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.distill.parts import MOMENTS, PARALLEL, PIXELS, Fields, Layout
 from pea_jax.distill.state import Networks
 from pea_jax.models.conditioning import Conditioning
+from pea_jax.models.vae import rows_at_once
 
 Batch = Mapping[str, Fields]
 Frozen = Mapping[str, Any]
@@ -80,7 +82,7 @@ def give(
     if picture == MOMENTS:
         mean, logvar = student[MOMENTS][:, 0], student[MOMENTS][:, 1]
     else:
-        mean, logvar = posterior(vae, student[PIXELS])
+        mean, logvar = posterior(vae, student[PIXELS], layout.data_shards)
     places = {part: batch[part]["place"] for part in layout.rows}
     draws = draw(key, layout, mean.shape[1:], schedule, settings, places)
     latents = vae.config.scaling_factor * (mean + jnp.exp(0.5 * logvar) * draws.posterior)
@@ -113,11 +115,21 @@ def give(
 
 
 def posterior(
-    vae: nnx.Module, pixels: UInt8[Array, "B H W 3"]
+    vae: nnx.Module, pixels: UInt8[Array, "B H W 3"], data_shards: int = 1
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
-    """Mean and log variance of the latents of the images, neither sampled nor scaled."""
-    mean, logvar = vae.encode(pixels.astype(jnp.float32) / 127.5 - 1.0)
-    return mean.astype(jnp.float32), logvar.astype(jnp.float32)
+    """Mean and log variance of the latents of the images, neither sampled nor scaled.
+
+    Args:
+        vae: that encodes, a few rows after another (`vae.rows_at_once`).
+        pixels: of the images.
+        data_shards: devices that they are split over.
+    """
+
+    def encode(pixels: UInt8[Array, "b H W 3"]) -> tuple[Array, Array]:
+        mean, logvar = vae.encode(pixels.astype(jnp.float32) / 127.5 - 1.0)
+        return mean.astype(jnp.float32), logvar.astype(jnp.float32)
+
+    return parallel.in_slices(encode, pixels, rows_at_once(*pixels.shape[1:3]), data_shards)
 
 
 def drop(

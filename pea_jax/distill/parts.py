@@ -50,7 +50,7 @@ def check_rows(rows: Mapping[str, int], data_shards: int, slices: int = 1) -> No
     Args:
         rows: of each part of the global batch; a part of no rows is absent or 0.
         data_shards: devices that the batch is split over.
-        slices: of each device's rows, one after another (`cut`).
+        slices: of each device's rows, one after another (`parallel.cut`).
     """
     pieces = data_shards * slices
     uneven = [f"{name} has {count} rows" for name, count in rows.items() if count % pieces]
@@ -115,19 +115,6 @@ def count_rows(
         raise ValueError("batch: " + "; ".join(problems))
     check_rows(rows, data_shards, slices)
     return {name: rows[name] for name in PARTS if name in rows}
-
-
-def cut(part: Tree, slices: int, data_shards: int) -> Tree:
-    """A part's arrays [b, ...] as [slices, b / slices, ...]: every device's rows in equal slices.
-
-    So no row moves between devices.
-    """
-
-    def cut_array(array: Shaped[Array | np.ndarray, "b ..."]) -> Shaped[Array, "S _ ..."]:
-        rows = jnp.asarray(array).reshape(data_shards, slices, -1, *array.shape[1:])
-        return rows.swapaxes(0, 1).reshape(slices, -1, *array.shape[1:])
-
-    return jax.tree.map(cut_array, part)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from pea_jax.distill.losses import (
     squared_error,
     total,
 )
-from pea_jax.distill.parts import NATIVE, PARALLEL, PARTS, PIXELS, Layout, count_rows, cut
+from pea_jax.distill.parts import NATIVE, PARALLEL, PARTS, PIXELS, Layout, count_rows
 from pea_jax.distill.state import Networks, Params, TrainState
 from pea_jax.models.conditioning import Conditioning
 
@@ -96,7 +96,7 @@ def make_loss_and_gradient(
         )
         if accumulation_steps == 1:
             return compute(numbered)
-        slices = cut(numbered, accumulation_steps, data_shards)
+        slices = parallel.cut(numbered, accumulation_steps, data_shards)
 
         def add(so_far: Any, rows: Batch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, so_far, compute(rows)), None

@@ -1,6 +1,7 @@
 """One step of a world on a mesh, compiled once for all the tests that look at it."""
 
 import functools
+from unittest import mock
 
 import jax
 import numpy as np
@@ -11,11 +12,13 @@ from pea_jax import parallel
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.distill.state import init_train_state
 from pea_jax.distill.step import jit_train_step, make_train_step
+from pea_jax.models import vae
 from pea_jax.weights import names
 from tests.distill import fakes, tiny
 
-#: The last is "tiny" with a UNet that gathers its weights where it uses them.
-WORLDS = {"fake": fakes, "tiny": tiny, "gathering": tiny}
+#: "gathering" is "tiny" with a UNet that gathers its weights where it uses them, "slicing" with a
+#: VAE that encodes one picture of a device after another.
+WORLDS = {"fake": fakes, "tiny": tiny, "gathering": tiny, "slicing": tiny}
 SETTINGS = DistillSettings(prompt_drop=0.5)
 KEY = jax.random.key(7)
 NATIVE, PARALLEL = 8, 16
@@ -57,7 +60,10 @@ def one_step(name, data, fsdp, accumulation_steps=1):
         languages=fakes.LANGUAGES,
     )
     step = jit_train_step(train_step, mesh, gathering=own)
-    compiled = step.lower(state, frozen, batch, KEY).compile(fakes.QUICK)
+    at_once = tiny.IMAGE**2 if name == "slicing" else vae._PIXELS_AT_ONCE
+    with mock.patch.object(vae, "_PIXELS_AT_ONCE", at_once):
+        lowered = step.lower(state, frozen, batch, KEY)
+    compiled = lowered.compile(fakes.QUICK)
     state, metrics = compiled(state, frozen, batch, KEY)
     after = _flat(state.params)
     gradient = {key: before[key] - after[key] for key in before}

@@ -20,6 +20,7 @@ MESHES = [
     ("fake", 2, 2, 2),
     ("tiny", 2, 4, 1),
     ("gathering", 2, 4, 1),
+    ("slicing", 2, 4, 1),
 ]
 
 
