@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -121,11 +122,20 @@ def _lower(
     return trainer.pipeline.lower(settings, rows), batch, {solvers.LOOP: settings.steps}
 
 
+def _compiler_settings() -> dict[str, Any]:
+    """What someone asked of the compiler: other settings give another program."""
+    names = ("exec_time_optimization_effort", "memory_fitting_effort", "optimization_level")
+    settings = {name: str(getattr(jax.config, f"jax_{name}")) for name in names}
+    settings |= {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
+    return {name: value for name, value in settings.items() if value not in ("", "0.0", "UNKNOWN")}
+
+
 def _kept(target: Target, program: tuple[str, Any], make: Callable[[], Report]) -> Report:
     """The report of this very program that an earlier call made, or a new one."""
     if target.kept is None:
         return make()
     told = (_VERSION, jax.__version__, topology.compiler(), target.topology, target.chip, *program)
+    told += tuple(_compiler_settings().items())
     file = target.kept / f"{hashlib.sha256(repr(told).encode()).hexdigest()}.json"
     if file.is_file():
         return Report.from_dict(json.loads(file.read_text()))

@@ -118,6 +118,9 @@ def test_a_kept_report_is_that_of_the_same_program(config, monkeypatch):
     assert again == report
     with pytest.raises(TypeError):
         preflight(config, topology="local", size="16x24")
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=65536")
+    with pytest.raises(TypeError):
+        preflight(config, topology="local")
 
 
 def test_a_sampler_costs_as_much_more_as_it_has_more_steps(config):
