@@ -77,8 +77,8 @@ def line(case: str, topology: str, report: dict[str, Any]) -> str:
     cells = [case, topology, report["remat"], f"{report['rows']} ({rows['native']})"]
     if not report["fits"]:
         return f"| {' | '.join(cells)} | does not fit |"
-    memory = [report["argument_bytes"], report["temporary_bytes"], report["total"]]
-    cells += [f"{size / 1e9:.1f}" for size in memory]
+    parts = ("argument_bytes", "temporary_bytes", "code_bytes", "total")
+    cells += [f"{report[part] / 1e9:.1f}" for part in parts]
     cells += [f"{report['flops'] / 1e12:.1f}", f"{report['bytes'] / 1e9:.0f}"]
     cells += [f"{1e3 * report['roofline_seconds']:.0f} ({report['bound']})"]
     cells += [f"{1e3 * report['seconds']['compute']:.0f}", f"{report['images_per_second']:.2f}"]
@@ -94,7 +94,15 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1, help="the rows to try first")
     options, others = parser.parse_known_args()
     names = ["case", "topology", "remat", "rows (native)", "arguments GB", "temporaries GB"]
-    names += ["total GB", "TFLOP", "GB accessed", "roofline ms", "of it compute", "images/s"]
+    names += [
+        "program GB",
+        "total GB",
+        "TFLOP",
+        "GB accessed",
+        "roofline ms",
+        "of it compute",
+        "images/s",
+    ]
     names += ["compiled in s"]
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for case in options.case:

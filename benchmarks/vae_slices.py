@@ -1,0 +1,80 @@
+"""What it saves that the VAE takes a device's pictures a few at a time, without a TPU.
+
+    pip install -e '.[tpu]'
+    python benchmarks/vae_slices.py [--topology v5e:2x2] [--rows 4]
+
+The VAEs of SD 1.5 at 512x512 (bfloat16) and SDXL at 1024x1024 (float32, as its config asks),
+encoding as training does and decoding as sampling does, on one chip: all rows at once, and as
+`vae.rows_at_once` has it. By the TPU compiler; what one chip needs.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pea_jax import config as configs
+from pea_jax import parallel
+from pea_jax import run as runs
+from pea_jax.models.vae import rows_at_once
+from pea_jax.preflight import roofline, topology
+
+ROOT = Path(__file__).parents[1]
+CASES = {"sd15_zh": 512, "sdxl_zh": 1024}
+
+
+def report(devices: list[jax.Device], name: str, verb: str, rows: int, most: int) -> Any:
+    """Of the program that takes so many of its rows at a time."""
+    mesh = parallel.make_mesh(devices=devices)
+    config = configs.load(ROOT / "configs" / f"{name}.py")
+    trainer = runs.make_trainer(config, mesh, abstract=True)
+    graph, weights = nnx.split(trainer.pipeline.base.vae)
+    size = CASES[name]
+    shape = (size, size, 3) if verb == "encode" else trainer.pipeline.latent_shape(size, size)
+    batch = jax.ShapeDtypeStruct(
+        (rows, *shape), jnp.float32, sharding=parallel.batch_sharding(mesh)
+    )
+
+    def program(weights: Any, batch: jax.Array) -> Any:
+        vae = nnx.merge(graph, weights)
+        return parallel.in_slices(getattr(vae, verb), batch, most, len(devices))
+
+    lowered = jax.jit(program).lower(weights, batch)
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    return roofline.read(
+        compiled,
+        chip=topology.chip(devices),
+        arguments={"weights": weights, "batch": batch},
+        rows=rows,
+        compile_seconds=seconds,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--topology", default="v5e:2x2")
+    parser.add_argument("--rows", type=int, default=4)
+    options = parser.parse_args()
+    devices = list(topology.devices(options.topology))[:1]
+    print(f"{options.topology}, {options.rows} rows, jax {jax.__version__}")
+    names = ["VAE", "pass", "rows at a time", "temporaries GB", "program GB", "TFLOP"]
+    names += ["GB accessed", "compiled in s"]
+    print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
+    for name, size in CASES.items():
+        for verb in ("encode", "decode"):
+            for most in (options.rows, rows_at_once(size, size)):
+                told = report(devices, name, verb, options.rows, most)
+                cells = [f"{name}, {size}x{size}", verb, str(most)]
+                cells += [f"{told.temporary_bytes / 1e9:.2f}", f"{told.code_bytes / 1e9:.2f}"]
+                cells += [f"{told.flops / 1e12:.2f}", f"{told.bytes / 1e9:.1f}"]
+                print(f"| {' | '.join([*cells, f'{told.compile_seconds:.0f}'])} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
