@@ -235,8 +235,10 @@ def merge_states(iterator: Iterator[Any], states: Sequence[Mapping[str, Any]]) -
 def _ignore_late_reads() -> None:
     """The first read of a damaged item that fails ends Orbax's event loop; the others come later.
 
-    Each would be told with a traceback, of an error that nobody can catch.
+    Each would be told with a traceback, of an error that nobody can catch; and reads that had not
+    begun, with a warning.
     """
+    warnings.filterwarnings("ignore", "coroutine '_read.*' was never awaited", RuntimeWarning)
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

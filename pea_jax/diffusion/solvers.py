@@ -32,9 +32,6 @@ from pea_jax.diffusion.schedule import Schedule
 #: Numbers of rows that a plan can have. A row that is switched off costs microseconds.
 BUCKETS = (64, 256, 1024)
 
-#: The named scope of the loop over a plan's rows.
-LOOP = "solver_steps"
-
 Latents = Float[Array, "B *rest"]
 #: Maps latents and the timestep, a scalar, to the network's raw prediction.
 Denoise = Callable[[Latents, Float[Array, ""]], Latents]
@@ -148,8 +145,7 @@ def sample(
 
     latents = noise.astype(jnp.float32) * plan.initial_scale
     rows = (plan.active, plan.table, jnp.arange(len(plan.active)))
-    with jax.named_scope(LOOP):
-        (latents, _), _ = jax.lax.scan(body, (latents, jnp.zeros_like(latents)), rows)
+    (latents, _), _ = jax.lax.scan(body, (latents, jnp.zeros_like(latents)), rows)
     return latents.astype(noise.dtype)
 
 

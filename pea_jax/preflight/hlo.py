@@ -31,8 +31,6 @@ _OPCODE = re.compile(r" ([a-z][\w\-]*)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-#: The parts of the name of what an instruction was made of: named scopes are among them.
-_SCOPES = re.compile(r'(?<=[/"])\w+(?=/)')
 _NUMBER = re.compile(r"\bs32\[\]\S* constant\((\d+)\)")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
@@ -83,15 +81,15 @@ class Counts:
     collectives: Mapping[str, tuple[int, float]]
 
 
-def count(text: str, trips: Mapping[str, int] | None = None) -> tuple[Counts, Counts]:
+def count(text: str, trips: Mapping[int, int] | None = None) -> tuple[Counts, Counts]:
     """What a program does: as it runs, and with every computation counted once.
 
     The ratio of the two carries over to the compiler's own counts, which are of the second kind.
 
     Args:
       text: of the optimised HLO.
-      trips: named scope -> how often the loops in it really do their work: of a sampler's, the
-        rows of its plan that are steps.
+      trips: how often a loop really does its work whose compiler-known trip count is the key: the
+        rows of a sampler's plan that are steps.
     """
     entry, computations = parse(text)
     runs = _runs(entry, computations, trips or {})
@@ -165,7 +163,7 @@ def _matching(text: str, start: int) -> int:
 
 
 def _runs(
-    entry: str, computations: Mapping[str, Computation], trips: Mapping[str, int]
+    entry: str, computations: Mapping[str, Computation], trips: Mapping[int, int]
 ) -> dict[str, float]:
     """How often each computation runs that the entry reaches other than through a fusion."""
     runs: dict[str, float] = defaultdict(float)
@@ -181,9 +179,8 @@ def _runs(
                     names = [max(names, key=lambda name: len(computations[name]))]
                 repeats = 1
                 if one.opcode == "while":
-                    scopes = _SCOPES.findall(one.text)
-                    told = [trips[scope] for scope in scopes if scope in trips]
-                    repeats = told[0] if told else _trips(one, computations)
+                    repeats = _trips(one, computations)
+                    repeats = trips.get(repeats, repeats)
                 for called in names:
                     if called in computations:
                         visit(called, times * repeats)

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from pea_jax import parallel
 from pea_jax import run as runs
 from pea_jax.chips import Chip
-from pea_jax.diffusion import solvers
 from pea_jax.preflight import roofline, topology
 from pea_jax.preflight.roofline import Report
 from pea_jax.sample import sample_settings
@@ -106,7 +105,7 @@ def rows_of(config: ConfigDict, task: str, rows: int) -> dict[str, int]:
 
 def _lower(
     config: ConfigDict, trainer: runs.Trainer, program: Program, shards: int
-) -> tuple[jax.stages.Lowered, Any, dict[str, int]]:
+) -> tuple[jax.stages.Lowered, Any, dict[int, int]]:
     """The program, its batch, and how often its loops run."""
     trainer.pipeline.latent_shape(*program.size)  # refuses sizes that cannot be
     if program.task == "train":
@@ -119,7 +118,8 @@ def _lower(
     rows = program.rows["prompts"] * shards
     batch = trainer.pipeline.batch_shapes(settings, rows)
     # The rows of a plan that are no steps cost nothing.
-    return trainer.pipeline.lower(settings, rows), batch, {solvers.LOOP: settings.steps}
+    trips = {len(trainer.pipeline.plan(settings).active): settings.steps}
+    return trainer.pipeline.lower(settings, rows), batch, trips
 
 
 def _compiler_settings() -> dict[str, Any]:

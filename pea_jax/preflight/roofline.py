@@ -104,7 +104,7 @@ def read(
     arguments: Mapping[str, Any],
     rows: int,
     compile_seconds: float,
-    trips: Mapping[str, int] | None = None,
+    trips: Mapping[int, int] | None = None,
 ) -> Report:
     """The report of a compiled program.
 
