@@ -44,8 +44,9 @@ PART_BYTES, PART_ROWS = 1 << 30, 1 << 14
 #: Of moments that are held in memory, at most.
 CHUNK_BYTES = 1 << 28
 
-#: What a device encodes at once: eight pictures of 512x512, more of smaller ones.
-_PIXELS_AT_ONCE, _PICTURES_AT_ONCE = 8 * 512 * 512, 64
+#: What a device is given in one call: eight pictures of 512x512, more of smaller ones. How many of
+#: them it encodes at a time is the VAE's concern.
+_PIXELS_A_CALL, _PICTURES_A_CALL = 8 * 512 * 512, 64
 
 Size = tuple[int, int]
 
@@ -202,9 +203,9 @@ class Encoder:
         )
 
     def batch_size(self, size: Size) -> int:
-        """How many pictures of a size are encoded at once."""
-        each = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
-        return self._mesh.size * min(each, _PICTURES_AT_ONCE)
+        """How many pictures of a size are encoded in one call."""
+        each = max(1, _PIXELS_A_CALL // (size[0] * size[1]))
+        return self._mesh.size * min(each, _PICTURES_A_CALL)
 
     def __call__(
         self, batches: Iterable[tuple[Any, UInt8[np.ndarray, "b H W 3"]]]
