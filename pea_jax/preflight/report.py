@@ -1,5 +1,7 @@
 """What preflight says: tables for people, and what to change where a program does not fit."""
 
+import math
+
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -51,13 +53,13 @@ def advice(config: ConfigDict, program: Program, report: Report, target: Target)
             if program.task == "train"
             else f"--batch {rows // 2}: then a sample.batch_size of {rows // 2 * devices}"
         )
-    slices = config.train.accumulation_steps
-    if program.task == "train" and all(
-        count % (2 * slices) == 0 for count in program.rows.values()
-    ):
+    common = math.gcd(*program.rows.values())
+    finer = range(config.train.accumulation_steps + 1, common + 1)
+    slices = next((count for count in finer if common % count == 0), None)
+    if program.task == "train" and slices:
         changes.append(
-            f"--config.train.accumulation_steps={2 * slices}: the same step, in the memory of half "
-            "the rows"
+            f"--config.train.accumulation_steps={slices}: the same step, in the memory of "
+            f"{rows // slices} rows"
         )
     weights, shards = report.arguments.get("weights", 0), config.mesh.fsdp
     if shards < devices and weights > 0.2 * (report.limit or 0):

@@ -3,6 +3,7 @@
 What the TPU compiler says needs libtpu; all else is checked with the devices at hand.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -13,7 +14,8 @@ import pytest
 from pea_jax import cli, parallel, run
 from pea_jax.chips import Chip
 from pea_jax.preflight import preflight, task, tune
-from pea_jax.preflight.programs import Target
+from pea_jax.preflight.programs import Program, Target
+from pea_jax.preflight.report import advice
 from pea_jax.preflight.roofline import Report
 from tests import tiny
 
@@ -204,6 +206,21 @@ def test_what_does_not_fit_is_listed_with_what_to_change(command, capsys, monkey
     assert "--config.train.accumulation_steps=2" in printed.out
     assert "train 16x16, 4 rows a chip (2 native): 22.01 GB" in printed.err
     assert len(printed.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "now", "advised"), [((3, 12), 1, 3), ((4, 8), 2, 4), ((1, 3), 1, None), ((0, 5), 1, 5)]
+)
+def test_slices_that_are_advised_divide_the_rows_of_each_part(config, rows, now, advised):
+    """SDXL's batch on sixteen chips has three native rows and twelve parallel ones a chip."""
+    config = config.copy_and_resolve_references()
+    config.train.accumulation_steps = now
+    program = Program("train", (16, 16), dict(zip(("native", "parallel"), rows, strict=True)))
+    report = dataclasses.replace(_made_up(1, "none"), fits=False)
+    target = Target("local", jax.devices(), None, None)
+    told = "\n".join(advice(config, program, report, target))
+    wanted = f"--config.train.accumulation_steps={advised}: " if advised else None
+    assert (wanted in told) if wanted else ("accumulation_steps" not in told)
 
 
 def _made_up(rows, remat, *, limit=100.0):
