@@ -13,8 +13,8 @@ def gather_at_use(module: nnx.Module, sharding: Sharding) -> None:
     """Makes every Linear and Conv within `module` bring its kernel to `sharding` when it runs.
 
     A gradient with respect to the inputs brings it there a second time, and keeps nothing from the
-    forward pass: no kernel is whole for longer than its layer runs, if the compiler so schedules
-    it. Nothing is computed twice, since that gradient needs no more of a layer than its kernel.
+    forward pass: no kernel is whole for longer than its layer runs. Nothing is computed twice,
+    since that gradient needs no more of a layer than its kernel.
 
     Args:
         module: is changed in place; its parameters are not.
@@ -36,7 +36,10 @@ class _Gathered:
 
     def __call__(self, x: Array, kernel: Array, *arguments, **options) -> Array:
         def run(x: Array, kernel: Array) -> Array:
-            whole = jax.lax.with_sharding_constraint(kernel, self.sharding)
+            # Without this barrier libtpu 0.0.42.1 takes the two passes' gathers for one, although
+            # jax.checkpoint puts one before the second, where the step puts one before both.
+            split = jax.lax.optimization_barrier(kernel)
+            whole = jax.lax.with_sharding_constraint(split, self.sharding)
             return self.operation(x, whole, *arguments, **options)
 
         return jax.checkpoint(run)(x, kernel)

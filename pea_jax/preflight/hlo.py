@@ -32,6 +32,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _NUMBER = re.compile(r"\bs32\[\]\S* constant\((\d+)\)")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
 
@@ -217,12 +218,34 @@ def _total(computations: Mapping[str, Computation], runs: Mapping[str, float]) -
                 kernels += times * (found or 0)
                 if found is None:
                     unknown.add(one.name)
-            kind = one.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                counts[kind] += round(times)
-                sent[kind] += times * _sent(kind, one, inside)
+        for kind, one, place in _collectives(inside, computations):
+            counts[kind] += round(times)
+            sent[kind] += times * _sent(kind, one, place)
     collectives = {kind: (counts[kind], sent[kind]) for kind in COLLECTIVES if counts[kind]}
     return Counts(flops, moved, kernels, tuple(sorted(unknown)), collectives)
+
+
+def _collectives(
+    inside: Computation, computations: Mapping[str, Computation]
+) -> Iterator[tuple[str, Instruction, Computation]]:
+    """The collectives of a computation, of which kind, and where they lie.
+
+    On TPUs one that runs beside computations is in several fusions: the one that starts it, those
+    that it goes on beside, and the one that ends it. All of them name the same channel.
+    """
+    parts = [(inside, one) for one in inside.values()]
+    for one in inside.values():
+        if one.opcode == "fusion":
+            places = [computations[name] for name in one.called().get("calls", [])]
+            parts += [(place, part) for place in places for part in place.values()]
+    channels = set()
+    for place, part in parts:
+        kind = part.opcode.removesuffix("-start")
+        named = _CHANNEL.search(part.text)
+        channel = named[1] if named else part.name
+        if kind in COLLECTIVES and channel not in channels:
+            channels.add(channel)
+            yield kind, part, place
 
 
 def _operand_sizes(one: Instruction, inside: Computation) -> Iterator[int]:
@@ -322,8 +345,10 @@ def _group(text: str) -> int:
         return int(found[1])
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
         return len(found[1].split(","))
-    # mesh['a'=4,'b'=2] {'a'}: over the axes in braces, of which ':(1)2' may be a part.
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?(?:\{([^}]*)\})?", text):
+    # mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}: over the axes in braces, of which ':(1)2'
+    # may be a part; without device_ids where devices lie in their own order.
+    mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? ?(?:\{([^}]*)\})?"
+    if found := re.search(mesh, text):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2] or found[1])
         return math.prod(int(part) if part else sizes[name] for name, part in axes)

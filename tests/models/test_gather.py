@@ -8,6 +8,8 @@ from flax import nnx
 
 from pea_jax import parallel
 from pea_jax.models.gather import gather_at_use
+from pea_jax.preflight import hlo, topology
+from tests.libtpu import needs_libtpu
 from tests.models.random_module import random_module
 
 
@@ -20,6 +22,21 @@ class Layers(nnx.Module):
         x = jnp.tanh(self.conv(x))
         for linear in self.linears:
             x = jnp.tanh(linear(x))
+        return x
+
+
+class Wide(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List(
+            [
+                nnx.Linear(512, 512, use_bias=False, param_dtype=jnp.bfloat16, rngs=rngs)
+                for _ in range(3)
+            ]
+        )
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = jnp.tanh(layer(x))
         return x
 
 
@@ -69,6 +86,34 @@ def test_no_whole_kernel_is_kept_for_the_backward_pass(mesh, x, gathers):
     kept = [leaf for leaf in jax.tree.leaves(backward) if getattr(leaf, "shape", 0) in kernels]
     assert len(kept) == 3
     assert any(leaf.sharding.is_fully_replicated for leaf in kept) != gathers
+
+
+@needs_libtpu
+@pytest.mark.parametrize("effort", [0.0, -1.0])
+def test_the_tpu_compiler_gathers_for_each_pass(effort):
+    """As in a step: a teacher, and then a student that begins when the teacher has ended. Were the
+    gathers of two passes one, every kernel would be whole from the one to the other."""
+    mesh = parallel.make_mesh(2, 2, topology.devices("v5e:2x2"))
+    rule = parallel.parameter_sharding(mesh, min_size=1)
+    module = nnx.eval_shape(lambda: Wide(rngs=nnx.Rngs(0)))
+    gather_at_use(module, parallel.replicated(mesh))
+    graph, weights = nnx.split(module)
+
+    def placed(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rule("", leaf.shape))
+
+    def step(weights, x):
+        taught = nnx.merge(graph, weights)(x)
+        weights, taught = jax.lax.optimization_barrier((weights, taught))
+        student = nnx.merge(graph, weights)
+        return jax.grad(lambda x: jnp.sum((student(x) - taught) ** 2))(x)
+
+    x = jax.ShapeDtypeStruct((512, 512), jnp.bfloat16, sharding=parallel.batch_sharding(mesh))
+    lowered = jax.jit(step).lower(jax.tree.map(placed, weights), x)
+    compiled = lowered.compile({"exec_time_optimization_effort": effort})
+    counts, _ = hlo.count(compiled.as_text())
+    passes, layers, sent = 3, 3, 512 * 512 * 2 / 2
+    assert counts.collectives["all-gather"] == (passes * layers, passes * layers * sent)
 
 
 def test_two_that_gather_alike_are_one_program(mesh):

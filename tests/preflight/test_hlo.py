@@ -117,6 +117,17 @@ def test_collectives_with_the_bytes_that_a_device_sends():
     assert gathered.collectives == {"all-gather": (1, 7 * 8 * 16 * 4)}
 
 
+@pytest.mark.parametrize("axes", [("data", "fsdp"), ("fsdp", "data")])
+def test_collectives_over_one_axis_of_a_mesh(axes):
+    """Over the inner axis the text says which devices lie where, and over the outer one nothing."""
+    mesh = jax.make_mesh([{"data": 2, "fsdp": 4}[axis] for axis in axes], axes)
+    x = jax.device_put(np.ones((64, 16), np.float32), NamedSharding(mesh, PartitionSpec("fsdp")))
+    whole = NamedSharding(mesh, PartitionSpec())
+    text = jax.jit(lambda x: 2 * x, out_shardings=whole).lower(x).compile().as_text()
+    assert ("device_ids=(" in text) == (axes[-1] == "fsdp")
+    assert hlo.count(text)[0].collectives == {"all-gather": (1, 3 * 16 * 16 * 4)}
+
+
 def test_a_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no entry computation"):
         hlo.count("nothing")

@@ -5,7 +5,6 @@ What the TPU compiler says needs libtpu; all else is checked with the devices at
 
 import dataclasses
 import functools
-import importlib.util
 import json
 
 import jax
@@ -17,12 +16,8 @@ from pea_jax.preflight import preflight, task, tune
 from pea_jax.preflight.programs import Program, Target
 from pea_jax.preflight.report import advice
 from pea_jax.preflight.roofline import Report
-from tests import tiny
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="the TPU compiler isn't installed: pip install 'pea-jax[tpu]'",
-)
+from tests import libtpu, tiny
+from tests.libtpu import needs_libtpu
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +158,7 @@ def test_json_is_one_object_and_nothing_else(command, capsys):
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(command, capsys, words, said, status):
-    if "v5e" in words and importlib.util.find_spec("libtpu") is None:
+    if "v5e" in words and not libtpu.HERE:
         said = "needs libtpu"
     assert cli.main([*command, *words.split()]) == status
     complaint = capsys.readouterr().err.strip()
