@@ -89,19 +89,21 @@ def make_loss_and_gradient(
         compute = functools.partial(
             of_rows,
             params,
-            frozen,
             key=key,
             data_shards=data_shards,
             batch_size=batch_size,
         )
         if accumulation_steps == 1:
-            return compute(numbered)
+            return compute(frozen, numbered)
         slices = parallel.cut(numbered, accumulation_steps, data_shards)
 
         def add(so_far: Any, rows: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, so_far, compute(rows)), None
+            # As if the weights were of this slice: what each of them gathers is not gathered before
+            # the loop and kept.
+            unet, rows = jax.lax.optimization_barrier((frozen["unet"], rows))
+            return jax.tree.map(jnp.add, so_far, compute({**frozen, "unet": unet}, rows)), None
 
-        form = jax.eval_shape(compute, jax.tree.map(lambda leaf: leaf[0], slices))
+        form = jax.eval_shape(compute, frozen, jax.tree.map(lambda leaf: leaf[0], slices))
         return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, form), slices)[0]
 
     def of_rows(

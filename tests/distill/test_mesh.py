@@ -6,10 +6,13 @@ import optax
 import pytest
 
 from pea_jax import parallel
-from pea_jax.distill.step import make_train_step
-from tests.distill import fakes
+from pea_jax.distill.state import init_train_state
+from pea_jax.distill.step import jit_train_step, make_train_step
+from pea_jax.preflight import hlo, topology
+from tests.distill import fakes, tiny
 from tests.distill.collectives import canonical, collectives
-from tests.distill.one_step import KEY, SETTINGS, WORLDS, one_step, place
+from tests.distill.one_step import KEY, NATIVE, PARALLEL, SETTINGS, WORLDS, one_step, place
+from tests.libtpu import needs_libtpu
 
 #: World, devices of the two axes, slices of a device's rows.
 MESHES = [
@@ -63,6 +66,39 @@ def _empty_prompt_shapes(params):
     """The empty prompt's tokens through the adapter: every row adds to their gradient."""
     widths = {size for leaf in jax.tree.leaves(params) for size in leaf.shape}
     return {canonical((fakes.TOKENS, width)) for width in widths}
+
+
+@needs_libtpu
+def test_the_tpu_compiler_gathers_anew_in_every_slice():
+    """The weights are those of every slice. A compiler that sees it gathers them before the loop,
+    and keeps the whole UNet through it."""
+    tx = optax.sgd(1.0)
+    mesh = parallel.make_mesh(2, 2, topology.devices("v5e:2x2"))
+    rule, whole = parallel.parameter_sharding(mesh, min_size=1), parallel.replicated(mesh)
+    networks, params, frozen = tiny.world(whole)
+    state, frozen, batch, key = jax.eval_shape(
+        lambda *trees: trees,
+        *(init_train_state(params, tx), frozen, tiny.make_batch(NATIVE, PARALLEL), KEY),
+    )
+    given = parallel.place((state, frozen, key), whole)
+    given[1]["unet"] = jax.tree.map(
+        lambda leaf: parallel.place(leaf, rule("", leaf.shape) if leaf.ndim > 1 else whole),
+        frozen["unet"],
+    )
+    train_step = make_train_step(
+        networks,
+        fakes.schedule(),
+        SETTINGS,
+        tx,
+        accumulation_steps=2,
+        languages=fakes.LANGUAGES,
+    )
+    step = jit_train_step(train_step, mesh, gathering=("unet",))
+    batch = parallel.place(batch, parallel.batch_sharding(mesh))
+    lowered = step.lower(*given[:2], batch, given[2])
+    text = lowered.compile({"exec_time_optimization_effort": -1.0}).as_text()
+    runs, once = (counts.collectives["all-gather"][0] for counts in hlo.count(text))
+    assert runs == 2 * once
 
 
 def test_a_layout_that_ignores_the_devices_would_be_seen():
