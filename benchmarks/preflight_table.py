@@ -3,10 +3,11 @@
     pip install -e '.[tpu]'
     python benchmarks/preflight_table.py [--case 'sdxl_zh 640x640'] [--topology v5e:4x4 v6e:4x4]
 
-For every case and topology: the largest batch a chip that fits, found by `pea-jax preflight --json`
-(a program's memory grows evenly with its rows, so what was tried says where to look), and what it
-needs. Reports are kept in train.compilation_cache: an interrupted call goes
-on where it was. Each program takes minutes to compile on two cores.
+For every case and topology: the largest batch a chip that fits, found by halving with `pea-jax
+preflight --json`, and what it needs. What the memory of a few rows says does not tell it: where
+memory gets short the compiler computes some things again. Reports are kept in
+train.compilation_cache: an interrupted call goes on where it was. Each program takes minutes to
+compile on two cores.
 """
 
 import argparse
@@ -39,36 +40,17 @@ def preflight(case: str, topology: str, rows: int, others: list[str]) -> dict[st
 def largest(case: str, topology: str, others: list[str], rows: int) -> dict[str, Any]:
     """The report of the most rows that fit: the next row does not. Tries `rows` first."""
     tried: dict[int, dict[str, Any]] = {}
-    while True:
+    fitting, failing = 0, None
+    while failing != fitting + 1:
         tried[rows] = preflight(case, topology, rows, others)
         told = f"{tried[rows]['total'] / 1e9:.1f} GB, fits: {tried[rows]['fits']}"
         print(f"{case}, {topology}, {rows} rows: {told}", file=sys.stderr, flush=True)
-        fitting = max((rows for rows in tried if tried[rows]["fits"]), default=0)
-        failing = min((rows for rows in tried if not tried[rows]["fits"]), default=None)
-        if failing == fitting + 1:
-            return tried[fitting or failing]
-        rows = max(expected(tried), fitting + 1)
-        if failing:
-            rows = min(rows, failing - 1)
-
-
-def expected(tried: dict[int, dict[str, Any]]) -> int:
-    """The most rows that fit, if memory grows evenly: from the two programs nearest to that, or
-    from the temporaries of the only one (then too few, as some of them are there at any size).
-    """
-    limit = next(iter(tried.values()))["limit"]
-    known = {rows: report["total"] for rows, report in tried.items() if report["total"]}
-    nearest = sorted(known, key=lambda rows: abs(known[rows] - limit))[:2]
-    if not nearest:
-        return min(tried) // 2
-    if len(nearest) == 2:
-        one, other = nearest
-        a_row = (known[one] - known[other]) / (one - other)
-    else:
-        (one,) = nearest
-        fixed = tried[one].get("argument_bytes", 0)
-        a_row = (known[one] - fixed) / one
-    return one + int((limit - known[one]) // max(a_row, 1))
+        if tried[rows]["fits"]:
+            fitting = rows
+        else:
+            failing = rows
+        rows = (fitting + failing) // 2 if failing else fitting + max(1, fitting // 4)
+    return tried[fitting or failing]
 
 
 def line(case: str, topology: str, report: dict[str, Any]) -> str:

@@ -1,9 +1,10 @@
 """The search of `pea-jax preflight --tune`: the rows a chip and the remat that are fastest.
 
-A program's memory grows evenly with its rows, so for each remat two small programs say how many
-rows should fit; that many are compiled, and fewer where the compiler finds no room after all. A
-remat that could not win, were arithmetic its only limit, is not tried further. Where not even one
-row fits, the frozen weights are split further.
+For each remat two small programs say how many rows should fit, if memory grows evenly with them;
+that many are compiled, and fewer where the compiler finds no room after all. More may fit, since
+the compiler computes some things again by itself where memory gets short: a quarter more is tried
+as long as that fits and is faster. A remat that could not win, were arithmetic its only limit, is
+not tried further. Where not even one row fits, the frozen weights are split further.
 """
 
 import dataclasses
@@ -152,7 +153,7 @@ def _of_remat(
     fsdp: int,
     best: float,
 ) -> Iterator[Try]:
-    """One row, two, and as many as should fit."""
+    """One row, two, as many as should fit, and fewer or more than that."""
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
         changed.model.remat = remat
@@ -175,13 +176,21 @@ def _of_remat(
     if not second.fits:
         return
     a_row = max(second.total - first.total, 1)
-    rows = min(2 + int((target.chip.memory - second.total) // a_row), MOST_ROWS)
-    while rows > 2:
-        one = attempt(rows)
-        yield one
-        if one.fits:
-            return
-        rows -= max(1, rows // 8)
+    expected = 2 + int((target.chip.memory - second.total) // a_row)
+    rows = max(3, min(expected, MOST_ROWS))
+    one = attempt(rows)
+    yield one
+    if one.fits:
+        before = second
+        while one.fits and one.speed > before.speed and rows < MOST_ROWS:
+            rows = min(rows + max(1, rows // 4), MOST_ROWS)
+            before, one = one, attempt(rows)
+            yield one
+    else:
+        while not one.fits and rows > 3:
+            rows -= max(1, rows // 8)
+            one = attempt(rows)
+            yield one
 
 
 def _line(one: Try) -> str:

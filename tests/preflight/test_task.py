@@ -234,6 +234,22 @@ def _made_up(rows, remat, *, limit=100.0):
     )
 
 
+def test_tune_goes_on_where_the_compiler_makes_room(config, monkeypatch):
+    """By what a row adds three would fit; the compiler computes some things again, and five do."""
+
+    def fake(config, trainer, program, target):
+        rows = sum(program.rows.values())
+        report = _made_up(rows, config.model.remat)
+        recomputed = dataclasses.replace(report, total=100, fits=True)
+        return recomputed if rows in (4, 5) else report
+
+    monkeypatch.setattr(tune, "compiled", fake)
+    chip = Chip("made up", flops=1.0, memory=100.0, bandwidth=1.0, interconnect=1.0)
+    target = Target("made up", jax.devices(), chip, None)
+    best = tune.tune(config, target, "train", [(16, 16)])
+    assert (best.remat, best.rows) == ("none", 5)
+
+
 def test_tune_names_the_fastest_that_fits(config, monkeypatch, capsys):
     """Three rows without remat are slower than fifteen with it; "full" could not win."""
     asked = []
@@ -248,7 +264,7 @@ def test_tune_names_the_fastest_that_fits(config, monkeypatch, capsys):
     target = Target("made up", jax.devices(), chip, None)
     best = tune.tune(config, target, "train", [(16, 16)])
     assert (best.remat, best.rows) == ("blocks", 15)
-    wanted = {"none": (1, 2, 3), "blocks": (1, 2, 15), "full": (1,)}
+    wanted = {"none": (1, 2, 3, 4), "blocks": (1, 2, 15, 18), "full": (1,)}
     assert asked == [(remat, rows) for remat, tried in wanted.items() for rows in tried]
     said = capsys.readouterr().out
     assert "--config.data.batch_size=120 --config.data.native_batch_size=64" in said
