@@ -13,8 +13,8 @@ def gather_at_use(module: nnx.Module, sharding: Sharding) -> None:
     """Makes every Linear and Conv within `module` bring its kernel to `sharding` when it runs.
 
     A gradient with respect to the inputs brings it there a second time, and keeps nothing from the
-    forward pass: no kernel is whole for longer than its layer runs. Nothing is computed twice,
-    since that gradient needs no more of a layer than its kernel.
+    forward pass: no kernel stays whole from the one to the other. Nothing is computed twice, since
+    that gradient needs no more of a layer than its kernel.
 
     Args:
         module: is changed in place; its parameters are not.
