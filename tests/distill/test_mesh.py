@@ -80,11 +80,12 @@ def test_the_tpu_compiler_gathers_anew_in_every_slice():
         lambda *trees: trees,
         *(init_train_state(params, tx), frozen, tiny.make_batch(NATIVE, PARALLEL), KEY),
     )
-    given = parallel.place((state, frozen, key), whole)
-    given[1]["unet"] = jax.tree.map(
+    unet = jax.tree.map(
         lambda leaf: parallel.place(leaf, rule("", leaf.shape) if leaf.ndim > 1 else whole),
         frozen["unet"],
     )
+    state, frozen, key = parallel.place((state, frozen, key), whole)
+    batch = parallel.place(batch, parallel.batch_sharding(mesh))
     train_step = make_train_step(
         networks,
         fakes.schedule(),
@@ -94,8 +95,7 @@ def test_the_tpu_compiler_gathers_anew_in_every_slice():
         languages=fakes.LANGUAGES,
     )
     step = jit_train_step(train_step, mesh, gathering=("unet",))
-    batch = parallel.place(batch, parallel.batch_sharding(mesh))
-    lowered = step.lower(*given[:2], batch, given[2])
+    lowered = step.lower(state, {**frozen, "unet": unet}, batch, key)
     text = lowered.compile({"exec_time_optimization_effort": -1.0}).as_text()
     runs, once = (counts.collectives["all-gather"][0] for counts in hlo.count(text))
     assert runs == 2 * once
