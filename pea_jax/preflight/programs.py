@@ -1,5 +1,6 @@
 """The programs of a run, compiled from shapes for devices that need not be here."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -82,8 +83,10 @@ def compiled(config: ConfigDict, trainer: runs.Trainer, program: Program, target
 
     def compile_() -> Report:
         start = time.perf_counter()
+        here = target.topology == topology.LOCAL
         try:
-            done = lowered.compile()
+            with contextlib.nullcontext() if here else topology.kept_nowhere():
+                done = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if not roofline.is_out_of_memory(error):
                 raise

@@ -3,14 +3,16 @@
 The TPU compiler comes with libtpu (`pip install 'pea-jax[tpu]'`) and needs no TPU.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from pea_jax import chips
 
@@ -56,6 +58,22 @@ def devices(name: str) -> Sequence[jax.Device]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--topology {name}: expected {_EXAMPLES} ({reason})") from error
+
+
+@contextlib.contextmanager
+def kept_nowhere() -> Iterator[None]:
+    """While it lasts, jax's cache of compiled programs is left alone.
+
+    Without its devices a compiler writes programs there, of up to 120 MB, that it cannot read back.
+    """
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # it looks at the setting once
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def chip(devices: Sequence[jax.Device]) -> chips.Chip | None:

@@ -9,6 +9,7 @@ import json
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from pea_jax import cli, parallel, run
 from pea_jax.chips import Chip
@@ -168,9 +169,20 @@ def test_what_cannot_be_is_said_in_one_line(command, capsys, words, said, status
 
 @needs_libtpu
 @pytest.mark.parametrize("task", ["train", "sample"])
-def test_a_tpu_that_is_not_here(command, capsys, task):
-    assert cli.main([*command, "--topology", "v5e:2x2", "--task", task, "--json"]) == 0
+def test_a_tpu_that_is_not_here(command, capsys, task, tmp_path):
+    """Nothing is in jax's own cache but the report: the compiler could not read it back."""
+    kept = tmp_path / "kept"
+    more = ["--topology", "v5e:2x2", "--task", task, f"--config.train.compilation_cache={kept}"]
+    before = jax.config.jax_compilation_cache_dir
+    compilation_cache.reset_cache()
+    try:
+        assert cli.main([*command, *more, "--json"]) == 0
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
     printed = capsys.readouterr()
+    assert not list(kept.glob("jit_*"))
+    assert len(list((kept / "preflight").iterdir())) == 1
     told = json.loads(printed.out)
     assert printed.err == ""
     assert told["device_kind"] == "TPU v5 lite"
