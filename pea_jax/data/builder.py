@@ -325,7 +325,7 @@ def _write_index(file: Path, made: Sequence[Part], rows: int) -> None:
     """Joins the indices of parts, on the disk."""
     index = np.lib.format.open_memmap(file, mode="w+", dtype=schema.INDEX_DTYPE, shape=(rows,))
     start = 0
-    for some in storage.each(Part.index, made):
+    for some in parts.indices(made):
         index[start : start + len(some)] = some
         start += len(some)
     index.flush()

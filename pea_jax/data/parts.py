@@ -120,7 +120,8 @@ class Part:
 
     def index(self) -> np.ndarray:
         """A record of `schema.INDEX_DTYPE` for each row."""
-        return np.load(io.BytesIO((self.folder / INDEX).read_bytes()))
+        (index,) = indices([self])
+        return index
 
     def keys(self) -> list[str]:
         """The key of each row."""
@@ -148,6 +149,16 @@ class Part:
             except OSError:
                 if not self.is_done():
                     raise
+
+
+def indices(made: Iterable[Part]) -> Iterator[np.ndarray]:
+    """The index of each part, in order.
+
+    Several are read at once, but one thread makes arrays of them: Python 3.11 now and then raises
+    a SystemError where several parse their headers (cpython's gh-106905).
+    """
+    for content in storage.each(lambda part: (part.folder / INDEX).read_bytes(), made):
+        yield np.load(io.BytesIO(content))
 
 
 @functools.cache

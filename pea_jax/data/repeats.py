@@ -27,7 +27,7 @@ def find(made: Sequence[Part], kept: Sequence[int]) -> dict[int, np.ndarray]:
     """
     ends = np.cumsum([0, *kept])
     hashes = np.empty(ends[-1], np.uint64)
-    for number, index in enumerate(storage.each(Part.index, made)):
+    for number, index in enumerate(parts.indices(made)):
         hashes[ends[number] : ends[number + 1]] = index["key_hash"]
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])

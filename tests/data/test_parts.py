@@ -1,5 +1,7 @@
+import gc
 import os
 import resource
+import time
 
 import numpy as np
 import pytest
@@ -21,6 +23,23 @@ def test_a_part_tells_what_became_of_its_shard(tmp_path):
     expected = [schema.index_record(sets.row(n, key=key)) for n, key in ((0, "a"), (1, "b"))]
     assert part.index()[:2].tolist() == expected
     assert part.index().dtype == schema.INDEX_DTYPE
+
+
+def test_indices_are_read_by_several_threads_and_parsed_by_one(tmp_path):
+    """Python 3.11 raises a SystemError where several parse headers and collecting garbage lets
+    another go on, which callbacks such as jax's do.
+    """
+    part = Part(str(tmp_path), "train-00000")
+    Making(part, lambda: [sets.row(0)])()
+    before = gc.get_threshold()
+    gc.callbacks.append(lets_others_go_on := lambda *_: time.sleep(1e-4))
+    gc.set_threshold(20)
+    try:
+        found = [index.tolist() for index in parts.indices([part] * 200)]
+    finally:
+        gc.callbacks.remove(lets_others_go_on)
+        gc.set_threshold(*before)
+    assert found == [[schema.index_record(sets.row(0))]] * 200
 
 
 def test_a_part_that_is_there_is_not_made_again(tmp_path):
