@@ -1,5 +1,6 @@
 """Runs whose workdir is in a bucket, against an emulator of Google Cloud Storage."""
 
+import contextlib
 import json
 import pickle
 import socket
@@ -13,6 +14,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 emulator = pytest.importorskip("gcp_storage_emulator.server", reason="no gcp-storage-emulator")
 gcsfs = pytest.importorskip("gcsfs")
+
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import objects
 
 from pea_jax import checkpoint, cli, saved, storage
 from pea_jax import config as configs
@@ -48,6 +52,14 @@ class Cloud:
         self._server.stop()
 
 
+def _download(request, response, storage, *given, real=objects.download) -> None:
+    """With the generation, as the real storage: TensorStore names it when it writes again."""
+    real(request, response, storage, *given)
+    with contextlib.suppress(NotFound):
+        found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+        response["x-goog-generation"] = found["generation"]
+
+
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[Cloud]:
     with socket.socket() as free:
@@ -60,6 +72,7 @@ def cloud() -> Iterator[Cloud]:
         patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", url)  # of ArrayRecord
         patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        patch.setattr(objects, "download", _download)
         cloud = Cloud(port)
         yield cloud
         cloud.stop()

@@ -108,12 +108,15 @@ def test_a_shard_that_cannot_be_pickled_is_told(tmp_path, others):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_the_first_process(tmp_path, how, expected):
     program = """
+        import signal
         import sys
         from pathlib import Path
         from pea_jax.data import executors
         from tests.data.test_executors import build
 
         if __name__ == "__main__":
+            # A shell's background jobs pass it by.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             build(Path(sys.argv[1]), executors.processes(2), wait=1)
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "data")]
