@@ -103,7 +103,7 @@ setup(
     },
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["pea-jax = pea_jax.cli:main"]},
+    entry_points={"console_scripts": ["pea-jax = pea_jax.cli.main:main"]},
     zip_safe=False,
     classifiers=[
         "Programming Language :: Python :: 3.11",

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from pea_jax.models.attention import dot_product_attention
-from pea_jax.preflight import topology
+from pea_jax.models.attention.core import dot_product_attention
+from pea_jax.tasks.preflight import topology
 
 #: Tokens, heads, size of a head.
 SHAPES = {

@@ -40,16 +40,17 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import photographs
-from pea_jax.data import builder, images
-from pea_jax.data.pipeline import make_loader
+from pea_jax.assembly.data_benchmark import cpu_seconds
+from pea_jax.data import images
+from pea_jax.data.build import builder
+from pea_jax.data.read.loader import make_loader
+from pea_jax.data.read.source import Source
 from pea_jax.data.schema import Row
-from pea_jax.data.source import Source
-from pea_jax.pace import cpu_seconds
-from pea_jax.weights.tokenizer import Tokenizer
+from pea_jax.weights.tokenizers import Tokenizer
 
 BATCH, LENGTH, SHUFFLE = 32, 77, 1000
 WHAT = "images/s", "images/s a core"
-CHECKPOINTS = Path(builder.__file__).parents[1] / "tinyworld" / "checkpoints"
+CHECKPOINTS = Path(builder.__file__).parents[2] / "tinyworld" / "checkpoints"
 Tokenizers = tuple[Tokenizer, Tokenizer]
 
 

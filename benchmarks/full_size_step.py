@@ -45,7 +45,7 @@ def main() -> None:
             "train.sample_every": 0,
             "train.compilation_cache": "",
         }
-        command = [sys.executable, "-m", "pea_jax.cli", "train"]
+        command = [sys.executable, "-m", "pea_jax", "train"]
         command += ["--config", str(ROOT / "configs" / "sd15_zh.py"), "--workdir", str(workdir)]
         command += [f"--config.{name}={value}" for name, value in fields.items()]
         start = time.perf_counter()

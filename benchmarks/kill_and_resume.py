@@ -22,14 +22,15 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import several
-from pea_jax import checkpoint
+from pea_jax.assembly import model_factory
+from pea_jax.runtime import checkpoint
 
 HEARTBEAT = 20
 
 
 def adapter(workdir: Path) -> list[np.ndarray]:
     """Every parameter of the latest checkpoint."""
-    module, _ = checkpoint.load_adapter(workdir)
+    module, _ = model_factory.load_trained_adapter(workdir)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(module))]
 
 

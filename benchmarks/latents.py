@@ -28,10 +28,12 @@ from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
-from pea_jax import config as configs
-from pea_jax import parallel, prepare, run
-from pea_jax.data import builder
-from pea_jax.distill.given import posterior
+from pea_jax.assembly import trainer
+from pea_jax.cli import config as configs
+from pea_jax.data.build import builder
+from pea_jax.distill.frozen_forward import posterior
+from pea_jax.runtime import parallel
+from pea_jax.tasks import prepare
 from pea_jax.tinyworld import dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -62,8 +64,8 @@ def measure_steps(rows: int, steps: int) -> None:
         prepare.prepare(made, latents=True)
         print(f"prepare --latents, {rows} rows, compiled too: {time.perf_counter() - start:.1f} s")
         runs = {
-            "pixels": run.build(tiny(Path(folder))),
-            "latents": run.build(made),
+            "pixels": trainer.build(tiny(Path(folder))),
+            "latents": trainer.build(made),
         }
         seconds = in_turn(runs, steps)
     device = jax.devices()[0].device_kind
@@ -74,7 +76,7 @@ def measure_steps(rows: int, steps: int) -> None:
         print(f"| {name} | {1e3 * value:.1f} | {1 / value:.2f} | {median['pixels'] / value:.2f} |")
 
 
-def in_turn(runs: dict[str, run.Run], steps: int) -> dict[str, list[float]]:
+def in_turn(runs: dict[str, trainer.Run], steps: int) -> dict[str, list[float]]:
     """Seconds of every step of each, its batch included, without the first."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     states = {name: one.state for name, one in runs.items()}
@@ -116,11 +118,11 @@ def parts(name: str, size: tuple[int, int]) -> dict[str, float]:
         made.update_from_flattened_dict(
             {"model.attention": "xla", "model.dtype": "bfloat16", "data.latents": kept}
         )
-        trainer = run.make_trainer(made, mesh, abstract=True)
-        batch = run.batch_shapes(trainer, ROWS[name], size)
-        lowered = trainer.step.lower(trainer.state, trainer.frozen, batch, trainer.key)
+        built = trainer.make_trainer(made, mesh, abstract=True)
+        batch = trainer.batch_shapes(built, ROWS[name], size)
+        lowered = built.step.lower(built.state, built.frozen, batch, built.key)
         counted[told] = lowered.cost_analysis()["flops"]
-    pipeline, rows = trainer.pipeline, ROWS[name]
+    pipeline, rows = built.pipeline, ROWS[name]
     networks = {
         "VAE encoder": (pipeline.base.vae, posterior),
         "language encoder": (pipeline.language.tower, lambda tower, *text: tower(*text).tokens),
@@ -129,7 +131,7 @@ def parts(name: str, size: tuple[int, int]) -> dict[str, float]:
 
     def tokens(ids: str, mask: str, count: int) -> list[jax.ShapeDtypeStruct]:
         # The step reads the empty prompt, too.
-        texts = trainer.frozen["empty"]
+        texts = built.frozen["empty"]
         return [
             jax.ShapeDtypeStruct((count + 1, *texts[each].shape[1:]), np.int32)
             for each in (ids, mask)

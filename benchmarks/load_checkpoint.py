@@ -56,10 +56,10 @@ def work(options: argparse.Namespace) -> None:
     import jax
     import jax.numpy as jnp
 
-    from pea_jax import parallel
     from pea_jax.models.rngs import OneKey
-    from pea_jax.models.unet import UNet
-    from pea_jax.weights.base import read_base_config
+    from pea_jax.models.unet.unet import UNet
+    from pea_jax.runtime import parallel
+    from pea_jax.weights.bases import read_base_config
     from pea_jax.weights.load import load_module
     from pea_jax.weights.locate import fetch_weights
 

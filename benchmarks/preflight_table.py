@@ -26,7 +26,7 @@ CASES = ("sd15_zh 512x512", "sdxl_zh 640x640", "sdxl_zh 1024x1024")
 def preflight(case: str, topology: str, rows: int, others: list[str]) -> dict[str, Any]:
     """The report of one program."""
     config, size = case.split()
-    command = [sys.executable, "-m", "pea_jax.cli", "preflight", "--json", *others]
+    command = [sys.executable, "-m", "pea_jax", "preflight", "--json", *others]
     command += ["--config", str(ROOT / "configs" / f"{config}.py"), "--topology", topology]
     command += ["--size", size, "--batch", str(rows)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

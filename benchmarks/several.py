@@ -56,7 +56,7 @@ def start(
     processes: int,
     devices: int,
     environment: Mapping[str, str] | None = None,
-    module: str = "pea_jax.cli",
+    module: str = "pea_jax",
 ) -> Several:
     """Starts `pea-jax ARGUMENTS` in so many processes, each with so many virtual CPU devices.
 

@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pea_jax import parallel
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.losses import DistillSettings
+from pea_jax.distill.optimizer import make_optimizer
 from pea_jax.distill.state import Networks, init_train_state, split_networks
 from pea_jax.distill.step import jit_train_step, make_train_step
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.models.conditioning import Conditioning
-from pea_jax.optim import make_optimizer
-from pea_jax.weights.base import BaseModel, load_base
+from pea_jax.runtime import parallel
+from pea_jax.weights.bases import BaseModel, load_base
 from pea_jax.weights.language import LanguageEncoder, load_language_encoder
 
 

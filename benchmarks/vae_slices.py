@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pea_jax import config as configs
-from pea_jax import parallel
-from pea_jax import run as runs
+from pea_jax.assembly import trainer as runs
+from pea_jax.cli import config as configs
 from pea_jax.models.vae import rows_at_once
-from pea_jax.preflight import roofline, topology
+from pea_jax.runtime import parallel
+from pea_jax.tasks.preflight import roofline, topology
 
 ROOT = Path(__file__).parents[1]
 CASES = {"sd15_zh": 512, "sdxl_zh": 1024}

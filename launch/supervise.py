@@ -40,14 +40,14 @@ def main(arguments: Sequence[str]) -> int:
 def is_finished(workdir: str) -> bool:
     """Whether the run in `workdir`, a folder or gs://, has a whole checkpoint of its last step."""
     # Here, since it takes seconds that the command should not wait for.
-    from pea_jax import checkpoint, saved, storage
+    from pea_jax.runtime import checkpoint, checkpoint_files, storage
 
     folder = storage.as_path(workdir)
     try:
         config = checkpoint.read_config(folder)
     except FileNotFoundError:
         return False
-    return max(saved.steps(folder), default=0) >= config["train"]["steps"]
+    return max(checkpoint_files.steps(folder), default=0) >= config["train"]["steps"]
 
 
 def _run(command: Sequence[str]) -> int:

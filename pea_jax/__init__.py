@@ -16,5 +16,5 @@ __all__ = ["Pipeline", "__version__"]
 
 def __getattr__(name: str):
     if name == "Pipeline":
-        return importlib.import_module("pea_jax.pipeline").Pipeline
+        return importlib.import_module("pea_jax.inference.pipeline").Pipeline
     raise AttributeError(f"module 'pea_jax' has no attribute {name!r}")

@@ -6,7 +6,7 @@ So are the meshes of TPU slices, which follow the torus and not the hosts.
 import jax
 import numpy as np
 
-from pea_jax import parallel
+from pea_jax.runtime import parallel
 
 
 def main() -> None:

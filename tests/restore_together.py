@@ -19,8 +19,8 @@ import grain
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pea_jax import checkpoint, parallel, saved
-from tests.test_checkpoint import ADAPTER, blank, make_state
+from pea_jax.runtime import checkpoint, checkpoint_files, parallel
+from tests.runtime.test_checkpoint import ADAPTER, blank, make_state
 
 
 class Iterator(grain.DatasetIterator):
@@ -60,20 +60,20 @@ def save(step: int) -> None:
     checkpoints.save(step, placed(make_state(step)), Iterator(step), adapter=ADAPTER, seed=7)
 
 
-read_meta = saved.read_meta
+read_meta = checkpoint_files.read_meta
 
 
 def harmed(folder: Path) -> dict:
     if harm == "fault":
         raise OSError(5, "Input/output error", str(folder))
     if folder.name == "00000005":
-        raise saved.DamagedError("meta: cut")
+        raise checkpoint_files.DamagedError("meta: cut")
     return read_meta(folder)
 
 
 told = {}
 with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always", saved.DamagedCheckpointWarning)
+    warnings.simplefilter("always", checkpoint_files.DamagedCheckpointWarning)
     try:
         with checkpoint.Checkpointer(Path(workdir)) as checkpoints:
             if not checkpoints.steps:
@@ -81,12 +81,12 @@ with warnings.catch_warnings(record=True) as caught:
                 save(5)
                 checkpoints.wait()
             if harm != "none" and number == count - 1:
-                saved.read_meta = harmed
+                checkpoint_files.read_meta = harmed
             iterator = Iterator(0)
             state, _ = checkpoints.restore(placed(blank(make_state(1))), iterator, seed=7)
             told |= {"step": int(state.step), "data": iterator.state}
             if harm == "damage":
-                saved.read_meta = read_meta
+                checkpoint_files.read_meta = read_meta
                 save(5)
                 checkpoints.wait()
             told["steps"] = checkpoints.steps

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from pea_jax import cli, config, optim, run
-from pea_jax.checkpoint import MAY_CHANGE
+from pea_jax.assembly import trainer
+from pea_jax.assembly.model_factory import sample_settings
+from pea_jax.cli import config, main
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.models.adapter import Adapter, AdapterConfig
-from pea_jax.sample import sample_settings
+from pea_jax.runtime.checkpoint import MAY_CHANGE
 from pea_jax.tinyworld import captions, dataset, splits
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -49,11 +50,11 @@ def test_a_config_can_be_run(file):
     made = config.load(file)
     base = config.load(FOLDER / "base.py")
     assert list(config.fields(made)) == list(config.fields(base))
-    run.check(made, data_shards=8)
+    trainer.check(made, data_shards=8)
     DistillSettings(**made.distill)
     optimizer = made.optim.to_dict()
     optimizer.pop("ema_decay")
-    _, schedule = optim.make_optimizer(**optimizer)
+    _, schedule = optimizer.make_optimizer(**optimizer)
     last = schedule(made.train.steps)
     assert made.optim.end_learning_rate <= last <= made.optim.learning_rate * (1 + 1e-6)
     stem = DATA.get(file.stem, file.stem)
@@ -72,7 +73,7 @@ def test_a_config_is_a_short_delta_that_says_how_to_run_it(file):
         assert f"pea-jax {command} --config configs/{file.name} --work" in docstring
     # A command that the docstring shows can be given: its flags and fields are there.
     for verb, words in re.findall(r"^    pea-jax (\w+) (.*)$", docstring, re.MULTILINE):
-        _, rest = cli.parse(verb, words.split())
+        _, rest = main.parse(verb, words.split())
         config.override(config.load(file), rest)
 
 

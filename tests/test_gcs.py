@@ -18,19 +18,22 @@ gcsfs = pytest.importorskip("gcsfs")
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 
-from pea_jax import checkpoint, cli, saved, storage
-from pea_jax import config as configs
-from pea_jax.data import builder, executors, layout
-from pea_jax.data.source import DatasetError, Source, locate
-from pea_jax.export import export
-from pea_jax.metrics import MetricWriter, read_metrics
-from pea_jax.prepare import prepare
-from pea_jax.sample import sample
-from pea_jax.train import train
+from pea_jax.assembly import model_factory
+from pea_jax.cli import config as configs
+from pea_jax.cli import main
+from pea_jax.data import paths
+from pea_jax.data.build import builder, executors
+from pea_jax.data.read.source import DatasetError, Source, locate
+from pea_jax.runtime import checkpoint, checkpoint_files, storage
+from pea_jax.runtime.metrics import MetricWriter, read_metrics
+from pea_jax.tasks.export import export
+from pea_jax.tasks.prepare import prepare
+from pea_jax.tasks.sample import sample
+from pea_jax.tasks.train import train
 from tests import tiny
 from tests.data import shards
 from tests.data.photographs import crop, dumped, encoded, write_tar
-from tests.test_checkpoint import ADAPTER, blank, make_state, numbers, save
+from tests.runtime.test_checkpoint import ADAPTER, blank, make_state, numbers, save
 
 
 class Cloud:
@@ -135,7 +138,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, models, data_dir, tmp_pa
         workdir = place / "run"
         train(config(train__steps=4, train__sample_every=2), workdir)
         train(config(train__steps=6, train__keep=1), workdir)  # goes on, and deletes old ones
-        assert saved.steps(workdir) == [6]
+        assert checkpoint_files.steps(workdir) == [6]
         sample(config(), workdir, prompts=["一", "二"], output=place / "images")
         export(config(), workdir)
     for part in ("images", "run/export"):
@@ -160,11 +163,11 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, models, data_dir, tmp_pa
 def test_what_was_not_finished_in_a_bucket_is_no_checkpoint(bucket):
     save(bucket, [2, 5])
     (bucket / "checkpoints" / "00000005" / "commit_success.txt").unlink()
-    assert checkpoint.load_adapter(bucket)[1] == 2
+    assert model_factory.load_trained_adapter(bucket)[1] == 2
     with checkpoint.Checkpointer(bucket) as checkpoints:
         assert checkpoints.steps == (2,)
         assert checkpoints.save(5, make_state(5), numbers(), adapter=ADAPTER, seed=7)
-    assert checkpoint.load_adapter(bucket)[1] == 5
+    assert model_factory.load_trained_adapter(bucket)[1] == 5
 
 
 def test_a_damaged_checkpoint_in_a_bucket_is_passed_over_and_kept(bucket):
@@ -172,13 +175,15 @@ def test_a_damaged_checkpoint_in_a_bucket_is_passed_over_and_kept(bucket):
     file = bucket / "checkpoints" / "00000005" / "optimizer" / "manifest.ocdbt"
     file.write_bytes(file.read_bytes()[:20])
     with checkpoint.Checkpointer(bucket) as checkpoints:
-        with pytest.warns(saved.DamagedCheckpointWarning, match="gs://.*00000005 is damaged"):
+        with pytest.warns(
+            checkpoint_files.DamagedCheckpointWarning, match="gs://.*00000005 is damaged"
+        ):
             state, _ = checkpoints.restore(blank(make_state(1)), numbers(), seed=7)
         assert checkpoints.latest_step == 2
         assert checkpoints.save(5, make_state(5), numbers(), adapter=ADAPTER, seed=7)
     jax.tree.map(np.testing.assert_array_equal, state, make_state(2))
     assert (bucket / "damaged" / "00000005" / "optimizer" / "manifest.ocdbt").exists()
-    assert checkpoint.load_adapter(bucket)[1] == 5
+    assert model_factory.load_trained_adapter(bucket)[1] == 5
 
 
 def test_metrics_in_a_bucket_are_there_when_flushed(bucket):
@@ -195,7 +200,7 @@ def test_a_bucket_that_goes_away_ends_the_run_and_it_goes_on_when_it_is_back(
     cloud, bucket, models, data_dir, monkeypatch, capsys, impatient, tmp_path
 ):
     made = tiny.config(models, data_dir, train__steps=6)
-    monkeypatch.setattr(cli, "_config", lambda file, workdir: made)
+    monkeypatch.setattr(main, "_config", lambda file, workdir: made)
     command = ["train", "--config", "x.py", "--workdir", str(bucket)]
     real, times = checkpoint.Checkpointer.save, []
 
@@ -207,25 +212,26 @@ def test_a_bucket_that_goes_away_ends_the_run_and_it_goes_on_when_it_is_back(
         return real(self, step, *arguments, **keywords)
 
     monkeypatch.setattr(checkpoint.Checkpointer, "save", save)
-    assert cli.main(command) == 1
+    assert main.main(command) == 1
     error = capsys.readouterr().err.strip().splitlines()
     told = [line for line in error if line.startswith("pea-jax train: ")]
     assert len(told) == 1, error
     assert "the checkpoint of step 2 or 4 could not be written" in told[0], told
     assert "Traceback" not in "".join(error)
     # Nor can it begin while the bucket is away: no new run in place of the one that is there.
-    assert cli.main(command) == 1
+    assert main.main(command) == 1
     assert "pea-jax train: the bucket cannot be reached" in capsys.readouterr().err
 
     cloud.start()
-    assert saved.steps(bucket) == [2]
+    assert checkpoint_files.steps(bucket) == [2]
     monkeypatch.setattr(checkpoint.Checkpointer, "save", real)
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     assert "going on from step 2" in capsys.readouterr().err
     train(tiny.config(models, data_dir, train__steps=6), tmp_path)
-    assert saved.steps(bucket)[-1] == 6
+    assert checkpoint_files.steps(bucket)[-1] == 6
     mine, theirs = (
-        checkpoint.load_adapter(place)[0].layernorm.scale[...] for place in (tmp_path, bucket)
+        model_factory.load_trained_adapter(place)[0].layernorm.scale[...]
+        for place in (tmp_path, bucket)
     )
     np.testing.assert_array_equal(mine, theirs)
     assert tiny.lines(bucket) == tiny.lines(tmp_path)
@@ -242,13 +248,13 @@ def test_a_save_that_fails_in_the_background_is_told_at_the_next_wait(cloud, buc
         finally:
             cloud.start()
         assert "\n" not in str(error.value)
-    assert saved.steps(bucket) == [2]
+    assert checkpoint_files.steps(bucket) == [2]
 
 
 def test_a_bucket_that_is_not_there_is_told(cloud, capsys):
-    assert cli.main(["train", "--workdir", "gs://none/run"]) == 1
+    assert main.main(["train", "--workdir", "gs://none/run"]) == 1
     assert "gs://none: no such bucket" in capsys.readouterr().err
-    assert cli.main(["train", "--workdir", "s3://bucket/run"]) == 1
+    assert main.main(["train", "--workdir", "s3://bucket/run"]) == 1
     assert "expected a local path or gs://BUCKET" in capsys.readouterr().err
 
 
@@ -329,7 +335,7 @@ def test_a_set_in_a_bucket_is_that_on_a_disk_and_goes_on_where_it_was_stopped(
     for left in range(3, 1000, 4):
         done = {
             name
-            for top in layout.unfinished(layout.folder_of(bucket / "again", "small"))
+            for top in paths.unfinished(paths.folder_of(bucket / "again", "small"))
             for name in storage.held(top)
             if (top / name / "report.json").is_file()
         }
@@ -338,7 +344,7 @@ def test_a_set_in_a_bucket_is_that_on_a_disk_and_goes_on_where_it_was_stopped(
             folder = build(bucket / "again")
         except KeyboardInterrupt:
             stopped += 1
-            assert not layout.is_built(layout.folder_of(bucket / "again", "small"))
+            assert not paths.is_built(paths.folder_of(bucket / "again", "small"))
         for number in shards.read(tmp_path / "diary", "begin"):
             assert f"train-{number:05d}" not in done
         if left > 0:  # it was not stopped

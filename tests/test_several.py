@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from benchmarks import kill_and_resume, several
-from pea_jax import checkpoint, metrics, saved
-from pea_jax.data import layout
-from pea_jax.data.source import Source
+from pea_jax.data import paths
+from pea_jax.data.read.source import Source
+from pea_jax.runtime import checkpoint, checkpoint_files, metrics
 from tests import tiny
 from tests.data.photographs import crop, dumped, encoded
 
@@ -156,7 +156,7 @@ def test_hosts_share_the_parts_of_a_set_and_one_tells_of_it(tmp_path, rng):
     assert "3/3 shards, 6 kept" in told
     assert "1/1 shards, 2 kept" in run.told(1)
     assert "parallel rows" not in run.told(1)
-    rows = Source(layout.folder_of(tmp_path / "data", "small"), "train")
+    rows = Source(paths.folder_of(tmp_path / "data", "small"), "train")
     assert [rows[number].key for number in range(6)] == [f"rows/{number}" for number in range(6)]
     beam = "--beam_pipeline_options=runner=DirectRunner"
     # Whichever is first to say so ends the other, too.
@@ -192,7 +192,7 @@ def test_a_notice_to_one_host_stops_all_at_one_step_and_fewer_go_on(begin, alone
         run.kill(2, signal.SIGTERM)
         assert run.wait(LONG) == [0, 0, 0, 0], run.told(0)
         assert "which is saved; go on with: pea-jax train --workdir" in run.told(0)
-    stopped = max(saved.steps(workdir))
+    stopped = max(checkpoint_files.steps(workdir))
     assert 1 <= stopped < STEPS
 
     _, run = begin("fewer", 2)
@@ -243,7 +243,7 @@ def test_when_a_host_is_killed_the_others_end_too(begin, lost):
         statuses = run.wait(20 + 40)
     assert statuses[lost] == -signal.SIGKILL
     assert statuses[1 - lost] not in (0, None)
-    assert max(saved.steps(workdir)) >= 2
+    assert max(checkpoint_files.steps(workdir)) >= 2
 
 
 def test_rows_go_to_their_hosts_devices_where_a_mesh_takes_turns_between_hosts():

@@ -15,15 +15,15 @@ from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
-from pea_jax import config as configs
-from pea_jax import metrics
-from pea_jax.data import builder
+from pea_jax.cli import config as configs
+from pea_jax.data.build import builder
 from pea_jax.data.schema import Row
-from pea_jax.models.bert import Bert, BertConfig
-from pea_jax.models.clip import CLIPText, CLIPTextConfig
-from pea_jax.models.unet import UNet, UNetConfig
+from pea_jax.models.text.bert import Bert, BertConfig
+from pea_jax.models.text.clip import CLIPText, CLIPTextConfig
+from pea_jax.models.unet.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
-from pea_jax.storage import AnyPath
+from pea_jax.runtime import metrics
+from pea_jax.runtime.storage import AnyPath
 from pea_jax.tinyworld import dataset
 from pea_jax.weights.save import save_module
 from tests.models.random_module import random_module

@@ -42,8 +42,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from torch import nn
 
-from pea_jax.weights import published
-from pea_jax.weights.published import Config
+from pea_jax.weights import builtin_configs
+from pea_jax.weights.builtin_configs import Config
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 Shapes = dict[str, tuple[int, ...]]
@@ -368,7 +368,7 @@ def write_sentencepiece(file: Path, is_small: bool) -> int:
 
 
 def base_model(model: str, output: Path, is_small: bool) -> list[Weights]:
-    index, scheduler, parts = published.BASES[model]
+    index, scheduler, parts = builtin_configs.BASES[model]
     write_json(
         output / "model_index.json", {**index, "scheduler": ["diffusers", scheduler["_class_name"]]}
     )
@@ -394,7 +394,7 @@ def base_model(model: str, output: Path, is_small: bool) -> list[Weights]:
 
 
 def xlm_roberta_large(output: Path, is_small: bool) -> list[Weights]:
-    config, tokenizer = sized(published.XLM_R, xlm_tokenizer(is_small), is_small)
+    config, tokenizer = sized(builtin_configs.XLM_R, xlm_tokenizer(is_small), is_small)
     tokenizer.save_pretrained(output)
     write_json(output / "config.json", config)
     width = config["hidden_size"]
@@ -410,10 +410,10 @@ def xlm_roberta_large(output: Path, is_small: bool) -> list[Weights]:
 
 def mul_clip(output: Path, is_small: bool) -> list[Weights]:
     """The small one has no config, whose sizes go by the name xlm-roberta-large."""
-    config, tokenizer = sized(published.XLM_R, xlm_tokenizer(is_small), is_small)
+    config, tokenizer = sized(builtin_configs.XLM_R, xlm_tokenizer(is_small), is_small)
     tokenizer.save_pretrained(output)
     if not is_small:
-        write_json(output / "open_clip_config.json", published.OPEN_CLIP)
+        write_json(output / "open_clip_config.json", builtin_configs.OPEN_CLIP)
     width = config["hidden_size"]
     shapes = xlm_roberta(config, "text.transformer.", add_pooling_layer=False)
     shapes |= {"text.proj.0.weight": (width, width), "text.proj.2.weight": (width, width)}
@@ -442,7 +442,7 @@ def open_clip_image(prefix: str, embedding: int, is_small: bool) -> Shapes:
 
 def chinese_clip(output: Path, is_small: bool) -> list[Weights]:
     words = bert_words(is_small)
-    config, _ = sized(published.CHINESE_CLIP, words, is_small)
+    config, _ = sized(builtin_configs.CHINESE_CLIP, words, is_small)
     (output / "vocab.txt").write_text("\n".join(words) + "\n")
     write_json(output / "config.json", config)
     build = transformers.ChineseCLIPModel
@@ -457,7 +457,7 @@ def chinese_clip(output: Path, is_small: bool) -> list[Weights]:
 
 def cn_clip(output: Path, is_small: bool) -> list[Weights]:
     words = bert_words(is_small)
-    config, _ = sized(published.CHINESE_BERT, words, is_small)
+    config, _ = sized(builtin_configs.CHINESE_BERT, words, is_small)
     (output / "vocab.txt").write_text("\n".join(words) + "\n")
     width = config["hidden_size"]
     bert = transformers.BertConfig(**config)
@@ -478,7 +478,7 @@ def cn_clip(output: Path, is_small: bool) -> list[Weights]:
 
 
 def alt_clip(output: Path, is_small: bool) -> list[Weights]:
-    config, tokenizer = sized(published.ALT_CLIP, xlm_tokenizer(is_small), is_small)
+    config, tokenizer = sized(builtin_configs.ALT_CLIP, xlm_tokenizer(is_small), is_small)
     tokenizer.save_pretrained(output)
     write_json(output / "config.json", config)
     build = transformers.AltCLIPModel
@@ -492,7 +492,7 @@ def alt_clip(output: Path, is_small: bool) -> list[Weights]:
 
 def mt5_xl(output: Path, is_small: bool) -> list[Weights]:
     size = write_sentencepiece(output / "spiece.model", is_small)
-    config, _ = sized(published.MT5, range(size), is_small)
+    config, _ = sized(builtin_configs.MT5, range(size), is_small)
     write_json(output / "config.json", config)
     ties = {"encoder.embed_tokens.weight": "shared.weight"}
     return [Weights(Path("pytorch_model.bin"), mt5(config), "mt5-xl", ties=ties)]
@@ -539,7 +539,7 @@ def sized(config: Config, words, is_small: bool) -> tuple[Config, object]:
 MODELS: dict[str, Callable[[Path, bool], list[Weights]]] = {
     **{
         name: lambda output, is_small, name=name: base_model(name, output, is_small)
-        for name in published.BASES
+        for name in builtin_configs.BASES
     },
     "xlm-roberta-large": xlm_roberta_large,
     "mul_clip": mul_clip,

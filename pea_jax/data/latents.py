@@ -21,12 +21,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float
 
-from pea_jax import storage
-from pea_jax.data import buckets, images, layout, schema
-from pea_jax.data import recipe as recipes
-from pea_jax.data.plan import CENTRE
-from pea_jax.data.source import DatasetError, Source
-from pea_jax.storage import AnyPath
+from pea_jax.data import buckets, images, paths, schema
+from pea_jax.data.build import recipe as recipes
+from pea_jax.data.read.plan import CENTRE
+from pea_jax.data.read.source import DatasetError, Source
+from pea_jax.runtime import storage
+from pea_jax.runtime.storage import AnyPath
 
 #: What moments may be stored in; float16 is half the size, and keeps 11 bits of each value.
 DTYPES = ("float32", "float16")
@@ -182,7 +182,7 @@ class LatentSource(Source):
 
     def _open(self) -> None:
         super()._open()
-        told = recipes.read(layout.recipe_file(self.folder)) or {}
+        told = recipes.read(paths.recipe_file(self.folder)) or {}
         wanted = {field.name for field in dataclasses.fields(Recipe)} | {_PIXELS}
         if told.keys() != wanted:
             raise DatasetError(f"{self.folder} holds no latents of this version of pea_jax")
@@ -245,8 +245,8 @@ def find(data_dir: AnyPath | str, wanted: Recipe, pixels: Source | None) -> Late
     Raises:
       DatasetError: the set is not there, not whole, or of other pixels; it says what is there.
     """
-    folder = layout.folder_of(data_dir, wanted.name)
-    if not layout.is_built(folder):
+    folder = paths.folder_of(data_dir, wanted.name)
+    if not paths.is_built(folder):
         raise DatasetError(_missing(data_dir, wanted))
     source = LatentSource(folder, wanted.split)
     told = _differences(source, wanted, source.pixels if pixels is None else pixels.digest)
@@ -260,13 +260,13 @@ def find(data_dir: AnyPath | str, wanted: Recipe, pixels: Source | None) -> Late
 
 def _missing(data_dir: AnyPath | str, wanted: Recipe) -> str:
     """That there is no such set, and what is there in its place."""
-    folder = layout.folder_of(data_dir, wanted.name)
-    if layout.unfinished(folder):
+    folder = paths.folder_of(data_dir, wanted.name)
+    if paths.unfinished(folder):
         return f"{folder} is not finished: go on with {_COMMAND}"
     others = []
     for top in sorted(storage.as_path(data_dir).glob(f"{wanted.dataset}_latents_*")):
-        other = layout.folder_of(data_dir, top.name)
-        if layout.is_built(other):
+        other = paths.folder_of(data_dir, top.name)
+        if paths.is_built(other):
             source = LatentSource(other, wanted.split)
             others.append(f"{top.name}: {_differences(source, wanted, source.pixels)}")
     there = f" (there are {'; '.join(others)})" if others else ""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from pea_jax.distill.parts import NATIVE, PARALLEL
+from pea_jax.distill.batch import NATIVE, PARALLEL
 
 #: Scalars; and the two of `BY_LANGUAGE`, where there are several languages.
 Metrics = dict[str, Float[Array, "..."]]

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int
 
-from pea_jax.distill.parts import Fields
+from pea_jax.distill.batch import Fields
 
 #: A tree of arrays, as `nnx.split` gives it.
 Params = nnx.State[Any, Any]

@@ -20,19 +20,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pea_jax import parallel
 from pea_jax.diffusion.schedule import Schedule
-from pea_jax.distill.given import Batch, Frozen, Given, drop, give
-from pea_jax.distill.losses import (
-    DistillSettings,
-    Metrics,
-    feature_errors,
-    squared_error,
-    total,
-)
-from pea_jax.distill.parts import NATIVE, PARALLEL, PARTS, PIXELS, Layout, count_rows
+from pea_jax.distill.batch import NATIVE, PARALLEL, PARTS, PIXELS, Layout, count_rows
+from pea_jax.distill.frozen_forward import Batch, Frozen, Given, drop, give
+from pea_jax.distill.losses import DistillSettings, Metrics, feature_errors, squared_error, total
 from pea_jax.distill.state import Networks, Params, TrainState
 from pea_jax.models.conditioning import Conditioning
+from pea_jax.runtime import parallel
 
 LossAndGradient = Callable[..., tuple[Float[Array, ""], Metrics, Params]]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pea_jax.models.attention import dot_product_attention
+from pea_jax.models.attention.core import dot_product_attention
 from pea_jax.models.blocks import Downsample, GroupNorm, ResnetBlock, Upsample, conv3x3
 from pea_jax.models.sizes import not_counts
 

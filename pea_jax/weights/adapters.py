@@ -26,7 +26,7 @@ from safetensors.numpy import save
 
 import pea_jax
 from pea_jax.models.adapter import Adapter, AdapterConfig
-from pea_jax.storage import AnyPath, replace_bytes
+from pea_jax.runtime.storage import AnyPath, replace_bytes
 from pea_jax.weights import names
 from pea_jax.weights.errors import WeightsError
 from pea_jax.weights.load import load_module, read_header, read_tensors

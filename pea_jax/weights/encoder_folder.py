@@ -7,11 +7,11 @@ from typing import Any
 
 from safetensors.numpy import save
 
-from pea_jax.models.altclip import AltCLIPTextConfig
-from pea_jax.models.bert import BertConfig
-from pea_jax.models.clip import CLIPTextConfig
-from pea_jax.models.t5 import T5Config
-from pea_jax.storage import replace_bytes
+from pea_jax.models.text.altclip import AltCLIPTextConfig
+from pea_jax.models.text.bert import BertConfig
+from pea_jax.models.text.clip import CLIPTextConfig
+from pea_jax.models.text.t5 import T5Config
+from pea_jax.runtime.storage import replace_bytes
 from pea_jax.weights.encoders import Published, TowerConfig
 from pea_jax.weights.language import load_tower
 from pea_jax.weights.save import tensors_of

@@ -16,17 +16,17 @@ from typing import Any
 
 import transformers
 
-from pea_jax.models import t5
-from pea_jax.models.altclip import AltCLIPText, AltCLIPTextConfig
-from pea_jax.models.bert import Bert, BertConfig
-from pea_jax.models.clip import CLIPText, CLIPTextConfig
-from pea_jax.models.t5 import T5Config, T5Encoder
+from pea_jax.models.text import t5
+from pea_jax.models.text.altclip import AltCLIPText, AltCLIPTextConfig
+from pea_jax.models.text.bert import Bert, BertConfig
+from pea_jax.models.text.clip import CLIPText, CLIPTextConfig
+from pea_jax.models.text.t5 import T5Config, T5Encoder
 from pea_jax.weights import names
 from pea_jax.weights.errors import WeightsError
 from pea_jax.weights.load import read_header
 from pea_jax.weights.locate import TOKENIZER_FILES, fetch_weights, read_json, resolve
 from pea_jax.weights.registry import find
-from pea_jax.weights.tokenizer import open_clip_clean
+from pea_jax.weights.tokenizers import open_clip_clean
 from pea_jax.weights.youtokentome import RuCLIPTokenizer
 
 TowerConfig = BertConfig | CLIPTextConfig | AltCLIPTextConfig | T5Config

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from pea_jax import parallel
 from pea_jax.models.rngs import OneKey
-from pea_jax.models.text import ConcatenatedTowers
+from pea_jax.models.text.towers import ConcatenatedTowers
+from pea_jax.runtime import parallel
 from pea_jax.weights.encoders import Published, Tower, TowerConfig, read_published
 from pea_jax.weights.errors import WeightsError
 from pea_jax.weights.load import abstract_module, load_module
 from pea_jax.weights.locate import prefers_half
-from pea_jax.weights.tokenizer import AnyTokenizer, BlankTokenizer, Tokenizer, join
+from pea_jax.weights.tokenizers import AnyTokenizer, BlankTokenizer, Tokenizer, join
 
 
 @dataclass(frozen=True)

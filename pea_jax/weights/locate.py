@@ -27,7 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from jax.typing import DTypeLike
 
 from pea_jax import tinyworld
-from pea_jax.weights import published
+from pea_jax.weights import builtin_configs
 from pea_jax.weights.errors import WeightsError
 
 _LOG = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def resolve(
 @functools.cache
 def _published(name: str) -> Path | None:
     """The folder of `published`, told of once."""
-    folder = published.folder(name)
+    folder = builtin_configs.folder(name)
     if folder is not None:
         _LOG.warning("%s: the Hub cannot be reached; its config is this package's copy", name)
     return folder

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import save
 
-from pea_jax.storage import AnyPath, replace_bytes
+from pea_jax.runtime.storage import AnyPath, replace_bytes
 from pea_jax.weights import names
 
 

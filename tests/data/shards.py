@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pea_jax.data.parts import Shard
+from pea_jax.data.build.parts import Shard
 from pea_jax.data.schema import Rejected, Row
 from tests.data import sets
 

@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pea_jax.data.images import (
-    MAX_PIXELS,
-    CorruptImageError,
-    View,
-    box,
-    corner,
-    decode,
-    size_of,
-)
+from pea_jax.data.images import MAX_PIXELS, CorruptImageError, View, box, corner, decode, size_of
 
 
 def encode(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:

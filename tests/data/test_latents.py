@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from pea_jax.data import builder, images, latents
-from pea_jax.data.pipeline import make_loader
-from pea_jax.data.source import DatasetError
+from pea_jax.data import images, latents
+from pea_jax.data.build import builder
+from pea_jax.data.read.loader import make_loader
+from pea_jax.data.read.source import DatasetError
 from tests.data import sets
 
 RECIPE = latents.Recipe(

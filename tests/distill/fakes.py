@@ -14,8 +14,8 @@ from flax import nnx
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.state import split_networks
 from pea_jax.models.adapter import Adapter, AdapterConfig
-from pea_jax.models.english import EnglishText
-from pea_jax.models.text import TextOutput
+from pea_jax.models.text.english import EnglishText
+from pea_jax.models.text.towers import TextOutput
 from tests.models.random_module import random_module
 
 CHANNELS, TOKENS, WIDTH, LANGUAGE_WIDTH, VOCABULARY = 4, 5, 8, 6, 16

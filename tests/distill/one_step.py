@@ -8,11 +8,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from pea_jax import parallel
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.distill.state import init_train_state
 from pea_jax.distill.step import jit_train_step, make_train_step
 from pea_jax.models import vae
+from pea_jax.runtime import parallel
 from pea_jax.weights import names
 from tests.distill import fakes, tiny
 

@@ -5,10 +5,10 @@ import numpy as np
 import optax
 import pytest
 
-from pea_jax import parallel
 from pea_jax.distill.state import init_train_state
 from pea_jax.distill.step import jit_train_step, make_train_step
-from pea_jax.preflight import hlo, topology
+from pea_jax.runtime import parallel
+from pea_jax.tasks.preflight import hlo, topology
 from tests.distill import fakes, tiny
 from tests.distill.collectives import canonical, collectives
 from tests.distill.one_step import KEY, NATIVE, PARALLEL, SETTINGS, WORLDS, one_step, place

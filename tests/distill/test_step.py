@@ -11,15 +11,15 @@ import optax
 import pytest
 from flax import nnx
 
-from pea_jax import parallel
 from pea_jax.diffusion.schedule import add_noise, target
-from pea_jax.distill.draws import draw
-from pea_jax.distill.given import drop, posterior
+from pea_jax.distill.batch import Layout
+from pea_jax.distill.frozen_forward import drop, posterior
 from pea_jax.distill.losses import DistillSettings, require_finite
-from pea_jax.distill.parts import Layout
+from pea_jax.distill.noise import draw
 from pea_jax.distill.state import init_train_state, split_networks
 from pea_jax.distill.step import jit_train_step, make_loss_and_gradient, make_train_step
 from pea_jax.models.conditioning import Conditioning
+from pea_jax.runtime import parallel
 from tests.distill import fakes
 
 KEY = jax.random.key(11)

@@ -5,10 +5,10 @@ from jax.sharding import Sharding
 
 from pea_jax.distill.state import split_networks
 from pea_jax.models.adapter import Adapter, AdapterConfig
-from pea_jax.models.bert import Bert, BertConfig
-from pea_jax.models.clip import CLIPText, CLIPTextConfig
-from pea_jax.models.english import EnglishText
-from pea_jax.models.unet import UNet, UNetConfig
+from pea_jax.models.text.bert import Bert, BertConfig
+from pea_jax.models.text.clip import CLIPText, CLIPTextConfig
+from pea_jax.models.text.english import EnglishText
+from pea_jax.models.unet.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
 from tests.distill import fakes
 from tests.models.random_module import random_module

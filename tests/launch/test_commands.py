@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from configs import base
-from pea_jax import cli, config
-from pea_jax.verbs import VERBS
+from pea_jax.cli import config, main
+from pea_jax.cli.commands import VERBS
 from tests.launch.conftest import POD, POD_SETTINGS, ROOT, commands
 
 LAUNCH = ROOT / "launch"
@@ -45,7 +45,7 @@ def check(words):
         ValueError: no such verb, flag, file or field of the config.
     """
     verb, *arguments = words
-    values, rest = cli.parse(verb, arguments)
+    values, rest = main.parse(verb, arguments)
     missing = [name for name in VERBS[verb].required if not values[name].value]
     assert not missing, missing
     file = values["config"].value

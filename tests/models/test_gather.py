@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pea_jax import parallel
 from pea_jax.models.gather import gather_at_use
-from pea_jax.preflight import hlo, topology
+from pea_jax.runtime import parallel
+from pea_jax.tasks.preflight import hlo, topology
 from tests.libtpu import needs_libtpu
 from tests.models.random_module import random_module
 

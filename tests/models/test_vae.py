@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from pea_jax.models.vae import VAE, VAEConfig
-from pea_jax.weights.published import VAE_15, VAE_XL
+from pea_jax.weights.builtin_configs import VAE_15, VAE_XL
 from tests.models.random_module import random_module
 
 TINY = {

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pea_jax.convert import convert
-from pea_jax.export import TEMPLATES
 from pea_jax.models.adapter import Adapter, AdapterConfig
+from pea_jax.tasks.convert import convert
+from pea_jax.tasks.export import TEMPLATES
 from pea_jax.weights.adapters import load_adapter, save_adapter
 from pea_jax.weights.load import load_module
 from tests.models.random_module import random_module

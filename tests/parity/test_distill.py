@@ -12,16 +12,16 @@ import pytest
 from flax import nnx
 
 from pea_jax.diffusion.schedule import Schedule
-from pea_jax.distill.draws import draw
+from pea_jax.distill.batch import Layout
 from pea_jax.distill.losses import DistillSettings
-from pea_jax.distill.parts import Layout
+from pea_jax.distill.noise import draw
 from pea_jax.distill.state import split_networks
 from pea_jax.distill.step import make_loss_and_gradient
 from pea_jax.models.adapter import Adapter, AdapterConfig
-from pea_jax.models.bert import Bert, BertConfig
-from pea_jax.models.clip import CLIPText, CLIPTextConfig
-from pea_jax.models.english import EnglishText
-from pea_jax.models.unet import UNet, UNetConfig
+from pea_jax.models.text.bert import Bert, BertConfig
+from pea_jax.models.text.clip import CLIPText, CLIPTextConfig
+from pea_jax.models.text.english import EnglishText
+from pea_jax.models.unet.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
 from pea_jax.weights import names
 from pea_jax.weights.load import load_module

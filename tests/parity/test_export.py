@@ -14,10 +14,13 @@ diffusers = pytest.importorskip("diffusers")
 
 from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestral
 
-from pea_jax import checkpoint, export, parallel, sampler
+from pea_jax.assembly import model_factory
 from pea_jax.diffusion import solvers
 from pea_jax.diffusion.schedule import Schedule
-from pea_jax.pipeline import Pipeline
+from pea_jax.inference import program
+from pea_jax.inference.pipeline import Pipeline
+from pea_jax.runtime import parallel
+from pea_jax.tasks import export
 from tests import tiny, vivid
 
 # Long, since padding looks alike whatever the prompt.
@@ -58,7 +61,9 @@ def folder(models, tmp_path_factory):
 
 def export_folder(models, adapter, workdir):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "load_adapter", lambda workdir, step=None: (adapter, 1))
+        patch.setattr(
+            model_factory, "load_trained_adapter", lambda workdir, step=None: (adapter, 1)
+        )
         config = tiny.config(models, workdir, sample__solver="dpmpp_2m")
         return export.export(config, workdir, output=workdir / "out") / "diffusers"
 
@@ -78,7 +83,7 @@ def theirs(folder):
 
 def latents(ours, size=SIZE):
     return np.array(
-        sampler.initial_noise(np.array(SEEDS, np.uint32), ours.latent_shape(*size.values()))
+        program.initial_noise(np.array(SEEDS, np.uint32), ours.latent_shape(*size.values()))
     )
 
 
@@ -96,7 +101,7 @@ def our_noise():
 
     def draw(shape, **_):
         keys = jax.vmap(jax.random.fold_in, (0, None))(
-            sampler.keys(jnp.array(SEEDS, jnp.uint32), 1), next(steps)
+            program.keys(jnp.array(SEEDS, jnp.uint32), 1), next(steps)
         )
         noise = solvers.gaussian(keys, (*shape[2:], shape[1]))
         return torch.from_numpy(np.moveaxis(np.array(noise), -1, 1).copy())

@@ -15,11 +15,7 @@ import sentencepiece
 import transformers
 
 from pea_jax.weights.encoder_folder import write_encoder
-from pea_jax.weights.language import (
-    load_language_encoder,
-    read_language_config,
-    read_tokenizers,
-)
+from pea_jax.weights.language import load_language_encoder, read_language_config, read_tokenizers
 from pea_jax.weights.load import WeightsError
 from tests.parity.reference import jitted, randomise, relative_error
 from tests.weights.conftest import native_tokenizer, write_json

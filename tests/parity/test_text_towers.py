@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pea_jax.models.bert import Bert, BertConfig
-from pea_jax.models.clip import CLIPText, CLIPTextConfig
+from pea_jax.models.text.bert import Bert, BertConfig
+from pea_jax.models.text.clip import CLIPText, CLIPTextConfig
 from pea_jax.weights.load import load_module
 from tests.parity.reference import jitted, randomise, read_config, relative_error, save
 

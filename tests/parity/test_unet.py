@@ -7,9 +7,9 @@ import pytest
 
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.models.rngs import OneKey
-from pea_jax.models.unet import UNet, UNetConfig
+from pea_jax.models.unet.unet import UNet, UNetConfig
+from pea_jax.weights.builtin_configs import UNET_15, UNET_XL
 from pea_jax.weights.load import load_module
-from pea_jax.weights.published import UNET_15, UNET_XL
 from tests.parity.reference import (
     from_torch,
     jitted,

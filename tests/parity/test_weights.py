@@ -14,7 +14,7 @@ diffusers = pytest.importorskip("diffusers")
 import transformers
 
 from pea_jax.weights import names
-from pea_jax.weights.base import load_base, read_base_config
+from pea_jax.weights.bases import load_base, read_base_config
 from pea_jax.weights.language import load_language_encoder
 from pea_jax.weights.save import save_module
 from tests.parity.reference import randomise

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pea_jax.data import images
-from pea_jax.data.source import Source
+from pea_jax.data.read.source import Source
 from pea_jax.tinyworld import captions, dataset, oracle, splits, world
 
 

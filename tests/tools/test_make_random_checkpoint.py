@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pea_jax.weights.adapters import load_adapter
-from pea_jax.weights.base import load_base
+from pea_jax.weights.bases import load_base
 from pea_jax.weights.language import load_language_encoder
 
 torch = pytest.importorskip("torch")

@@ -8,9 +8,9 @@ import pytest
 import transformers
 from flax import nnx
 
-from pea_jax.models.bert import Bert, BertConfig
-from pea_jax.models.clip import CLIPText, CLIPTextConfig
-from pea_jax.models.unet import UNet, UNetConfig
+from pea_jax.models.text.bert import Bert, BertConfig
+from pea_jax.models.text.clip import CLIPText, CLIPTextConfig
+from pea_jax.models.unet.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
 from pea_jax.weights.save import save_module
 from tests.models.random_module import random_module

@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from pea_jax import parallel
-from pea_jax.models.bert import Bert, BertConfig
-from pea_jax.models.clip import CLIPText
+from pea_jax.models.text.bert import Bert, BertConfig
+from pea_jax.models.text.clip import CLIPText
+from pea_jax.runtime import parallel
 from pea_jax.weights import encoders, registry
 from pea_jax.weights.language import load_language_encoder, read_language_config
 from pea_jax.weights.load import WeightsError

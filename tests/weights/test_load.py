@@ -14,8 +14,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from pea_jax import parallel
-from pea_jax.models import t5
+from pea_jax.models.text import t5
+from pea_jax.runtime import parallel
 from pea_jax.weights import load, names
 from pea_jax.weights.load import WeightsError, load_module
 from pea_jax.weights.save import save_module

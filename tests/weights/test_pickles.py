@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pea_jax import parallel
+from pea_jax.runtime import parallel
 from pea_jax.weights.load import WeightsError, load_module, read_header
 from pea_jax.weights.pickles import is_pickle, open_pickle, read_pickle
 from pea_jax.weights.save import save_module

@@ -9,8 +9,8 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from pea_jax import parallel
-from pea_jax.storage import replace_bytes
+from pea_jax.runtime import parallel
+from pea_jax.runtime.storage import replace_bytes
 from pea_jax.weights.load import load_module
 from pea_jax.weights.save import save_module
 from tests.models.random_module import random_module

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pea_jax.weights.load import WeightsError
-from pea_jax.weights.tokenizer import Tokenizer
+from pea_jax.weights.tokenizers import Tokenizer
 from pea_jax.weights.youtokentome import RuCLIPTokenizer
 
 SPACE, A, B, V, K = range(4, 9)

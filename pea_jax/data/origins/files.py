@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from pea_jax import storage
-from pea_jax.storage import AnyPath
+from pea_jax.runtime import storage
+from pea_jax.runtime.storage import AnyPath
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")

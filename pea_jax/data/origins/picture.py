@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pea_jax import storage
 from pea_jax.data.origins.record import MAX_PICTURE, NO_FILE, NO_PATH, OUTSIDE, TOO_LARGE
-from pea_jax.storage import AnyPath
+from pea_jax.runtime import storage
+from pea_jax.runtime.storage import AnyPath
 
 #: What a path means that leads to no file; any other error is of the disk, and ends the task.
 _ABSENT = (

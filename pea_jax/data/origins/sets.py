@@ -7,7 +7,7 @@ from typing import Any
 
 from pea_jax.data.origins import picture
 from pea_jax.data.origins.record import BAD_ROW, Record
-from pea_jax.storage import AnyPath
+from pea_jax.runtime.storage import AnyPath
 
 
 @dataclass(frozen=True)

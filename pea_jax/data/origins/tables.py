@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from pea_jax import storage
 from pea_jax.data.origins import files, picture
 from pea_jax.data.origins.record import BAD_ROW, MAX_TEXT, Record, text_of
+from pea_jax.runtime import storage
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson")

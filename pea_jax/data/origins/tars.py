@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pea_jax import storage
 from pea_jax.data.origins import files
 from pea_jax.data.origins.record import MAX_PICTURE, MAX_TEXT, TOO_LARGE, Record, text_of
+from pea_jax.runtime import storage
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 PICTURES = ("jpg", "jpeg", "png", "webp")

@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from pea_jax import storage
-from pea_jax.data import layout
+from pea_jax.data import paths
 from pea_jax.data.origins import sets
+from pea_jax.runtime import storage
 
 
 def shards(
@@ -42,7 +42,7 @@ def _content(reader: tfds.core.DatasetBuilder) -> str:
     """What tells a set from another of that name: its version; of our own, its report, which holds
     the digest of the rows.
     """
-    report = layout.report_file(storage.as_path(reader.data_path))
+    report = paths.report_file(storage.as_path(reader.data_path))
     told = hashlib.sha256(report.read_bytes()).hexdigest() if report.is_file() else ""
     return f"{reader.info.full_name} {told}"
 

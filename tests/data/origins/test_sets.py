@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from pea_jax.data import builder
+from pea_jax.data.build import builder
 from pea_jax.data.origins import hugging_face, tfds_sets
 from pea_jax.data.origins.record import OUTSIDE
 from pea_jax.data.origins.sets import named

@@ -1,0 +1,1 @@
+"""All that differs between families of base models, in one object each."""

@@ -1,0 +1,1 @@
+"""Text towers: token ids in, hidden states out."""

@@ -1,0 +1,132 @@
+"""AltCLIP's text tower, as transformers has it (AltCLIPTextModel): XLM-R with a projection.
+
+Source: Chen et al. 2022 (arXiv 2211.06679), section 3.1. The keys are those of the published
+checkpoints: text_model.roberta.*, text_model.pre_LN.*, text_model.transformation.*.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from pea_jax.models.sizes import not_counts
+from pea_jax.models.text.bert import Bert, BertConfig
+from pea_jax.models.text.towers import TextOutput
+
+#: The defaults of transformers' AltCLIPTextConfig: XLM-R large.
+_DEFAULTS = {
+    "vocab_size": 250002,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "project_dim": 768,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AltCLIPTextConfig:
+    """The shape of AltCLIP's text tower.
+
+    Attributes:
+        roberta: of the XLM-R inside.
+        project_dim: width of the tokens.
+    """
+
+    roberta: BertConfig
+    project_dim: int
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "AltCLIPTextConfig":
+        """The config of an AltCLIP's config.json, gaps filled as transformers does.
+
+        A whole AltCLIP nests it in "text_config". Where a "text_config_dict" lies beside, it alone
+        counts, its gaps filled from the defaults.
+
+        Raises:
+            ValueError: the config is of another model, or values of it are not supported.
+        """
+        if values.get("model_type") not in ("altclip", "altclip_text_model"):
+            raise ValueError(
+                "AltCLIP config: model_type: expected 'altclip' or 'altclip_text_model', "
+                f"got {values.get('model_type')!r}"
+            )
+        for nested in ("text_config_dict", "text_config"):
+            if values.get(nested) is not None:
+                values = values[nested]
+                break
+        values = _DEFAULTS | {key: value for key, value in values.items() if value is not None}
+        if problems := not_counts(values, ["project_dim"]):
+            raise ValueError(f"AltCLIP config: {'; '.join(problems)}")
+        roberta = BertConfig.from_dict(values | {"model_type": "xlm-roberta"})
+        return cls(roberta, values["project_dim"])
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the tokens."""
+        return self.project_dim
+
+    @property
+    def longest(self) -> int:
+        """The longest prompt, in tokens."""
+        return self.roberta.longest
+
+
+class AltCLIPText(nnx.Module):
+    """Token ids -> transformation(pre_LN(XLM-R)), of every token."""
+
+    def __init__(
+        self,
+        config: AltCLIPTextConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.config = config
+        self.text_model = _TextModel(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+    def __call__(
+        self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None
+    ) -> TextOutput:
+        """Encode prompts.
+
+        Args:
+            ids: [B, L], L at most `config.longest`.
+            mask: [B, L], nonzero for the tokens to look at; None for all of them. In a prompt that
+                is masked whole, every token gets the mean over all values.
+
+        Returns:
+            tokens [B, L, project_dim], all projected; pooled [B, project_dim], the first of them;
+            hidden_states of the XLM-R, before the norm and the projection.
+
+        Raises:
+            ValueError: the prompts are longer than the position embeddings.
+        """
+        return self.text_model(ids, mask)
+
+
+class _TextModel(nnx.Module):
+    """The XLM-R, a layer norm with its eps, and a linear layer with a bias."""
+
+    def __init__(self, config: AltCLIPTextConfig, **leaf):
+        width = config.roberta.hidden_size
+        self.roberta = Bert(config.roberta, **leaf)
+        self.pre_LN = nnx.LayerNorm(
+            width, epsilon=config.roberta.layer_norm_eps, use_fast_variance=False, **leaf
+        )
+        self.transformation = nnx.Linear(width, config.project_dim, **leaf)
+
+    def __call__(
+        self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None
+    ) -> TextOutput:
+        output = self.roberta(ids, mask)
+        tokens: Float[Array, "B L P"] = self.transformation(self.pre_LN(output.tokens))
+        return TextOutput(tokens, pooled=tokens[:, 0], hidden_states=output.hidden_states)

@@ -1,0 +1,291 @@
+"""BERT, RoBERTa and XLM-R encoders, as transformers has them.
+
+One architecture, of which RoBERTa and XLM-R number the positions differently. Sources: Devlin et
+al. 2019 (arXiv 1810.04805), Liu et al. 2019 (1907.11692), Conneau et al. 2020 (1911.02116). The
+keys are those of the bare model: embeddings.*, encoder.layer.*; what published files put before
+them ("bert.", "roberta.") is the loader's to drop. The heads and the pooler of those files are not
+part of a text tower.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from pea_jax.models.attention.core import dot_product_attention
+from pea_jax.models.sizes import not_counts
+from pea_jax.models.text.towers import TextOutput
+
+#: Each kind's padding id, where a config does not say it.
+_PADDING = {"bert": 0, "roberta": 1, "xlm-roberta": 1}
+
+#: The only supported values of what changes the network.
+_FIXED = {
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The shape of an encoder, in the names of transformers.
+
+    Attributes:
+        model_type: "bert", "roberta" or "xlm-roberta".
+        vocab_size: rows of the word embedding.
+        hidden_size: width of the tokens.
+        num_hidden_layers: layers.
+        num_attention_heads: heads; they divide the width.
+        intermediate_size: width inside the MLP.
+        max_position_embeddings: rows of the position embedding; see `longest`.
+        type_vocab_size: rows of the token type embedding.
+        layer_norm_eps: of every layer norm.
+        pad_token_id: the padding id, on which RoBERTa's positions depend.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    pad_token_id: int
+
+    def __post_init__(self):
+        """Raise ValueError where the heads do not divide the width."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                "BERT config: hidden_size: expected a multiple of num_attention_heads "
+                f"({self.num_attention_heads}), got {self.hidden_size}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
+        """The config of a checkpoint's config.json.
+
+        Raises:
+            ValueError: every size that is missing and every value that is not supported.
+        """
+        defaults = {"layer_norm_eps": 1e-12, "type_vocab_size": 2}
+        if values.get("model_type") in _PADDING:
+            defaults["pad_token_id"] = _PADDING[values["model_type"]]
+        fields = [field.name for field in dataclasses.fields(cls)]
+        taken = defaults | {key: values[key] for key in fields if values.get(key) is not None}
+        problems = [
+            f"{key}: expected {_FIXED[key]!r}, got {values[key]!r}"
+            for key in _FIXED
+            if key in values and values[key] != _FIXED[key]
+        ]
+        if taken.get("model_type", "bert") not in _PADDING:
+            got = taken["model_type"]
+            problems.append(f"model_type: expected one of {[*_PADDING]}, got {got!r}")
+        problems += not_counts(taken, _COUNTS)
+        problems += [f"{key}: missing" for key in fields if key not in taken]
+        if problems:
+            raise ValueError(f"BERT config: {'; '.join(problems)}")
+        return cls(**taken)
+
+    @property
+    def first_position(self) -> int:
+        """The position of the first token: RoBERTa keeps the rows up to padding's for itself."""
+        return 0 if self.model_type == "bert" else self.pad_token_id + 1
+
+    @property
+    def longest(self) -> int:
+        """The longest prompt, in tokens: 512 for every published model."""
+        return self.max_position_embeddings - self.first_position
+
+
+class Bert(nnx.Module):
+    """Token ids -> hidden states, each token seeing every other that is not masked."""
+
+    def __init__(
+        self,
+        config: BertConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        self.embeddings = _Embeddings(config, **leaf)
+        self.encoder = _Encoder(config, **leaf)
+
+    def __call__(
+        self,
+        ids: Int[Array, "B L"],
+        mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None,
+        token_types: Int[Array, "B L"] | None = None,
+    ) -> TextOutput:
+        """Encode prompts.
+
+        Args:
+            ids: [B, L], L at most `config.longest`.
+            mask: [B, L], nonzero for the tokens to look at; None for all of them. In a prompt that
+                is masked whole, every token gets the mean over all values.
+            token_types: [B, L]; None for zeros, a prompt being one segment.
+
+        Returns:
+            tokens [B, L, D], the last hidden state; pooled is None.
+
+        Raises:
+            ValueError: the prompts are longer than the position embeddings.
+        """
+        hidden_states = self.encoder(self.embeddings(ids, token_types), mask)
+        return TextOutput(tokens=hidden_states[-1], pooled=None, hidden_states=hidden_states)
+
+
+class _Embeddings(nnx.Module):
+    """LayerNorm(word_embeddings + token_type_embeddings + position_embeddings)."""
+
+    def __init__(self, config: BertConfig, **leaf):
+        width = config.hidden_size
+        self.config = config
+        self.word_embeddings = nnx.Embed(config.vocab_size, width, **leaf)
+        self.position_embeddings = nnx.Embed(config.max_position_embeddings, width, **leaf)
+        self.token_type_embeddings = nnx.Embed(config.type_vocab_size, width, **leaf)
+        self.LayerNorm = _layer_norm(config, **leaf)
+
+    def __call__(
+        self, ids: Int[Array, "B L"], token_types: Int[Array, "B L"] | None
+    ) -> Float[Array, "B L D"]:
+        if ids.shape[1] > self.config.longest:
+            raise ValueError(
+                f"{self.config.model_type}: expected at most {self.config.longest} tokens, "
+                f"got {ids.shape[1]}"
+            )
+        types = jnp.zeros_like(ids) if token_types is None else token_types
+        return self.LayerNorm(
+            self.word_embeddings(ids)
+            + self.token_type_embeddings(types)
+            + self.position_embeddings(_positions(ids, self.config))
+        )
+
+
+def _positions(ids: Int[Array, "B L"], config: BertConfig) -> Int[Array, "B L"]:
+    """BERT: 0, 1, 2, ... RoBERTa: padding sits at its own id, the rest count on from there.
+
+    RoBERTa's positions come from the ids, not from the mask.
+    """
+    if config.model_type == "bert":
+        return jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+    real = (ids != config.pad_token_id).astype(ids.dtype)
+    return jnp.cumsum(real, axis=1) * real + config.pad_token_id
+
+
+class _Encoder(nnx.Module):
+    """The layers; gives the state before the first one and after each."""
+
+    def __init__(self, config: BertConfig, **leaf):
+        self.layer = nnx.List([_Layer(config, **leaf) for _ in range(config.num_hidden_layers)])
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Int[Array, "B L"] | Bool[Array, "B L"] | None,
+    ) -> tuple[Float[Array, "B L D"], ...]:
+        visible = None if mask is None else (mask != 0)[:, None, None, :]
+        states = [x]
+        for layer in self.layer:
+            states.append(layer(states[-1], visible))
+        return tuple(states)
+
+
+class _Layer(nnx.Module):
+    """x = attention(x);  x = output(gelu(intermediate(x)), x), the norms coming after the sums."""
+
+    def __init__(self, config: BertConfig, **leaf):
+        width, inner = config.hidden_size, config.intermediate_size
+        self.attention = _Attention(config, **leaf)
+        self.intermediate = _Dense(width, inner, **leaf)
+        self.output = _Output(inner, config, **leaf)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
+    ) -> Float[Array, "B L D"]:
+        x = self.attention(x, visible)
+        return self.output(jax.nn.gelu(self.intermediate(x), approximate=False), x)
+
+
+class _Attention(nnx.Module):
+    """output(self(x), x): the checkpoint's attention.self.* and attention.output.*."""
+
+    def __init__(self, config: BertConfig, **leaf):
+        self.self = _SelfAttention(config, **leaf)
+        self.output = _Output(config.hidden_size, config, **leaf)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
+    ) -> Float[Array, "B L D"]:
+        return self.output(self.self(x, visible), x)
+
+
+class _SelfAttention(nnx.Module):
+    """The heads, concatenated; every projection has a bias."""
+
+    def __init__(self, config: BertConfig, **leaf):
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.query = nnx.Linear(width, width, **leaf)
+        self.key = nnx.Linear(width, width, **leaf)
+        self.value = nnx.Linear(width, width, **leaf)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
+    ) -> Float[Array, "B L D"]:
+        query, key, value = (
+            projected.reshape(*x.shape[:2], self.heads, -1)
+            for projected in (self.query(x), self.key(x), self.value(x))
+        )
+        return dot_product_attention(query, key, value, mask=visible).reshape(x.shape)
+
+
+class _Output(nnx.Module):
+    """LayerNorm(dense(x) + residual)."""
+
+    def __init__(self, in_width: int, config: BertConfig, **leaf):
+        self.dense = nnx.Linear(in_width, config.hidden_size, **leaf)
+        self.LayerNorm = _layer_norm(config, **leaf)
+
+    def __call__(
+        self, x: Float[Array, "B L I"], residual: Float[Array, "B L D"]
+    ) -> Float[Array, "B L D"]:
+        return self.LayerNorm(self.dense(x) + residual)
+
+
+class _Dense(nnx.Module):
+    """A linear layer under the key that the checkpoint gives it."""
+
+    def __init__(self, in_width: int, out_width: int, **leaf):
+        self.dense = nnx.Linear(in_width, out_width, **leaf)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L I"]:
+        return self.dense(x)
+
+
+def _layer_norm(config: BertConfig, **leaf) -> nnx.LayerNorm:
+    """A layer norm whose variance is taken about the mean, in float32."""
+    return nnx.LayerNorm(
+        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, **leaf
+    )

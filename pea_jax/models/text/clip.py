@@ -1,0 +1,300 @@
+"""The text tower of CLIP, as transformers has it (CLIPTextModel).
+
+Source: Radford et al. 2021 (arXiv 2103.00020), section 2.4. The keys are those of the published
+checkpoints: text_model.embeddings.*, text_model.encoder.layers.*, text_model.final_layer_norm.*.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from pea_jax.models.attention.core import dot_product_attention
+from pea_jax.models.sizes import not_counts
+from pea_jax.models.text.towers import TextOutput
+
+#: Before transformers 4.31 every config said so, whatever the tokenizer's id was.
+LEGACY_EOS = 2
+
+
+def _quick_gelu(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    """OpenAI CLIP's approximation: x * sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def _gelu(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    """The exact (erf) GELU."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+_ACTIVATIONS: dict[str, Callable] = {"quick_gelu": _quick_gelu, "gelu": _gelu}
+
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig:
+    """The shape of a CLIP text tower, in the names and with the defaults of transformers.
+
+    Attributes:
+        vocab_size: rows of the token embedding.
+        hidden_size: width of the tokens.
+        intermediate_size: width inside the MLP.
+        num_hidden_layers: layers.
+        num_attention_heads: heads; they divide the width.
+        max_position_embeddings: the longest prompt, in tokens.
+        hidden_act: "quick_gelu" or "gelu" (the exact one).
+        layer_norm_eps: of every layer norm.
+        eos_token_id: where the pooled vector is taken; 2 marks a config of before transformers 4.31
+            and stands for the highest id of the prompt.
+        projection_dim: width of the text projection, where a checkpoint has one.
+        use_attention_mask: whether the diffusion model was trained with padding masked. diffusers
+            passes no mask to this tower otherwise, and Stable Diffusion's configs do not set it.
+    """
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+    projection_dim: int | None = 512
+    use_attention_mask: bool = False
+
+    def __post_init__(self):
+        """Raise ValueError where the heads do not divide the width."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                "CLIP text config: hidden_size: expected a multiple of num_attention_heads "
+                f"({self.num_attention_heads}), got {self.hidden_size}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CLIPTextConfig":
+        """The config of a checkpoint's config.json, of the tower alone or of a whole CLIP.
+
+        A whole CLIP nests it in "text_config". Where a "text_config_dict" lies beside, it alone
+        counts, its gaps filled from the defaults: that is what transformers does.
+
+        Raises:
+            ValueError: the config is of another model, or values of it are not supported.
+        """
+        if values.get("model_type", "clip") not in ("clip", "clip_text_model"):
+            raise ValueError(
+                "CLIP text config: model_type: expected 'clip' or 'clip_text_model', "
+                f"got {values['model_type']!r}"
+            )
+        for nested in ("text_config_dict", "text_config"):
+            if values.get(nested) is not None:
+                values = values[nested]
+                break
+        fields = {field.name for field in dataclasses.fields(cls)}
+        values = {key: value for key, value in values.items() if key in fields}
+        problems = not_counts(values, _COUNTS)
+        if (activation := values.get("hidden_act", cls.hidden_act)) not in _ACTIVATIONS:
+            problems.append(f"hidden_act: expected one of {[*_ACTIVATIONS]}, got {activation!r}")
+        if type(end := values.get("eos_token_id", cls.eos_token_id)) is not int:
+            problems.append(f"eos_token_id: expected one id, got {end!r}")
+        if problems:
+            raise ValueError(f"CLIP text config: {'; '.join(problems)}")
+        return cls(**values)
+
+    @property
+    def longest(self) -> int:
+        """The longest prompt, in tokens."""
+        return self.max_position_embeddings
+
+
+class CLIPText(nnx.Module):
+    """Token ids -> hidden states, and the end-of-text token's as the pooled vector.
+
+    Args:
+        config: the sizes.
+        projected: whether the pooled vector goes through `text_projection`, a matrix without bias
+            (CLIPTextModelWithProjection, SDXL's second tower).
+        rngs: the keys of the parameters.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+
+    Raises:
+        ValueError: it is to be projected and the config does not say to what width.
+    """
+
+    def __init__(
+        self,
+        config: CLIPTextConfig,
+        *,
+        projected: bool = False,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        if projected and (problems := not_counts(vars(config), ["projection_dim"])):
+            raise ValueError(f"CLIP text config: {problems[0]}")
+        leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        self.projected = projected
+        self.text_model = _TextModel(config, **leaf)
+        if projected:
+            self.text_projection = nnx.Linear(
+                config.hidden_size, config.projection_dim, use_bias=False, **leaf
+            )
+
+    def __call__(
+        self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None
+    ) -> TextOutput:
+        """Encode prompts.
+
+        Args:
+            ids: [B, L], L at most max_position_embeddings.
+            mask: [B, L], nonzero for the tokens to look at, besides the causal mask; None for all
+                of them, which is how Stable Diffusion was trained (see `use_attention_mask`). A
+                token that is left nothing to look at gets the mean over all values.
+
+        Returns:
+            tokens [B, L, D] after the final layer norm; pooled of them at the end-of-text token,
+            [B, D], or [B, projection_dim] where it is projected; hidden_states before that norm.
+
+        Raises:
+            ValueError: the prompts are longer than the position embeddings.
+        """
+        output = self.text_model(ids, mask)
+        if not self.projected:
+            return output
+        return dataclasses.replace(output, pooled=self.text_projection(output.pooled))
+
+
+class _TextModel(nnx.Module):
+    """Embeddings, the layers, the final norm and the pooling."""
+
+    def __init__(self, config: CLIPTextConfig, **leaf):
+        self.config = config
+        self.embeddings = _Embeddings(config, **leaf)
+        self.encoder = _Encoder(config, **leaf)
+        self.final_layer_norm = _layer_norm(config, **leaf)
+
+    def __call__(
+        self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None
+    ) -> TextOutput:
+        hidden_states = self.encoder(self.embeddings(ids), mask)
+        tokens = self.final_layer_norm(hidden_states[-1])
+        position = _end_of_text(ids, self.config.eos_token_id)
+        pooled = jnp.take_along_axis(tokens, position[:, None, None], axis=1)[:, 0]
+        return TextOutput(tokens=tokens, pooled=pooled, hidden_states=hidden_states)
+
+
+def _end_of_text(ids: Int[Array, "B L"], eos_token_id: int) -> Int[Array, "B"]:
+    """The first position of the end-of-text token; 0 where a prompt has none.
+
+    With the legacy id it is the first position of the prompt's highest id, for the end of text is
+    the last entry of OpenAI's vocabulary.
+    """
+    if eos_token_id == LEGACY_EOS:
+        return jnp.argmax(ids, axis=-1)
+    return jnp.argmax(ids == eos_token_id, axis=-1)
+
+
+class _Embeddings(nnx.Module):
+    """token_embedding[ids] + position_embedding."""
+
+    def __init__(self, config: CLIPTextConfig, **leaf):
+        self.token_embedding = nnx.Embed(config.vocab_size, config.hidden_size, **leaf)
+        self.position_embedding = nnx.Embed(
+            config.max_position_embeddings, config.hidden_size, **leaf
+        )
+
+    def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        length, longest = ids.shape[1], self.position_embedding.num_embeddings
+        if length > longest:
+            raise ValueError(f"CLIP text: expected at most {longest} tokens, got {length}")
+        return self.token_embedding(ids) + self.position_embedding(jnp.arange(length)[None])
+
+
+class _Encoder(nnx.Module):
+    """The layers; gives the state before the first one and after each."""
+
+    def __init__(self, config: CLIPTextConfig, **leaf):
+        self.layers = nnx.List([_Layer(config, **leaf) for _ in range(config.num_hidden_layers)])
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Int[Array, "B L"] | Bool[Array, "B L"] | None,
+    ) -> tuple[Float[Array, "B L D"], ...]:
+        visible = None if mask is None else (mask != 0)[:, None, None, :]
+        states = [x]
+        for layer in self.layers:
+            states.append(layer(states[-1], visible))
+        return tuple(states)
+
+
+class _Layer(nnx.Module):
+    """x += self_attn(layer_norm1 x);  x += mlp(layer_norm2 x)."""
+
+    def __init__(self, config: CLIPTextConfig, **leaf):
+        self.layer_norm1 = _layer_norm(config, **leaf)
+        self.self_attn = _Attention(config, **leaf)
+        self.layer_norm2 = _layer_norm(config, **leaf)
+        self.mlp = _MLP(config, **leaf)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
+    ) -> Float[Array, "B L D"]:
+        x = x + self.self_attn(self.layer_norm1(x), visible)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class _Attention(nnx.Module):
+    """Causal self-attention; every projection has a bias."""
+
+    def __init__(self, config: CLIPTextConfig, **leaf):
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.q_proj = nnx.Linear(width, width, **leaf)
+        self.k_proj = nnx.Linear(width, width, **leaf)
+        self.v_proj = nnx.Linear(width, width, **leaf)
+        self.out_proj = nnx.Linear(width, width, **leaf)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
+    ) -> Float[Array, "B L D"]:
+        query, key, value = (
+            projected.reshape(*x.shape[:2], self.heads, -1)
+            for projected in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        )
+        attended = dot_product_attention(query, key, value, mask=visible, causal=True)
+        return self.out_proj(attended.reshape(x.shape))
+
+
+class _MLP(nnx.Module):
+    """fc2(activation(fc1(x)))."""
+
+    def __init__(self, config: CLIPTextConfig, **leaf):
+        self.activation = _ACTIVATIONS[config.hidden_act]
+        self.fc1 = nnx.Linear(config.hidden_size, config.intermediate_size, **leaf)
+        self.fc2 = nnx.Linear(config.intermediate_size, config.hidden_size, **leaf)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+def _layer_norm(config: CLIPTextConfig, **leaf) -> nnx.LayerNorm:
+    """A layer norm whose variance is taken about the mean, in float32."""
+    return nnx.LayerNorm(
+        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, **leaf
+    )

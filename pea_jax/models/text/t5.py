@@ -1,0 +1,343 @@
+"""The encoder of T5 and mT5, as transformers has it (T5EncoderModel, MT5EncoderModel).
+
+Sources: Raffel et al. 2020 (arXiv 1910.10683), section 2.1; Shazeer 2020 (2002.05202) for the gated
+MLP of mT5 (Xue et al. 2021, 2010.11934). The keys are those of the published checkpoints:
+shared.weight, encoder.block.*, encoder.final_layer_norm.weight. The decoder is not part of it, and
+`BESIDE` says what else the published files hold.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from pea_jax.models.attention.core import dot_product_attention
+from pea_jax.models.sizes import not_counts
+from pea_jax.models.text.towers import TextOutput
+
+#: Patterns of the keys that published files hold beside the encoder: the decoder, its head, and the
+#: embedding once more by the name that the encoder has for it. A file that has the embedding by
+#: that name alone loads too (`weights.names.ALIASES`).
+BESIDE = (r"encoder\.embed_tokens\.weight", r"decoder\..*", r"lm_head\.weight")
+
+#: "gated-gelu" is the tanh approximation, whatever its name says.
+_ACTIVATIONS: dict[str, Callable] = {
+    "relu": jax.nn.relu,
+    "gated-gelu": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+_COUNTS = (
+    "vocab_size",
+    "d_model",
+    "d_kv",
+    "d_ff",
+    "num_layers",
+    "num_heads",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """The shape of an encoder, in the names and with the defaults of transformers.
+
+    Attributes:
+        vocab_size: rows of the embedding.
+        d_model: width of the tokens.
+        d_kv: size of a head; heads times it need not be the width.
+        d_ff: width inside the MLP.
+        num_layers: of the encoder.
+        num_heads: heads.
+        relative_attention_num_buckets: distances that are told apart, both directions together.
+        relative_attention_max_distance: from here on all distances are one.
+        layer_norm_epsilon: of every norm.
+        feed_forward_proj: "relu", or "gated-gelu": gelu(wi_0 x) * (wi_1 x) with the tanh
+            approximation.
+    """
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: str = "relu"
+
+    def __post_init__(self):
+        """Raise ValueError where the buckets leave no room for one or for several distances."""
+        half = self.relative_attention_num_buckets // 2
+        if half < 2 or self.relative_attention_max_distance <= half // 2:
+            raise ValueError(
+                "T5 config: expected relative_attention_num_buckets of at least 4 and a "
+                "relative_attention_max_distance above a quarter of them, got "
+                f"{self.relative_attention_num_buckets} and {self.relative_attention_max_distance}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "T5Config":
+        """The config of a checkpoint's config.json.
+
+        Raises:
+            ValueError: the config is of another model, or values of it are not supported.
+        """
+        if values.get("model_type", "t5") not in ("t5", "mt5"):
+            raise ValueError(
+                f"T5 config: model_type: expected 't5' or 'mt5', got {values['model_type']!r}"
+            )
+        defaults = {} if values.get("model_type", "t5") == "t5" else _MT5
+        fields = {field.name for field in dataclasses.fields(cls)}
+        values = defaults | {key: value for key, value in values.items() if key in fields}
+        problems = not_counts(values, _COUNTS)
+        activation = values.get("feed_forward_proj", cls.feed_forward_proj)
+        if activation not in _ACTIVATIONS:
+            expected = [*_ACTIVATIONS]
+            problems.append(f"feed_forward_proj: expected one of {expected}, got {activation!r}")
+        if problems:
+            raise ValueError(f"T5 config: {'; '.join(problems)}")
+        return cls(**values)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the tokens."""
+        return self.d_model
+
+    @property
+    def longest(self) -> None:
+        """Prompts may be of any length: positions are relative."""
+        return None
+
+
+#: Where transformers' MT5Config has another default than its T5Config.
+_MT5 = {
+    "vocab_size": 250112,
+    "d_ff": 1024,
+    "num_layers": 8,
+    "num_heads": 6,
+    "feed_forward_proj": "gated-gelu",
+}
+
+
+class T5Encoder(nnx.Module):
+    """Token ids -> hidden states, each token seeing every other that is not masked.
+
+    The sum that runs through the blocks leaves the range of float16, for T5 was trained in
+    bfloat16, which has that of float32. With a `dtype` of float16 that sum and the norms that read
+    it are in float32, and so are the MLPs' `wo` and its parameters, as transformers keeps them.
+    """
+
+    def __init__(
+        self,
+        config: T5Config,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        self.dtype = dtype
+        self.shared = nnx.Embed(config.vocab_size, config.d_model, **leaf | {"dtype": _wide(dtype)})
+        self.encoder = _Stack(config, **leaf)
+
+    def __call__(
+        self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None
+    ) -> TextOutput:
+        """Encode prompts.
+
+        Args:
+            ids: [B, L].
+            mask: [B, L], nonzero for the tokens to look at; None for all of them. In a prompt that
+                is masked whole, every token gets the mean over all values.
+
+        Returns:
+            tokens [B, L, D] after the final norm; pooled is None; hidden_states before that norm.
+        """
+        hidden_states = self.encoder(self.shared(ids), mask)
+        tokens = self.encoder.final_layer_norm(hidden_states[-1]).astype(self.dtype)
+        return TextOutput(tokens=tokens, pooled=None, hidden_states=hidden_states)
+
+
+class _Stack(nnx.Module):
+    """The blocks, which share the first one's bias; the state before them and after each."""
+
+    def __init__(self, config: T5Config, **leaf):
+        self.block = nnx.List(
+            [_Block(config, index == 0, **leaf) for index in range(config.num_layers)]
+        )
+        self.final_layer_norm = _norm(config, **leaf)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None
+    ) -> tuple[Float[Array, "B L D"], ...]:
+        visible = None if mask is None else (mask != 0)[:, None, None, :]
+        bias = self.block[0].layer[0].SelfAttention.bias(x.shape[1])
+        states = [x]
+        for block in self.block:
+            states.append(block(states[-1], bias, visible))
+        return tuple(states)
+
+
+class _Block(nnx.Module):
+    """x += attention(norm x);  x += mlp(norm x)."""
+
+    def __init__(self, config: T5Config, first: bool, **leaf):
+        self.layer = nnx.List(
+            [_AttentionLayer(config, first, **leaf), _FeedForwardLayer(config, **leaf)]
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        bias: Float[Array, "1 N L L"],
+        visible: Bool[Array, "B 1 1 L"] | None,
+    ) -> Float[Array, "B L D"]:
+        attention, feed_forward = self.layer
+        return feed_forward(attention(x, bias, visible))
+
+
+class _AttentionLayer(nnx.Module):
+    def __init__(self, config: T5Config, first: bool, **leaf):
+        self.SelfAttention = _Attention(config, first, **leaf)
+        self.layer_norm = _norm(config, **leaf)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        bias: Float[Array, "1 N L L"],
+        visible: Bool[Array, "B 1 1 L"] | None,
+    ) -> Float[Array, "B L D"]:
+        return x + self.SelfAttention(self.layer_norm(x), bias, visible)
+
+
+class _FeedForwardLayer(nnx.Module):
+    def __init__(self, config: T5Config, **leaf):
+        gated = config.feed_forward_proj.startswith("gated")
+        self.DenseReluDense = (_Gated if gated else _Plain)(config, **leaf)
+        self.layer_norm = _norm(config, **leaf)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return x + self.DenseReluDense(self.layer_norm(x))
+
+
+class _Attention(nnx.Module):
+    """softmax(q k^T + bias) v: no scale, no biases but the one of relative positions."""
+
+    def __init__(self, config: T5Config, first: bool, **leaf):
+        inner = config.num_heads * config.d_kv
+        self.config = config
+        self.q = nnx.Linear(config.d_model, inner, use_bias=False, **leaf)
+        self.k = nnx.Linear(config.d_model, inner, use_bias=False, **leaf)
+        self.v = nnx.Linear(config.d_model, inner, use_bias=False, **leaf)
+        self.o = nnx.Linear(inner, config.d_model, use_bias=False, **leaf)
+        if first:
+            self.relative_attention_bias = nnx.Embed(
+                config.relative_attention_num_buckets,
+                config.num_heads,
+                **leaf | {"dtype": jnp.float32},  # that of the logits
+            )
+
+    def bias(self, length: int) -> Float[Array, "1 N L L"]:
+        """What is added to the logits of query i and key j, by their distance j - i."""
+        buckets = jnp.asarray(_buckets(length, self.config))
+        return self.relative_attention_bias(buckets).transpose(2, 0, 1)[None]
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        bias: Float[Array, "1 N L L"],
+        visible: Bool[Array, "B 1 1 L"] | None,
+    ) -> Float[Array, "B L D"]:
+        query, key, value = (
+            projected.reshape(*x.shape[:2], self.config.num_heads, self.config.d_kv)
+            for projected in (self.q(x), self.k(x), self.v(x))
+        )
+        attended = dot_product_attention(query, key, value, mask=visible, bias=bias, scale=1.0)
+        return self.o(attended.reshape(*x.shape[:2], -1))
+
+
+def _buckets(length: int, config: T5Config) -> Int[np.ndarray, "L L"]:
+    """The bucket of the distance from query i to key j, [i, j]; keys ahead have the upper half."""
+    half = config.relative_attention_num_buckets // 2
+    of_size = np.array([_bucket(size, half, config) for size in range(length)])
+    distances = np.arange(length)[None] - np.arange(length)[:, None]
+    return of_size[np.abs(distances)] + np.where(distances > 0, half, 0)
+
+
+def _bucket(size: int, half: int, config: T5Config) -> int:
+    """The bucket of a distance in one direction, of `half` buckets.
+
+    With n = half - exact, and distances counted from `exact` to the greatest one:
+
+        size                                           below exact = half // 2
+        exact + floor(n log(size / exact) / log(greatest / exact)), at most half - 1, from there on
+
+    The floor is taken in integers, size^n exact^k >= greatest^k exact^n for every step k that is
+    passed: a logarithm that is off by its last bit, as an accelerator's may be, would move whole
+    distances (16, 32 and 64 of the published models) one bucket down.
+    """
+    exact, greatest = half // 2, config.relative_attention_max_distance
+    if size < exact:
+        return size
+    steps = half - exact
+    passed = (size**steps * exact**k >= greatest**k * exact**steps for k in range(1, steps))
+    return exact + sum(passed)
+
+
+class _Plain(nnx.Module):
+    """wo(activation(wi x))."""
+
+    def __init__(self, config: T5Config, **leaf):
+        self.activation = _ACTIVATIONS[config.feed_forward_proj]
+        self.wi = nnx.Linear(config.d_model, config.d_ff, use_bias=False, **leaf)
+        self.wo = _wo(config, **leaf)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return self.wo(self.activation(self.wi(x)))
+
+
+class _Gated(nnx.Module):
+    """wo(activation(wi_0 x) * wi_1 x)."""
+
+    def __init__(self, config: T5Config, **leaf):
+        self.activation = _ACTIVATIONS[config.feed_forward_proj]
+        self.wi_0 = nnx.Linear(config.d_model, config.d_ff, use_bias=False, **leaf)
+        self.wi_1 = nnx.Linear(config.d_model, config.d_ff, use_bias=False, **leaf)
+        self.wo = _wo(config, **leaf)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return self.wo(self.activation(self.wi_0(x)) * self.wi_1(x))
+
+
+def _wo(config: T5Config, *, dtype: DTypeLike, param_dtype: DTypeLike, **leaf) -> nnx.Linear:
+    """The MLP's last projection."""
+    return nnx.Linear(
+        config.d_ff,
+        config.d_model,
+        use_bias=False,
+        dtype=_wide(dtype),
+        param_dtype=_wide(param_dtype),
+        **leaf,
+    )
+
+
+def _norm(config: T5Config, *, dtype: DTypeLike, **leaf) -> nnx.RMSNorm:
+    """x / sqrt(mean(x^2) + eps) * weight, in float32 before the result is rounded to `dtype`."""
+    return nnx.RMSNorm(
+        config.d_model, epsilon=config.layer_norm_epsilon, dtype=_wide(dtype), **leaf
+    )
+
+
+def _wide(dtype: DTypeLike) -> DTypeLike:
+    """`dtype`, or float32 for float16: see `T5Encoder`."""
+    return jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype

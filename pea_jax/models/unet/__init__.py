@@ -1,0 +1,1 @@
+"""The UNet of Stable Diffusion and SDXL."""

@@ -1,0 +1,302 @@
+"""What a run leaves in its workdir to go on from: the config it was started with, and checkpoints.
+
+    workdir/config.json          of the run; another config is refused (`check_config`)
+    workdir/checkpoints/STEP/    adapter, ema, optimizer, data (the iterator of every process), meta
+
+A checkpoint holds what training changes and never the frozen weights. Orbax writes it beside its
+place and renames it when it is whole, or in a bucket writes a commit file last, so a killed run
+leaves the checkpoint before, untouched. One that was damaged later is passed over (saved.py).
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain.checkpoint as grain_checkpoint
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from pea_jax.runtime import checkpoint_files, storage
+from pea_jax.runtime.checkpoint_files import CHECKPOINTS, pack
+from pea_jax.runtime.storage import AnyPath, StorageError
+
+CONFIG_FILE = "config.json"
+
+#: Fields, and groups of fields, that may differ between the sittings of one run: none of them
+#: changes what a step computes. Everything else makes it another run, with another workdir.
+MAY_CHANGE = (
+    "prepare",
+    "train",
+    "sample",
+    "evaluate",
+    "mesh",
+    "data.data_dir",
+    "data.workers",
+    "data.max_bad_images",
+)
+
+Tree = Any
+_LOG = logging.getLogger(__name__)
+_ABSENT = "(absent)"
+
+
+def check_config(workdir: AnyPath, config: Mapping[str, Any]) -> None:
+    """Refuse a workdir that holds a run of another config.
+
+    Args:
+        workdir: may be missing.
+        config: nested, of what JSON can hold.
+
+    Raises:
+        ValueError: names every field that differs and is not under MAY_CHANGE; or the workdir is a
+            file, or holds checkpoints without a config.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir}: expected a folder for the run, or nothing")
+    if not (workdir / CONFIG_FILE).exists():
+        if checkpoint_files.steps(workdir):
+            raise ValueError(f"{workdir} holds checkpoints but no {CONFIG_FILE}")
+        return
+    before, now = _flatten(read_config(workdir)), _flatten(_as_json(config))
+    differing = [
+        f"{field}: {before.get(field, _ABSENT)!r} there, {now.get(field, _ABSENT)!r} here"
+        for field in sorted(before.keys() | now.keys())
+        if before.get(field, _ABSENT) != now.get(field, _ABSENT) and not _may_change(field)
+    ]
+    if differing:
+        raise ValueError(
+            f"{workdir} holds a run of another config ({'; '.join(differing)}): give these fields "
+            "their old values, or this run another workdir"
+        )
+
+
+def write_config(workdir: AnyPath, config: Mapping[str, Any]) -> None:
+    """Write the config of the run, making the workdir; to be called after `check_config`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_as_json(config), indent=2, ensure_ascii=False)
+    storage.replace_text(workdir / CONFIG_FILE, text + "\n")
+
+
+def read_config(workdir: AnyPath) -> dict[str, Any]:
+    """The config of the run in `workdir`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is not a JSON object.
+    """
+    file = workdir / CONFIG_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{workdir} holds no run: expected {file}")
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: expected a JSON object ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: expected a JSON object, got a {type(config).__name__}")
+    return config
+
+
+class SaveError(StorageError):
+    """A checkpoint that could not be written; those before it are whole."""
+
+
+class Checkpointer:
+    """The checkpoints of one run, written in the background; used as a context manager.
+
+    Args:
+        workdir: of the run.
+        keep: how many of the latest checkpoints stay.
+        keep_best: whether the one of the lowest `loss` given to `save` stays too.
+    """
+
+    def __init__(self, workdir: AnyPath, *, keep: int = 3, keep_best: bool = False):
+        if keep < 1:
+            raise ValueError(f"keep: expected at least 1 checkpoint, got {keep}")
+        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
+        if keep_best:
+            policies.append(checkpoint_managers.BestN(get_metric_fn=_negated_loss, n=1))
+        self._workdir, self._saved = workdir, None
+        folder = workdir / CHECKPOINTS
+        self._manager = ocp.CheckpointManager(
+            folder if storage.is_bucket(folder) else folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                # With it Orbax writes the loss down, so that a later sitting knows the best one.
+                best_fn=_negated_loss if keep_best else None,
+                cleanup_tmp_directories=True,
+                step_format_fixed_length=8,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is not None and jax.process_count() > 1:
+            return  # It must not wait for the other processes, which may be gone.
+        try:
+            with self._saving():
+                self._manager.close()
+        except SaveError as error:
+            if kind is None:
+                raise
+            _LOG.warning("%s", error)  # the error that the run ends with is told after it
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the latest whole checkpoint, None before the first."""
+        return self._manager.latest_step()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps of every checkpoint kept, in rising order."""
+        return tuple(sorted(self._manager.all_steps()))
+
+    def save(
+        self,
+        step: int,
+        state: Tree,
+        data_iterator: Iterator[Any],
+        *,
+        adapter: Any,
+        seed: int,
+        loss: float | None = None,
+    ) -> bool:
+        """Save `state` after `step` steps; returns as soon as the arrays are copied to the host.
+
+        Args:
+            step: how many steps were taken.
+            state: of training, with attributes params, ema (or None), opt_state and step.
+            data_iterator: a Grain iterator, standing after the batch of this step.
+            adapter: the shape of `params`, a dataclass of what JSON can hold; the adapter can then
+                be read without the config.
+            seed: of the run; the key of a step follows from it and the step.
+            loss: what `keep_best` compares.
+
+        Returns:
+            False where this step was saved already.
+
+        Raises:
+            SaveError: this or the save before could not be written; the checkpoints before are
+                whole.
+        """
+        if self.latest_step == step:
+            return False
+        meta = {"step": step, "seed": seed, "adapter": dataclasses.asdict(adapter)}
+        items = {
+            "adapter": ocp.args.PyTreeSave(pack(state.params)),
+            "optimizer": ocp.args.PyTreeSave(pack((state.opt_state, state.step))),
+            "data": grain_checkpoint.CheckpointSave(data_iterator),
+            "meta": ocp.args.JsonSave(meta),
+        }
+        if state.ema is not None:
+            items["ema"] = ocp.args.PyTreeSave(pack(state.ema))
+        metrics = None if loss is None else {"loss": float(loss)}
+        with self._saving(step):
+            return self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+
+    def restore(
+        self, state: Tree, data_iterator: Iterator[Any], *, seed: int
+    ) -> tuple[Tree, Iterator[Any]]:
+        """The latest checkpoint that is whole, in the form and on the devices of `state`.
+
+        A later one that is damaged is warned of and moved to WORKDIR/damaged, since its step will
+        be saved again. `latest_step` is that of the checkpoint taken.
+
+        Args:
+            state: as for `save`, of a run that has just begun; its arrays say shapes and shardings.
+            data_iterator: its position is set, whatever number of processes it was saved by.
+            seed: of the run.
+
+        Raises:
+            ValueError: the checkpoint is of another seed, or does not have the form of `state`; or
+                none is whole. Nothing is moved then.
+            StorageError: the storage does not answer.
+        """
+        if self.latest_step is None:
+            raise ValueError("no checkpoint to restore")
+        trees = {"adapter": state.params, "optimizer": (state.opt_state, state.step)}
+        if state.ema is not None:
+            trees["ema"] = state.ema
+
+        def read(folder: AnyPath) -> tuple[dict[str, Tree], Any]:
+            checkpoint_files.read_items(folder)
+            found = checkpoint_files.read_meta(folder)["seed"]
+            if found != seed:
+                raise ValueError(
+                    f"checkpoint {int(folder.name)} of {self._manager.directory}: "
+                    f"expected seed {seed}, got {found}"
+                )
+            position = checkpoint_files.merge_states(
+                data_iterator, checkpoint_files.read_data_states(folder)
+            )
+            return {
+                item: checkpoint_files.read_tree(folder, item, trees[item]) for item in trees
+            }, position
+
+        _, (values, position), damaged = checkpoint_files.latest_whole(
+            self._workdir, self.steps, read
+        )
+        data_iterator.set_state(position)
+        if damaged:
+            checkpoint_files.set_aside(self._workdir, damaged)
+            self._manager.reload()
+        state = dataclasses.replace(
+            state,
+            params=values["adapter"],
+            ema=values.get("ema"),
+            opt_state=values["optimizer"][0],
+            step=values["optimizer"][1],
+        )
+        return state, data_iterator
+
+    def wait(self) -> None:
+        """Wait until what was saved is on disk.
+
+        Raises:
+            SaveError: it could not be written; the checkpoints before are whole.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _saving(self, step: int | None = None) -> Iterator[None]:
+        """An error of the save under way, or of the one before it, as one line."""
+        if step is not None:
+            before, self._saved = self._saved, step
+        else:
+            before = self._saved
+        try:
+            yield
+        except Exception as error:
+            failed = " or ".join(str(s) for s in dict.fromkeys((before, step)) if s is not None)
+            reason = storage.explain(error) or " ".join(str(error).split()) or repr(error)
+            told = f"{self._workdir / CHECKPOINTS}: the checkpoint of step {failed}"
+            raise SaveError(f"{told} could not be written ({reason})") from error
+
+
+def _negated_loss(metrics: Mapping[str, float]) -> float:
+    return -metrics["loss"]
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(config)))
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _may_change(field: str) -> bool:
+    return any(field == name or field.startswith(f"{name}.") for name in MAY_CHANGE)

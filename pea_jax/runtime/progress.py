@@ -1,0 +1,118 @@
+"""Progress on standard error: of a training run, and of images that are sampled."""
+
+import datetime
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sized
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+
+from pea_jax.runtime import parallel
+
+#: One element an image.
+Batch = TypeVar("Batch", bound=Sized)
+
+
+class TrainingBar:
+    """Step, loss terms, images/s and time left: a bar on a terminal, plain lines elsewhere.
+
+    Args:
+        total: the last step of the run.
+        images_per_step: of the whole batch, over all hosts.
+        start: the step that the run goes on from.
+        log_every: plain lines come at every multiple of it, and at the last step.
+        stream: where to; standard error by default.
+        enabled: False shows nothing (every process of a run but one).
+    """
+
+    def __init__(
+        self,
+        total: int,
+        images_per_step: int,
+        *,
+        start: int = 0,
+        log_every: int = 50,
+        stream: io.TextIOBase | None = None,
+        enabled: bool = True,
+    ):
+        self._rate: float | None = None
+        self._total, self._images_per_step, self._log_every = total, images_per_step, log_every
+        self._stream = sys.stderr if stream is None else stream
+        self._enabled = enabled
+        self._bar: Progress | None = None
+        if enabled and self._stream.isatty():
+            self._bar = Progress(
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=12),
+                TextColumn("{task.fields[pace]}"),
+                # On a narrow terminal the terms take several lines.
+                TextColumn("{task.fields[terms]}", table_column=Column(ratio=1)),
+                expand=True,
+                console=Console(file=self._stream),
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task(
+                "", total=total, completed=start, pace="compiling", terms=""
+            )
+
+    def __enter__(self) -> "TrainingBar":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Show a line, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        elif self._enabled:
+            print(line, file=self._stream, flush=True)
+
+    def update(self, step: int, values: Mapping[str, float], rate: float | None) -> None:
+        """Show that `step` steps are done.
+
+        Args:
+            step: counted from 1.
+            values: of that step; "loss" and those named loss_* are shown.
+            rate: images a second; None keeps the last.
+        """
+        terms = [
+            f"{name.removeprefix('loss_')} {value:.4g}"
+            for name, value in values.items()
+            if name == "loss" or name.startswith("loss_")
+        ]
+        self._rate = self._rate if rate is None else rate
+        pace = []
+        if self._rate is not None:
+            seconds = (self._total - step) * self._images_per_step / self._rate
+            left = datetime.timedelta(seconds=round(seconds))
+            pace = [f"{self._rate:.1f} images/s", f"{left} left"]
+        if self._bar is not None:
+            told = {"pace": "  ".join(pace), "terms": "  ".join(terms)}
+            self._bar.update(self._task, completed=step, **told)
+        elif step % self._log_every == 0 or step == self._total:
+            self.say("  ".join([f"step {step}/{self._total}", *pace, *terms]))
+
+
+def progress(batches: Iterator[Batch], total: int, told: str = "sampling") -> Iterator[Batch]:
+    """Passes batches on and shows on standard error how many images they are of."""
+    columns = ["{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(
+        *columns, console=Console(stderr=True), disable=parallel.process_index() > 0
+    ) as bar:
+        task = bar.add_task(told, total=total)
+        for images in batches:
+            yield images
+            bar.update(task, advance=len(images))

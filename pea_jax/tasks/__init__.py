@@ -1,0 +1,1 @@
+"""The commands of `pea-jax`, one a file; none imports another."""

@@ -1,0 +1,110 @@
+"""`pea-jax convert`: the file of an adapter, the authors' or ours, as the other.
+
+    OUTPUT/adapter.safetensors, config.json   ours
+    OUTPUT/pytorch_model.bin                  the authors', with --format torch
+
+The tensors keep their keys, which are the same in both, and unless asked otherwise their types: the
+way there and back gives every bit again.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from pea_jax.models.adapter import AdapterConfig
+from pea_jax.runtime.storage import AnyPath, replace_bytes
+from pea_jax.weights.adapters import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    layer_names,
+    read_adapter,
+    read_adapter_config,
+    write_adapter,
+)
+from pea_jax.weights.pickles import serialize_pickle
+from pea_jax.weights.save import refuse_used
+
+TORCH_FILE = "pytorch_model.bin"
+
+FORMATS = ("safetensors", "torch")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def convert(
+    file: Path,
+    *,
+    output: AnyPath,
+    format: str | None = None,  # noqa: A002  (what the flag is called)
+    dtype: str | None = None,
+    language_encoder: str | None = None,
+    base: str | None = None,
+) -> AnyPath:
+    """Writes the adapter in `file` to the folder `output`.
+
+    Args:
+      file: a bare file of any layout, or what `pea-jax export` or this wrote (folder or file).
+      output: a folder that isn't there yet, or is empty.
+      format: one of `FORMATS`; None is safetensors.
+      dtype: one of `DTYPES`; None keeps the file's.
+      language_encoder: the name for config.json, in place of the one that the adapter came with.
+      base: the name of the base model, likewise.
+
+    Raises:
+      ValueError: arguments that cannot be; a file that holds no adapter, or values beyond `dtype`;
+        a folder that holds something already. Nothing is written then.
+    """
+    format = format or FORMATS[0]  # noqa: A001
+    named = {"base_model": base, "language_encoder": language_encoder}
+    named = {name: value for name, value in named.items() if value}
+    problems = [
+        f"--{name}: expected one of {', '.join(allowed)}, got {value!r}"
+        for name, value, allowed in (("format", format, FORMATS), ("dtype", dtype, DTYPES))
+        if value is not None and value not in allowed
+    ]
+    if format == "torch" and named:
+        problems.append(
+            f"--format torch writes {TORCH_FILE} alone, and no {CONFIG_FILE} to put names in"
+        )
+    if problems:
+        raise ValueError("; ".join(problems))
+    refuse_used(output)
+    architecture, metadata = read_adapter_config(file)
+    tensors = read_adapter(file)
+    print(f"{file}: {_described(architecture, tensors)}")
+    if dtype is not None:
+        tensors = {key: _cast(file, key, value, dtype) for key, value in tensors.items()}
+    if format == "torch":
+        content = serialize_pickle(tensors)
+        output.mkdir(parents=True, exist_ok=True)
+        replace_bytes(output / TORCH_FILE, content)
+    else:
+        write_adapter(output, tensors, metadata={**metadata, **named})
+    written = TORCH_FILE if format == "torch" else f"{WEIGHTS_FILE}, {CONFIG_FILE}"
+    print(f"{output}: {written} ({_types(tensors)})")
+    return output
+
+
+def _described(config: AdapterConfig, tensors: Mapping[str, np.ndarray]) -> str:
+    """What was recognised, in one line."""
+    widths = [config.input_width, *[config.hidden_width] * (config.projector_layers - 1)]
+    widths += [] if config.pooled_width is None else [f"{config.pooled_width} (pooled)"]
+    parameters = sum(value.size for value in tensors.values())
+    return (
+        f"an adapter of {', '.join(layer_names(config).values())}; "
+        f"widths {' -> '.join(map(str, [*widths, config.output_width]))}; "
+        f"{parameters:,} parameters, {_types(tensors)}"
+    )
+
+
+def _types(tensors: Mapping[str, np.ndarray]) -> str:
+    return " and ".join(sorted({value.dtype.name for value in tensors.values()}))
+
+
+def _cast(file: Path, key: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    try:
+        with np.errstate(over="raise"):
+            return value.astype(jnp.dtype(dtype))
+    except FloatingPointError:
+        raise ValueError(f"{file}: {key} has values beyond the range of {dtype}") from None

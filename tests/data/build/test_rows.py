@@ -1,0 +1,127 @@
+"""From records to rows: what keeps a row, and the reason why another is none."""
+
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pea_jax.data.build import filters, mapping, rows
+from pea_jax.data import images, schema
+from pea_jax.data.build.captions import Cleaning
+from pea_jax.data.build.filters import Filters
+from pea_jax.data.build.mapping import FieldMapping
+from pea_jax.data.origins.record import Record
+from tests.data.photographs import crop, encoded
+
+RULES = rows.Rules(
+    FieldMapping(caption_en=("en",)),
+    Cleaning(),
+    Filters(min_area=100, max_aspect=4.0, min_aesthetic=5.0),
+)
+GOOD = {"caption": "一只猫", "en": "a cat", "aesthetic_score": 6.0}
+
+
+def apply(image, name="1", fault=None, **fields):
+    return RULES.apply(Record(name, "s", image, {**GOOD, **fields}, fault))
+
+
+@pytest.fixture
+def photograph(rng):
+    return crop(rng)
+
+
+def test_a_good_record_is_a_row_with_its_picture_as_it_was(photograph):
+    image = encoded(photograph)
+    assert apply(image, en=" a  cat\n") == schema.Row(
+        key="s/1",
+        image=image,
+        caption="一只猫",
+        caption_en="a cat",
+        language="zh",
+        native=False,
+        height=photograph.height,
+        width=photograph.width,
+    )
+
+
+def test_unusual_pictures_are_good_rows(photograph):
+    upside = Image.Exif()
+    upside[0x0112] = 6
+    kinds = {
+        "png named jpg": (encoded(photograph, "PNG"), photograph.size),
+        "webp": (encoded(photograph, "WEBP"), photograph.size),
+        "cmyk": (encoded(photograph.convert("CMYK")), photograph.size),
+        "grey": (encoded(photograph.convert("L")), photograph.size),
+        "palette": (encoded(photograph.quantize(32), "PNG"), photograph.size),
+        "alpha": (encoded(photograph.convert("RGBA"), "PNG"), photograph.size),
+        "progressive": (encoded(photograph, progressive=True), photograph.size),
+        "rotated": (encoded(photograph, exif=upside), photograph.size[::-1]),
+    }
+    for name, (image, (width, height)) in kinds.items():
+        row = apply(image)
+        assert isinstance(row, schema.Row), (name, row)
+        assert (row.height, row.width) == (height, width), name
+        # What training will do with it.
+        assert images.decode(row.image, 32, 32).shape == (32, 32, 3)
+
+
+def bomb():
+    """A tiny PNG whose header promises 100,000x100,000."""
+    data = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
+    data[16:24] = (100_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+def test_what_makes_no_row_is_told_by_its_reason(photograph):
+    image = encoded(photograph)
+    told = {
+        rows.EMPTY: apply(b""),
+        schema.NO_IMAGE: apply(None),
+        images.UNREADABLE: apply(b"no picture at all"),
+        rows.HUGE: apply(bomb()),
+        filters.SMALL: apply(encoded(Image.new("RGB", (1, 1)))),
+        filters.STRETCHED: apply(encoded(Image.new("RGB", (20_000, 10)))),
+        filters.NO_AESTHETIC: apply(image, aesthetic_score=None),
+        filters.UGLY: apply(image, aesthetic_score=4),
+        schema.NO_CAPTION: apply(image, caption=" "),
+        rows.NOTHING_LEFT: apply(image, caption="a cat", en=None),
+        rows.OTHER_SCRIPT: apply(image, caption="a cat"),
+        rows.OTHER_SCRIPT_EN: apply(image, en="кошка"),
+        mapping.NOT_UTF8: apply(image, caption="\udcff"),
+        "a fault of its origin": apply(image, fault="a fault of its origin"),
+    }
+    assert told == {reason: schema.Rejected("s/1", reason) for reason in told}
+    # A picture that would need 400 MB, of 50 kB, all of it in order.
+    assert apply(encoded(Image.new("1", (20_000, 20_000)), "PNG")).reason == rows.HUGE
+
+
+def test_keys_in_the_report_can_be_written(photograph):
+    assert apply(b"", name="\udcff").key == "s/\\udcff"
+    assert apply(None, name="", fault="x").key == "s"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_that_is_cut_short_is_found_wherever_it_is_cut(rng, kind):
+    image = encoded(crop(rng), kind)
+    assert images.verify(image)
+    for share in (0.02, 0.1, 0.5, 0.9, 0.97):
+        cut = image[: int(len(image) * share)]
+        assert apply(cut).reason == images.UNREADABLE, share
+
+
+def test_what_is_verified_can_be_decoded_and_what_cannot_is_not(rng):
+    """A byte changed anywhere: training meets no picture that `verify` let through and fails."""
+    image = bytearray(encoded(crop(rng), quality=80))
+    outcomes = set()
+    for place in rng.integers(2, len(image), 150):
+        changed = bytes(image[:place]) + bytes([rng.integers(256)]) + bytes(image[place + 1 :])
+        try:
+            images.verify(changed)
+        except images.CorruptImageError:
+            outcomes.add("refused")
+            continue
+        outcomes.add("taken")
+        assert images.decode(changed, 16, 16).dtype == np.uint8
+    assert outcomes == {"refused", "taken"}
