@@ -42,10 +42,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import photographs
 from pea_jax.assembly.data_benchmark import cpu_seconds
 from pea_jax.data import images
-from pea_jax.data.build import builder
 from pea_jax.data.read.loader import make_loader
 from pea_jax.data.read.source import Source
 from pea_jax.data.schema import Row
+from pea_jax.data.write import builder
 from pea_jax.weights.tokenizers import Tokenizer
 
 BATCH, LENGTH, SHUFFLE = 32, 77, 1000

@@ -30,7 +30,7 @@ from PIL import Image
 
 from pea_jax.assembly import trainer
 from pea_jax.cli import config as configs
-from pea_jax.data.build import builder
+from pea_jax.data.write import builder
 from pea_jax.distill.frozen_forward import posterior
 from pea_jax.runtime import parallel
 from pea_jax.tasks import prepare

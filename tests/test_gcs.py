@@ -22,8 +22,8 @@ from pea_jax.assembly import model_factory
 from pea_jax.cli import config as configs
 from pea_jax.cli import main
 from pea_jax.data import paths
-from pea_jax.data.build import builder, executors
 from pea_jax.data.read.source import DatasetError, Source, locate
+from pea_jax.data.write import builder, executors
 from pea_jax.runtime import checkpoint, checkpoint_files, storage
 from pea_jax.runtime.metrics import MetricWriter, read_metrics
 from pea_jax.tasks.export import export

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from pea_jax.cli import config as configs
-from pea_jax.data.build import builder
 from pea_jax.data.schema import Row
+from pea_jax.data.write import builder
 from pea_jax.models.text.bert import Bert, BertConfig
 from pea_jax.models.text.clip import CLIPText, CLIPTextConfig
 from pea_jax.models.unet.unet import UNet, UNetConfig

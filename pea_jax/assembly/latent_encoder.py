@@ -24,12 +24,12 @@ from ml_collections import ConfigDict
 
 from pea_jax.data import images, latents, schema
 from pea_jax.data.buckets import Bucket, allot
-from pea_jax.data.build import builder
-from pea_jax.data.build.hosts import Hosts
-from pea_jax.data.build.parts import Counts
 from pea_jax.data.read.loader import BadImagesError
 from pea_jax.data.read.plan import problems
 from pea_jax.data.read.source import Source
+from pea_jax.data.write import builder
+from pea_jax.data.write.hosts import Hosts
+from pea_jax.data.write.parts import Counts
 from pea_jax.distill.frozen_forward import posterior
 from pea_jax.models.vae import VAE
 from pea_jax.runtime import parallel

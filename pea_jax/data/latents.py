@@ -22,9 +22,9 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float
 
 from pea_jax.data import buckets, images, paths, schema
-from pea_jax.data.build import recipe as recipes
 from pea_jax.data.read.plan import CENTRE
 from pea_jax.data.read.source import DatasetError, Source
+from pea_jax.data.write import recipe as recipes
 from pea_jax.runtime import storage
 from pea_jax.runtime.storage import AnyPath
 

@@ -18,18 +18,18 @@ from rich.table import Table
 from pea_jax.assembly import data_benchmark, latent_encoder
 from pea_jax.assembly.data_factory import TINYWORLD, open_split
 from pea_jax.assembly.model_factory import model_dtype
-from pea_jax.data.build import executors, peek
-from pea_jax.data.build.builder import build
-from pea_jax.data.build.captions import Cleaning
-from pea_jax.data.build.filters import Filters
-from pea_jax.data.build.hosts import ALONE, Hosts
-from pea_jax.data.build.mapping import FieldMapping
-from pea_jax.data.build.parts import Counts
-from pea_jax.data.build.rows import Rows, Rules
 from pea_jax.data.origins import hugging_face, tables, tars, tfds_sets
 from pea_jax.data.origins.record import RecordShard
 from pea_jax.data.paths import folder_of, is_built, report_file
 from pea_jax.data.read.source import Source
+from pea_jax.data.write import executors, peek
+from pea_jax.data.write.builder import build
+from pea_jax.data.write.captions import Cleaning
+from pea_jax.data.write.filters import Filters
+from pea_jax.data.write.hosts import ALONE, Hosts
+from pea_jax.data.write.mapping import FieldMapping
+from pea_jax.data.write.parts import Counts
+from pea_jax.data.write.rows import Rows, Rules
 from pea_jax.runtime import parallel, storage
 from pea_jax.runtime.errors import UsageError
 from pea_jax.runtime.storage import AnyPath

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from pea_jax.data.build import builder
 from pea_jax.data.schema import Row
+from pea_jax.data.write import builder
 from pea_jax.runtime.storage import AnyPath
 from pea_jax.tinyworld import captions, world
 from pea_jax.tinyworld.splits import scenes

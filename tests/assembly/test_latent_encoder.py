@@ -18,10 +18,10 @@ from PIL import Image
 
 from pea_jax.assembly import data_factory, latent_encoder, trainer
 from pea_jax.data import images, paths, schema
-from pea_jax.data.build import builder
 from pea_jax.data.latents import LatentSource
 from pea_jax.data.read.loader import BadImagesError
 from pea_jax.data.read.source import DatasetError
+from pea_jax.data.write import builder
 from pea_jax.distill.frozen_forward import posterior
 from pea_jax.runtime import parallel
 from pea_jax.tasks import prepare, train

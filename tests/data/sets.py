@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pea_jax.data.build.builder import build
 from pea_jax.data.read.source import Source
 from pea_jax.data.schema import Row
+from pea_jax.data.write.builder import build
 
 SIDE = 8
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pea_jax.data.build.parts import Shard
 from pea_jax.data.schema import Rejected, Row
+from pea_jax.data.write.parts import Shard
 from tests.data import sets
 
 #: Keys of the rows of each shard: twice in one, twice in two, a whole shard again, one with none.

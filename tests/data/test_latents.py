@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pea_jax.data import images, latents
-from pea_jax.data.build import builder
 from pea_jax.data.read.loader import make_loader
 from pea_jax.data.read.source import DatasetError
+from pea_jax.data.write import builder
 from tests.data import sets
 
 RECIPE = latents.Recipe(

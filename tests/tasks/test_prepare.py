@@ -20,9 +20,9 @@ from pea_jax.assembly import data_factory
 from pea_jax.cli import config as configs
 from pea_jax.cli import main
 from pea_jax.data import images, paths, schema
-from pea_jax.data.build import filters, mapping, parts, rows
 from pea_jax.data.origins import tars
 from pea_jax.data.read.source import DatasetError, Source
+from pea_jax.data.write import filters, mapping, parts, rows
 from pea_jax.tasks import prepare
 from pea_jax.tinyworld import dataset, splits
 from tests.data import sets

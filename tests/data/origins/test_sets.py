@@ -4,10 +4,10 @@ import pickle
 
 import pytest
 
-from pea_jax.data.build import builder
 from pea_jax.data.origins import hugging_face, tfds_sets
 from pea_jax.data.origins.record import OUTSIDE
 from pea_jax.data.origins.sets import named
+from pea_jax.data.write import builder
 from tests.data import sets
 from tests.data.photographs import crop, encoded
 

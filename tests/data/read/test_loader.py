@@ -19,9 +19,9 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from pea_jax.data.build.builder import build
 from pea_jax.data.read.loader import BadImagesError, BadImageWarning, make_loader
 from pea_jax.data.read.source import Source
+from pea_jax.data.write.builder import build
 from tests.data import sets
 
 ZH = {part: sets.numbers("zh", part == "native") for part in ("native", "parallel")}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pea_jax.data import paths
-from pea_jax.data.build import builder
 from pea_jax.data.read.source import DatasetError, Source, locate
+from pea_jax.data.write import builder
 from pea_jax.runtime import storage
 from tests.data import sets
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pea_jax.runtime import storage
-from pea_jax.data.build import builder
 from pea_jax.data import paths
-from pea_jax.data.build.hosts import Hosts
+from pea_jax.data.write import builder
+from pea_jax.data.write.hosts import Hosts
+from pea_jax.runtime import storage
 from tests.data import sets, shards
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pea_jax.data.build.parts import Job
+from pea_jax.data.write.parts import Job
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pea_jax.data.build import filters, mapping, rows
 from pea_jax.data import images, schema
-from pea_jax.data.build.captions import Cleaning
-from pea_jax.data.build.filters import Filters
-from pea_jax.data.build.mapping import FieldMapping
 from pea_jax.data.origins.record import Record
+from pea_jax.data.write import filters, mapping, rows
+from pea_jax.data.write.captions import Cleaning
+from pea_jax.data.write.filters import Filters
+from pea_jax.data.write.mapping import FieldMapping
 from tests.data.photographs import crop, encoded
 
 RULES = rows.Rules(

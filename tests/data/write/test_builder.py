@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from pea_jax.data.build import builder
 from pea_jax.data import paths
-from pea_jax.data.build.parts import Counts, Part
 from pea_jax.data.read.source import Source, locate
+from pea_jax.data.write import builder
+from pea_jax.data.write.parts import Counts, Part
 from tests.data import sets, shards
 
 
@@ -105,7 +105,7 @@ def test_a_failed_build_leaves_no_set_and_goes_on_with_what_is_done(tmp_path, er
 
 
 def test_a_build_killed_at_any_step_goes_on_to_the_same_set(tmp_path):
-    command = [sys.executable, "-m", "tests.data.build.kill_points", str(tmp_path), "20"]
+    command = [sys.executable, "-m", "tests.data.write.kill_points", str(tmp_path), "20"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "20 of " in done.stdout
@@ -114,7 +114,7 @@ def test_a_build_killed_at_any_step_goes_on_to_the_same_set(tmp_path):
 
 @pytest.mark.slow
 def test_a_build_killed_at_every_step_goes_on_to_the_same_set(tmp_path):
-    command = [sys.executable, "-m", "tests.data.build.kill_points", str(tmp_path), "1000"]
+    command = [sys.executable, "-m", "tests.data.write.kill_points", str(tmp_path), "1000"]
     subprocess.run(command, check=True)
 
 
@@ -123,7 +123,7 @@ def test_two_processes_that_build_the_same_set_at_once_make_one(tmp_path):
         import sys, time
         from pathlib import Path
         from pea_jax.data import paths
-        from pea_jax.data.build import builder
+        from pea_jax.data.write import builder
         from tests.data import shards
 
         while time.time() < float(sys.argv[2]):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pea_jax.data.build import builder, executors
-from pea_jax.data.build.parts import Making, Part
+from pea_jax.data.write import builder, executors
+from pea_jax.data.write.parts import Making, Part
 from tests.data import sets, shards
 
 #: Beam's local runner. With unsafe triggers allowed, of which there are none, it does not fetch a
@@ -111,7 +111,7 @@ def test_workers_end_with_the_first_process(tmp_path, how, expected):
         import signal
         import sys
         from pathlib import Path
-        from pea_jax.data.build import executors
+        from pea_jax.data.write import executors
         from tests.data.test_executors import build
 
         if __name__ == "__main__":

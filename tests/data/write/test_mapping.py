@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from pea_jax.data.build import mapping
-from pea_jax.data.build.mapping import FieldMapping, Texts, UnfitError
 from pea_jax.data.origins.record import Record
+from pea_jax.data.write import mapping
+from pea_jax.data.write.mapping import FieldMapping, Texts, UnfitError
 
 
 def record(name="0001", shard="laion/00000", **fields):

@@ -1,6 +1,6 @@
 import pytest
 
-from pea_jax.data.build import recipe
+from pea_jax.data.write import recipe
 
 
 @pytest.mark.parametrize(

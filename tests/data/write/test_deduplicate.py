@@ -1,8 +1,8 @@
 import numpy as np
 
-from pea_jax.data.build import parts, deduplicate
 from pea_jax.data import schema
-from pea_jax.data.build.parts import Making, Part
+from pea_jax.data.write import deduplicate, parts
+from pea_jax.data.write.parts import Making, Part
 from tests.data import sets
 
 

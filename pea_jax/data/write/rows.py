@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pea_jax.data import images, schema
-from pea_jax.data.build.captions import Cleaning
-from pea_jax.data.build.filters import Filters
-from pea_jax.data.build.mapping import FieldMapping, UnfitError
 from pea_jax.data.origins.record import Record, RecordShard
+from pea_jax.data.write.captions import Cleaning
+from pea_jax.data.write.filters import Filters
+from pea_jax.data.write.mapping import FieldMapping, UnfitError
 
 EMPTY = "image is empty"
 HUGE = "image has too many pixels"

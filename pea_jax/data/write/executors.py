@@ -20,8 +20,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
+from pea_jax.data.write.parts import Job
 from pea_jax.runtime import storage
-from pea_jax.data.build.parts import Job
 
 #: Does all jobs, in any order, and yields the number of each that is done. Jobs are pickled where
 #: they are done by other processes.

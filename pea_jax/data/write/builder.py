@@ -21,13 +21,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 import pea_jax
-from pea_jax.runtime import storage
 from pea_jax.data import paths, schema
-from pea_jax.data.build import parts, deduplicate
-from pea_jax.data.build import recipe as recipes
-from pea_jax.data.build.executors import Run, WorkerError, in_turn
-from pea_jax.data.build.hosts import ALONE, Hosts
-from pea_jax.data.build.parts import Counts, Part, Report, Shard
+from pea_jax.data.write import deduplicate, parts
+from pea_jax.data.write import recipe as recipes
+from pea_jax.data.write.executors import Run, WorkerError, in_turn
+from pea_jax.data.write.hosts import ALONE, Hosts
+from pea_jax.data.write.parts import Counts, Part, Report, Shard
+from pea_jax.runtime import storage
 from pea_jax.runtime.storage import AnyPath
 
 #: What the parts of an unfinished set are of.

@@ -3,8 +3,8 @@ import unicodedata
 
 import pytest
 
-from pea_jax.data.build import captions
-from pea_jax.data.build.captions import Cleaning
+from pea_jax.data.write import captions
+from pea_jax.data.write.captions import Cleaning
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from pea_jax.runtime import storage
 from pea_jax.data import schema
+from pea_jax.runtime import storage
 from pea_jax.runtime.storage import AnyPath
 
 #: A function that yields the rows of one shard (one file), and what it found in place of rows.

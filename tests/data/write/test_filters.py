@@ -1,8 +1,8 @@
 import pytest
 
-from pea_jax.data.build import filters
-from pea_jax.data.build.filters import Filters
-from pea_jax.data.build.mapping import FieldMapping, Texts, UnfitError
+from pea_jax.data.write import filters
+from pea_jax.data.write.filters import Filters
+from pea_jax.data.write.mapping import FieldMapping, Texts, UnfitError
 
 PARALLEL = Texts("一只猫", "a cat", "zh", native=False)
 NATIVE = Texts("一只猫", "", "zh", native=True)

@@ -6,9 +6,9 @@ A misspelt field makes no error by itself: captions are missing then, or every r
 import itertools
 from collections.abc import Mapping, Sequence
 
-from pea_jax.data.build.filters import Filters
-from pea_jax.data.build.mapping import FieldMapping, look
 from pea_jax.data.origins.record import Record, RecordShard
+from pea_jax.data.write.filters import Filters
+from pea_jax.data.write.mapping import FieldMapping, look
 
 #: How many shards are looked into, evenly spread, and how many samples of each.
 SHARDS, SAMPLES = 8, 32

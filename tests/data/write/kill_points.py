@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pea_jax.data.build import builder, parts
 from pea_jax.data import paths
+from pea_jax.data.write import builder, parts
 from tests.data import shards
 
 #: Everything that changes the disk, or looks at it.

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from array_record.python import array_record_module
 
+from pea_jax.data.write import parts
+from pea_jax.data.write.parts import Job, Part, Report
 from pea_jax.runtime import storage
-from pea_jax.data.build import parts
-from pea_jax.data.build.parts import Job, Part, Report
 
 
 def find(made: Sequence[Part], kept: Sequence[int]) -> dict[int, np.ndarray]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pea_jax.data.build.mapping import FieldMapping, Texts, UnfitError, look
+from pea_jax.data.write.mapping import FieldMapping, Texts, UnfitError, look
 
 UNASKED = "language is not asked for"
 SHORT, LONG = "caption is too short", "caption is too long"

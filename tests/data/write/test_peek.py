@@ -3,10 +3,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from pea_jax.data.build import peek
-from pea_jax.data.build.filters import Filters
-from pea_jax.data.build.mapping import FieldMapping
 from pea_jax.data.origins.record import Record
+from pea_jax.data.write import peek
+from pea_jax.data.write.filters import Filters
+from pea_jax.data.write.mapping import FieldMapping
 
 
 def records(*fields: dict, image: bytes | None = b"picture") -> list[Record]:

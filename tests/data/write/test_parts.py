@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from pea_jax.runtime import storage
-from pea_jax.data.build import parts
 from pea_jax.data import schema
-from pea_jax.data.build.parts import Counts, Making, Part, Report
+from pea_jax.data.write import parts
+from pea_jax.data.write.parts import Counts, Making, Part, Report
+from pea_jax.runtime import storage
 from tests.data import sets, shards
 
 

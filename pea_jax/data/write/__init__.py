@@ -1,0 +1,1 @@
+"""Writes a data set: records of an origin become rows, and rows become ArrayRecord files."""
