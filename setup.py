@@ -98,7 +98,7 @@ setup(
         "pea_jax": [
             "tinyworld/checkpoints/**/*",
             "tinyworld/font*",
-            "templates/*",
+            "weights/templates/*",
         ]
     },
     install_requires=DEPENDENCIES,

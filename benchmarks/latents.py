@@ -31,7 +31,7 @@ from PIL import Image
 from pea_jax.assembly import trainer
 from pea_jax.cli import config as configs
 from pea_jax.data.write import builder
-from pea_jax.distill.frozen_forward import posterior
+from pea_jax.models.latents import LatentCodec
 from pea_jax.runtime import parallel
 from pea_jax.tasks import prepare
 from pea_jax.tinyworld import dataset
@@ -124,7 +124,7 @@ def parts(name: str, size: tuple[int, int]) -> dict[str, float]:
         counted[told] = lowered.cost_analysis()["flops"]
     pipeline, rows = built.pipeline, ROWS[name]
     networks = {
-        "VAE encoder": (pipeline.base.vae, posterior),
+        "VAE encoder": (pipeline.base.vae, lambda vae, pixels: LatentCodec(vae).moments(pixels)),
         "language encoder": (pipeline.language.tower, lambda tower, *text: tower(*text).tokens),
         "English text side": (pipeline.base.text_encoder, lambda towers, *text: towers(*text)),
     }

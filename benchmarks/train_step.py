@@ -24,11 +24,11 @@ from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.distill.optimizer import make_optimizer
 from pea_jax.distill.state import Networks, init_train_state, split_networks
-from pea_jax.distill.step import jit_train_step, make_train_step
+from pea_jax.distill.step import LossAndGradient, jit_train_step, make_train_step
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.runtime import parallel
-from pea_jax.weights.bases import BaseModel, load_base
+from pea_jax.weights.bases import BaseModel, BaseSpec, load_base
 from pea_jax.weights.language import LanguageEncoder, load_language_encoder
 
 
@@ -93,7 +93,7 @@ def main() -> None:
 
     mesh = parallel.make_mesh()
     dtype = jnp.dtype(options.dtype)
-    base = load_base(options.base, dtype=dtype, mesh=mesh)
+    base = load_base(BaseSpec(options.base, dtype), mesh=mesh)
     language = load_language_encoder(options.language_encoder, dtype=dtype, mesh=mesh)
     width, pooled = base.unet.config.cross_attention_dim, base.unet.config.pooled_width
     adapter = AdapterConfig(language.width, options.hidden_width, width, pooled_width=pooled)
@@ -108,8 +108,9 @@ def main() -> None:
         empty=jax.device_put(empty, parallel.replicated(mesh)),
     )
     tx, _ = make_optimizer(1e-3, clip_norm=1.0)
-    schedule = Schedule.from_dict(base.schedule)
-    step = jit_train_step(make_train_step(networks, schedule, DistillSettings(), tx), mesh)
+    schedule = Schedule.from_dict(base.config.schedule)
+    objective = LossAndGradient(networks, schedule, DistillSettings())
+    step = jit_train_step(make_train_step(objective, tx), mesh)
     state = jax.device_put(init_train_state(params, tx), parallel.replicated(mesh))
     batch = parallel.to_global(make_batch(options, base, language), mesh)
     key = jax.random.key(0)

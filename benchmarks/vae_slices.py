@@ -5,7 +5,7 @@
 
 The VAEs of SD 1.5 at 512x512 (bfloat16) and SDXL at 1024x1024 (float32, as its config asks),
 encoding as training does and decoding as sampling does, on one chip: all rows at once, and as
-`vae.rows_at_once` has it. By the TPU compiler; what one chip needs.
+`latents.rows_at_once` has it. By the TPU compiler; what one chip needs.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from flax import nnx
 
 from pea_jax.assembly import trainer as runs
 from pea_jax.cli import config as configs
-from pea_jax.models.vae import rows_at_once
+from pea_jax.models.latents import rows_at_once
 from pea_jax.runtime import parallel
 from pea_jax.tasks.preflight import roofline, topology
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from pea_jax.assembly import trainer
+from pea_jax.assembly import checks
 from pea_jax.assembly.model_factory import sample_settings
 from pea_jax.cli import config, main
 from pea_jax.distill.losses import DistillSettings
@@ -50,7 +50,7 @@ def test_a_config_can_be_run(file):
     made = config.load(file)
     base = config.load(FOLDER / "base.py")
     assert list(config.fields(made)) == list(config.fields(base))
-    trainer.check(made, data_shards=8)
+    checks.check(made, data_shards=8)
     DistillSettings(**made.distill)
     optimizer = made.optim.to_dict()
     optimizer.pop("ema_decay")

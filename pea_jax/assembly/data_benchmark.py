@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from pea_jax.assembly.checks import batch_rows, check
 from pea_jax.assembly.data_factory import open_loader, open_source
-from pea_jax.assembly.trainer import batch_rows, check
 from pea_jax.data.read.loader import Batch
 from pea_jax.weights.bases import read_base_config, read_tokenizer
 from pea_jax.weights.language import read_language_config, read_tokenizers

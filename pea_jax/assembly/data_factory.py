@@ -83,7 +83,7 @@ def open_loader(
     Args:
       config: see configs/base.py.
       source: of the rows.
-      rows: of a step, native and parallel, over all hosts (`run.batch_rows`).
+      rows: of a step, native and parallel, over all hosts (`checks.batch_rows`).
       native_tokenizer: of the language encoder.
       english_tokenizer: of the base model.
       shard_index: of this host.

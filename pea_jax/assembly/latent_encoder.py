@@ -30,11 +30,11 @@ from pea_jax.data.read.source import Source
 from pea_jax.data.write import builder
 from pea_jax.data.write.hosts import Hosts
 from pea_jax.data.write.parts import Counts
-from pea_jax.distill.frozen_forward import posterior
+from pea_jax.models.latents import LatentCodec
 from pea_jax.models.vae import VAE
 from pea_jax.runtime import parallel
 from pea_jax.runtime.storage import AnyPath
-from pea_jax.weights.bases import hash_vae, load_vae, read_base_config
+from pea_jax.weights.bases import BaseSpec, hash_vae, load_vae, read_base_config
 
 #: The split that is trained on.
 SPLIT = "train"
@@ -77,7 +77,7 @@ def recipe_of(config: ConfigDict, dataset: str, dtype: DTypeLike) -> latents.Rec
         crop=data.crop,
         flips=data.random_flip,
         dtype=data.latents_dtype,
-        vae=hash_vae(config.model.base, dtype=dtype),
+        vae=hash_vae(BaseSpec(config.model.base, dtype)),
         compute=jnp.dtype(read_base_config(config.model.base).dtypes(dtype)["vae"]).name,
     )
 
@@ -114,7 +114,7 @@ def make(
     numbers = 2 * channels * places * (1 + recipe.flips)
     each = max(1, min(PART_ROWS, PART_BYTES // (numbers * np.dtype(recipe.dtype).itemsize)))
     chunk = max(1, CHUNK_BYTES // (numbers * np.dtype(np.float32).itemsize))
-    encoder = Encoder(lambda mesh: load_vae(config.model.base, dtype=dtype, mesh=mesh))
+    encoder = Encoder(lambda mesh: load_vae(BaseSpec(config.model.base, dtype), mesh=mesh))
     parts = [slice(start, start + each) for start in range(0, len(rows), each)]
     shards = [
         functools.partial(_encoded, pixels, rows[part], sizes[part], recipe.flips, encoder, chunk)
@@ -195,7 +195,7 @@ class Encoder:
         graph, state = nnx.split(self._load(self._mesh))
 
         def encode(state: Any, pixels: UInt8[Array, "B H W 3"]) -> Float[Array, "B 2 h w C"]:
-            moments = posterior(nnx.merge(graph, state), pixels, self._mesh.size)
+            moments = LatentCodec(nnx.merge(graph, state), self._mesh.size).moments(pixels)
             return jnp.stack(moments, axis=1)
 
         rows = parallel.batch_sharding(self._mesh)

@@ -1,14 +1,18 @@
 """The models that a config names: the base model, the language encoder, the trained adapter."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
 from pea_jax.inference.pipeline import Pipeline, Settings
 from pea_jax.models.adapter import Adapter, AdapterConfig
-from pea_jax.runtime import checkpoint_files, parallel
+from pea_jax.runtime import checkpoint_files, parallel, storage
 from pea_jax.runtime.checkpoint_files import CHECKPOINTS
 from pea_jax.runtime.storage import AnyPath
+from pea_jax.weights.adapters import check_fit, read_adapter_config
+from pea_jax.weights.bases import BaseSpec, load_base, read_base_config
+from pea_jax.weights.language import load_language_encoder, read_language_config
 
 
 def model_dtype(name: str, platform: str) -> str:
@@ -28,33 +32,74 @@ def model_dtype(name: str, platform: str) -> str:
     return name
 
 
+def base_spec(config: ConfigDict, platform: str) -> BaseSpec:
+    """The base model of a run: what every task loads, compiles, hashes or exports.
+
+    Args:
+      config: see configs/base.py.
+      platform: of the devices, as `parallel.platform` gives it.
+    """
+    model = config.model
+    dtype = jnp.dtype(model_dtype(model.dtype, platform))
+    return BaseSpec(model.base, dtype, model.attention, model.remat)
+
+
+def adapter_config(config: ConfigDict, *, published_too: bool = False) -> AdapterConfig:
+    """The shape of the adapter between the two models, from their small files alone."""
+    base = read_base_config(config.model.base, published_too=published_too)
+    unet = base.unet
+    if unet.in_channels != base.vae.latent_channels:
+        raise ValueError(
+            f"{config.model.base}: expected a text-to-image UNet, got one with {unet.in_channels} "
+            "channels in, for inpainting; an adapter of its text-to-image base fits it"
+        )
+    width = read_language_config(config.model.language_encoder, published_too=published_too).width
+    if not config.adapter.init_from:
+        return AdapterConfig(
+            input_width=width,
+            hidden_width=config.adapter.hidden_width,
+            output_width=unet.cross_attention_dim,
+            projector_layers=config.adapter.projector_layers,
+            pooled_width=unet.pooled_width,
+        )
+    initial, _ = read_adapter_config(storage.local(config.adapter.init_from, "adapter.init_from"))
+    check_fit(
+        initial,
+        language_width=width,
+        cross_attention_dim=unet.cross_attention_dim,
+        pooled_width=unet.pooled_width,
+        name=config.adapter.init_from,
+    )
+    return initial
+
+
 def load_pipeline(config: ConfigDict, adapter: Adapter | None) -> Pipeline:
     """The pipeline of a run's config with an adapter; None gives the English base model."""
-    model = config.model
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp)
-    return Pipeline.from_pretrained(
-        model.base,
-        None if adapter is None else model.language_encoder,
-        adapter,
-        dtype=model_dtype(model.dtype, parallel.platform(mesh)),
-        mesh=mesh,
-        max_length=model.language_max_length,
-        attention=model.attention,
-    )
+    spec = base_spec(config, parallel.platform(mesh))
+    language = None
+    if adapter is not None:
+        language = load_language_encoder(
+            config.model.language_encoder,
+            dtype=spec.dtype,
+            mesh=mesh,
+            max_length=config.model.language_max_length,
+        )
+    return Pipeline(load_base(spec, mesh=mesh), language, adapter, mesh)
 
 
 def sample_settings(config: ConfigDict) -> Settings:
     """The settings under `config.sample`, where 0 stands for a default."""
-    given = config.sample
+    values = config.sample
     return Settings(
-        steps=given.steps,
-        guidance_scale=given.guidance_scale,
-        guidance_rescale=given.guidance_rescale,
-        solver=given.solver,
-        negative_prompt=given.negative_prompt,
-        height=given.height or config.data.image_size,
-        width=given.width or config.data.image_size,
-        batch_size=given.batch_size or None,
+        steps=values.steps,
+        guidance_scale=values.guidance_scale,
+        guidance_rescale=values.guidance_rescale,
+        solver=values.solver,
+        negative_prompt=values.negative_prompt,
+        height=values.height or config.data.image_size,
+        width=values.width or config.data.image_size,
+        batch_size=values.batch_size or None,
     )
 
 

@@ -19,14 +19,23 @@ offsets, the numbers of the schedule, guidance and seeds are data.
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from pea_jax.diffusion.noise_levels import (
+    alpha_of,
+    check_range,
+    continuous_levels,
+    euler_start,
+    training_levels,
+    visited_timesteps,
+)
 from pea_jax.diffusion.schedule import Schedule
 
 #: Numbers of rows that a plan can have. A row that is switched off costs microseconds.
@@ -66,16 +75,33 @@ class Plan:
     prediction_type: str
 
 
+class Scheduler(NamedTuple):
+    """The scheduler of diffusers that takes the same steps, see `scheduler_config`.
+
+    Attributes:
+        name: its class.
+        spacing: its default timestep spacing.
+        fields: fields of `Schedule` that it has beside the common ones.
+        options: values that make it the solver.
+    """
+
+    name: str
+    spacing: str
+    fields: tuple[str, ...] = ()
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
 class Solver(NamedTuple):
-    """A solver: its table and its step.
+    """A solver: its table, its step, and the scheduler that a model is exported with.
 
     `table(schedule, steps)` gives the columns and the initial scale. `step(latents, x0, e, memory,
-    row, noise)` gives the next latents and what the following step is to remember; `noise` is a
-    function, called only by stochastic solvers, and memory is x0-like.
+    row, noise)` gives the next latents and what the next step remembers; `noise` is a function that
+    only stochastic solvers call, and memory is x0-like.
     """
 
     table: Callable[[Schedule, int], tuple[Table, float]]
     step: Callable[..., tuple[Latents, Latents]]
+    scheduler: Scheduler
 
 
 def plan(name: str, schedule: Schedule, steps: int) -> Plan:
@@ -105,7 +131,6 @@ def plan(name: str, schedule: Schedule, steps: int) -> Plan:
 
 
 def sample(
-    name: str,
     denoise: Denoise,
     noise: Float[Array, "B *rest"],
     plan: Plan,
@@ -114,22 +139,16 @@ def sample(
     """Solves from noise to clean latents.
 
     Args:
-        name: the solver, the one that the plan was made for.
         denoise: the network: latents [B, ...] and a timestep (a scalar) to its prediction [B, ...].
         noise: standard normal; the solver scales it.
-        plan: of `plan(name, schedule, steps)`.
+        plan: from `plan`, with the solver's name.
         keys: one a sample, for solvers that add noise: what a sample becomes depends on its own key
             and noise, never on its place in the batch. Step i uses `fold_in(key, i)`.
 
     Returns:
         The latents at the end, in the type of `noise`; computed in fp32.
-
-    Raises:
-        ValueError: when the plan is another solver's.
     """
-    if plan.solver != name:
-        raise ValueError(f"the plan was made for {plan.solver!r}, but the solver is {name!r}")
-    solver = SOLVERS[name]
+    solver = SOLVERS[plan.solver]
 
     def step(carry, inputs):
         latents, memory = carry
@@ -174,8 +193,8 @@ def _ddim_step(latents, x0, e, memory, row, noise):
 
 def _ddim_table(schedule: Schedule, steps: int) -> tuple[Table, float]:
     count = schedule.num_train_timesteps
-    timesteps = _timesteps(schedule, steps, schedule.timestep_spacing or "leading").round()
-    _check_range("ddim", schedule, steps, timesteps)
+    timesteps = visited_timesteps(schedule, steps, schedule.timestep_spacing or "leading").round()
+    check_range("ddim", schedule, steps, timesteps)
     indices = timesteps.astype(np.int64)
     # diffusers always goes down by T // steps, whatever the spacing; after `linspace` and, where
     # `steps` does not divide T, `trailing` this is not quite the next timestep.
@@ -200,20 +219,20 @@ def _euler_table(schedule: Schedule, steps: int) -> tuple[Table, float]:
     in x, the DDIM update. The two differ in the timesteps, which may be fractions here, with s
     interpolated between them, and in the start.
     """
-    timesteps, noise_levels = _continuous_levels(schedule, steps)
-    last = _training_levels(schedule)[0] if schedule.final_sigmas_type == "sigma_min" else 0.0
+    timesteps, noise_levels = continuous_levels(schedule, steps)
+    last = training_levels(schedule)[0] if schedule.final_sigmas_type == "sigma_min" else 0.0
     following = np.append(noise_levels[1:], last)
-    next_alpha = _alpha(following)
+    next_alpha = alpha_of(following)
     # What is left at the end is y, not x; the two are the same where no noise is left.
     next_alpha[-1] = 1.0
     table = {
         "timestep": timesteps,
-        "alpha": _alpha(noise_levels),
-        "sigma": noise_levels * _alpha(noise_levels),
+        "alpha": alpha_of(noise_levels),
+        "sigma": noise_levels * alpha_of(noise_levels),
         "next_alpha": next_alpha,
         "next_sigma": following * next_alpha,
     }
-    return table, _euler_start(schedule, noise_levels)
+    return table, euler_start(schedule, noise_levels)
 
 
 # --- Euler ancestral (k-diffusion; DDPM's posterior in Karras' terms) -----------------------------
@@ -227,19 +246,19 @@ def _ancestral_step(latents, x0, e, memory, row, noise):
 
 
 def _ancestral_table(schedule: Schedule, steps: int) -> tuple[Table, float]:
-    timesteps, noise_levels = _continuous_levels(schedule, steps)
+    timesteps, noise_levels = continuous_levels(schedule, steps)
     following = np.append(noise_levels[1:], 0.0)
     up = np.sqrt(following**2 * (noise_levels**2 - following**2) / noise_levels**2)
     down = np.sqrt(following**2 - up**2)
     table = {
         "timestep": timesteps,
-        "alpha": _alpha(noise_levels),
-        "sigma": noise_levels * _alpha(noise_levels),
-        "next_alpha": _alpha(following),
-        "down": down * _alpha(following),
-        "up": up * _alpha(following),
+        "alpha": alpha_of(noise_levels),
+        "sigma": noise_levels * alpha_of(noise_levels),
+        "next_alpha": alpha_of(following),
+        "down": down * alpha_of(following),
+        "up": up * alpha_of(following),
     }
-    return table, _euler_start(schedule, noise_levels)
+    return table, euler_start(schedule, noise_levels)
 
 
 # --- DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2) ----------------------------------------------
@@ -256,18 +275,18 @@ def _dpmpp_2m_table(schedule: Schedule, steps: int) -> tuple[Table, float]:
     # One timestep more than there are steps is laid out; the last is replaced by the end.
     spacing = schedule.timestep_spacing or "linspace"
     extra = 0 if spacing == "trailing" else 1
-    timesteps = _timesteps(schedule, steps + extra, spacing)[:steps].round()
-    _check_range("dpmpp_2m", schedule, steps, timesteps)
+    timesteps = visited_timesteps(schedule, steps + extra, spacing)[:steps].round()
+    check_range("dpmpp_2m", schedule, steps, timesteps)
     if len(np.unique(timesteps)) < steps:
         raise ValueError(
             f"dpmpp_2m cannot take {steps} steps with {spacing} spacing on "
             f"{schedule.num_train_timesteps} timesteps: some would be visited twice; use fewer"
         )
-    levels = _training_levels(schedule)
+    levels = training_levels(schedule)
     noise_levels = levels[timesteps.astype(np.int64)]
     last = levels[0] if schedule.final_sigmas_type == "sigma_min" else 0.0
     following = np.append(noise_levels[1:], last)
-    alpha, next_alpha = _alpha(noise_levels), _alpha(following)
+    alpha, next_alpha = alpha_of(noise_levels), alpha_of(following)
     # exp(-h) as a ratio of noise levels is exact where the last one is zero.
     shrink = following / noise_levels
     with np.errstate(divide="ignore"):
@@ -290,58 +309,57 @@ def _dpmpp_2m_table(schedule: Schedule, steps: int) -> tuple[Table, float]:
     return table, 1.0
 
 
-# --- Shared by the tables -------------------------------------------------------------------------
-
-
-def _timesteps(schedule: Schedule, steps: int, spacing: str) -> Float[np.ndarray, " steps"]:
-    """The timesteps to visit, from noise to data (arXiv 2305.08891, table 2); may be fractions."""
-    count = schedule.num_train_timesteps
-    if spacing == "linspace":
-        return np.linspace(0, count - 1, steps)[::-1]
-    if spacing == "leading":
-        return np.arange(steps)[::-1] * float(count // steps) + schedule.steps_offset
-    return (count - np.arange(steps) * (count / steps)).round() - 1
-
-
-def _check_range(name: str, schedule: Schedule, steps: int, timesteps: np.ndarray) -> None:
-    """Raises where an offset leads past the schedule."""
-    if timesteps.max() > schedule.num_train_timesteps - 1:
-        raise ValueError(
-            f"{name} with {steps} steps and steps_offset {schedule.steps_offset} would visit "
-            f"timestep {timesteps.max():.0f} of {schedule.num_train_timesteps}; use fewer steps"
-        )
-
-
-def _training_levels(schedule: Schedule) -> Float[np.ndarray, " T"]:
-    """s = sigma / alpha of every training timestep."""
-    alphas_cumprod = schedule.alphas_cumprod.astype(np.float64)
-    return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
-
-
-def _alpha(noise_levels: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
-    """alpha where sigma / alpha is the noise level."""
-    return 1 / np.sqrt(noise_levels**2 + 1)
-
-
-def _continuous_levels(
-    schedule: Schedule, steps: int
-) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
-    """Timesteps of the Euler family, and s interpolated at them."""
-    timesteps = _timesteps(schedule, steps, schedule.timestep_spacing or "linspace")
-    levels = _training_levels(schedule)
-    return timesteps, np.interp(timesteps, np.arange(len(levels)), levels)
-
-
-def _euler_start(schedule: Schedule, noise_levels: Float[np.ndarray, " steps"]) -> float:
-    """`leading` does not begin at the last timestep, and takes the noise for the latents there."""
-    if schedule.timestep_spacing == "leading":
-        return 1.0
-    return float((noise_levels * _alpha(noise_levels))[0])
-
-
 SOLVERS: dict[str, Solver] = {
-    "ddim": Solver(_ddim_table, _ddim_step),
-    "euler": Solver(_euler_table, _ddim_step),
-    "euler_ancestral": Solver(_ancestral_table, _ancestral_step),
-    "dpmpp_2m": Solver(_dpmpp_2m_table, _dpmpp_2m_step),
+    "ddim": Solver(
+        _ddim_table,
+        _ddim_step,
+        Scheduler("DDIMScheduler", "leading", ("set_alpha_to_one",), {"clip_sample": False}),
+    ),
+    "euler": Solver(
+        _euler_table,
+        _ddim_step,
+        Scheduler("EulerDiscreteScheduler", "linspace", ("final_sigmas_type",)),
+    ),
+    "euler_ancestral": Solver(
+        _ancestral_table,
+        _ancestral_step,
+        Scheduler("EulerAncestralDiscreteScheduler", "linspace"),
+    ),
+    "dpmpp_2m": Solver(
+        _dpmpp_2m_table,
+        _dpmpp_2m_step,
+        Scheduler(
+            "DPMSolverMultistepScheduler",
+            "linspace",
+            ("final_sigmas_type", "lower_order_final", "euler_at_final"),
+            {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"},
+        ),
+    ),
 }
+
+
+def scheduler_config(solver: str, schedule: Schedule) -> dict[str, Any]:
+    """The scheduler_config.json of the diffusers scheduler that takes the steps of a solver.
+
+    Every choice is written out: diffusers fills in what is missing by class, not by model.
+
+    Args:
+        solver: a key of `SOLVERS`.
+        schedule: of the base model.
+    """
+    scheduler = SOLVERS[solver].scheduler
+    fields = (
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "prediction_type",
+        "steps_offset",
+        *scheduler.fields,
+    )
+    return {
+        "_class_name": scheduler.name,
+        **{field: getattr(schedule, field) for field in fields},
+        "timestep_spacing": schedule.timestep_spacing or scheduler.spacing,
+        **scheduler.options,
+    }

@@ -1,6 +1,12 @@
 """The paper: a student reads the native caption, a teacher the English one, through one UNet.
 
-`losses` has the terms, `parts` the layout of a batch, `draws` what is random, `given` what does not
-depend on the adapter, `state` what training changes, `step` the train step. Source: PEA-Diffusion
-(arXiv 2311.17086).
+    losses          the terms of the loss and their weighted sum
+    batch           the two parts of a batch, native and parallel
+    noise           everything random in a step
+    frozen_forward  the part of the loss that the adapter does not change
+    state           what training changes
+    optimizer       AdamW and its learning rate
+    step            loss, gradient and the train step
+
+Source: PEA-Diffusion (arXiv 2311.17086).
 """

@@ -1,11 +1,11 @@
-"""The two parts of a batch, native and parallel, and how they lie in the student's batch.
+"""The two parts of a batch, native and parallel, and their order in the student's batch.
 
-Each part is split over the data shards by itself. The student's batch holds, for every shard, that
+Each part is split over the data shards separately. For every shard, the student's batch holds that
 shard's native rows and then its parallel rows:
 
     [ n_0 p_0 | n_1 p_1 | ... ]    and not    [ n_0 n_1 ... | p_0 p_1 ... ]
 
-so joining the parts and taking one out again moves no row between devices.
+so joining the parts, and taking one out again, moves no row between devices.
 """
 
 import dataclasses
@@ -20,17 +20,17 @@ from jaxtyping import Array, Shaped
 NATIVE = "native"
 PARALLEL = "parallel"
 
-#: The parts in their order within a shard. The position also tells a part's random key.
+#: The parts in their order within a shard. The position is also folded into a part's random key.
 PARTS = (NATIVE, PARALLEL)
 
-#: What a step may see of pictures: themselves, or what the VAE made of them.
+#: The two forms of an image in a batch: its pixels, or the moments of its latents.
 PIXELS, MOMENTS = "pixels", "moments"
 
-#: What the rows of each part have beside their pictures.
+#: Fields of a part's rows beside the image.
 _STUDENT = frozenset({"time_ids", "ids", "mask", "language"})
 _FIELDS = {NATIVE: _STUDENT, PARALLEL: _STUDENT | {"english_ids", "english_mask"}}
 
-#: What the empty prompt has, each [1, L].
+#: Fields of the empty prompt, each [1, L].
 EMPTY_FIELDS = ("ids", "mask", "english_ids", "english_mask")
 
 #: Fields of rows, as numpy arrays on the host, traced in the step, or shapes to lower it with.
@@ -40,7 +40,7 @@ Tree = TypeVar("Tree")
 
 
 def fields(part: str, picture: str = PIXELS) -> frozenset[str]:
-    """What the rows of a part have, of `PARTS`; their picture is `PIXELS` or `MOMENTS`."""
+    """The fields of a part's rows; `picture` is `PIXELS` or `MOMENTS`."""
     return _FIELDS[part] | {picture}
 
 
@@ -71,18 +71,18 @@ def count_rows(
     slices: int = 1,
     picture: str = PIXELS,
 ) -> dict[str, int]:
-    """The rows of each part, once the batch is known to be whole.
+    """Checks a batch and counts the rows of each part.
 
     Args:
         batch: part -> field -> [b, ...]; a part without rows is absent.
         empty: the token ids and masks of the empty prompt, see `EMPTY_FIELDS`.
-        hybrid: whether native rows may come.
+        hybrid: whether native rows are allowed.
         data_shards: devices that the batch is split over.
-        slices: of each device's rows.
+        slices: number of slices of each device's rows.
         picture: `PIXELS` or `MOMENTS`.
 
     Raises:
-        ValueError: names everything that is wrong with the batch, in one raise.
+        ValueError: names every problem of the batch.
     """
     problems = [f"empty prompt: no {name}" for name in EMPTY_FIELDS if name not in empty]
     if not batch:
@@ -118,11 +118,11 @@ def count_rows(
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the parts that learn lie in the student's batch.
+class BatchLayout:
+    """The order of the parts in the student's batch.
 
     Attributes:
-        rows: of each part in it, in the order of `PARTS`.
+        rows: number of rows of each part, in the order of `PARTS`.
         data_shards: devices that each part is split over.
     """
 
@@ -134,7 +134,7 @@ class Layout:
         return parts[0] if len(parts) == 1 else jax.tree.map(self._join_arrays, *parts)
 
     def take(self, joined: Tree, name: str) -> Tree:
-        """The part `name` out of what `join` made."""
+        """The part `name` of a joined tree."""
         if list(self.rows) == [name]:
             return joined
         names = list(self.rows)

@@ -1,10 +1,10 @@
-"""The terms of the loss, each [B], and the one place where they are weighed and averaged.
+"""The terms of the loss, each [B], and the one place where they are weighted and averaged.
 
     L = native_weight  * mean_i z_i * mse(e_s, target)                 native: diffusion
       + output_weight  * mean_i (1 - z_i) * mse(e_s, e_t)              parallel: the output
       + feature_weight * sum_k mean_i (1 - z_i) * mse(F_s,k, F_t,k)    parallel: the features
 
-z_i is 1 for a native pair and 0 for a parallel one, e the UNet's output, F_k the output of its
+z_i is 1 for a native pair and 0 for a parallel one, e is the UNet's output, F_k the output of its
 block k, s the student and t the teacher; mean_i is over the whole batch. Without hybrid training
 every term applies to every row. Source: PEA-Diffusion (arXiv 2311.17086).
 """
@@ -22,30 +22,30 @@ from pea_jax.distill.batch import NATIVE, PARALLEL
 #: Scalars; and the two of `BY_LANGUAGE`, where there are several languages.
 Metrics = dict[str, Float[Array, "..."]]
 
-#: For each language, [languages]: the sum of its rows' losses, and how many rows these are. Sums of
-#: several steps divide to the mean over all of their rows.
+#: By language, [languages]: the sum of its rows' losses, and the number of these rows. Summed over
+#: several steps, their quotient is the mean over all rows.
 BY_LANGUAGE = ("language_loss", "language_rows")
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillSettings:
-    """What of the method is a choice.
+    """The choices that the method leaves open.
 
-    A weight of zero leaves its term out of the program, together with what only that term needs: no
-    teacher without a distillation term, no rows of a part that no term is left for.
+    A weight of zero removes its term from the program, with everything that only this term needs:
+    the teacher without a distillation term, and the rows of a part without a term.
 
     Attributes:
-        hybrid: native rows learn from their image, parallel rows from the teacher; else there are
-            parallel rows alone, and they learn from both.
-        native_weight: of the diffusion loss.
-        output_weight: of the distillation of the UNet's output.
-        feature_weight: of the distillation of every block's output.
+        hybrid: native rows learn from their image, parallel rows from the teacher. False: all rows
+            are parallel and learn from both.
+        native_weight: weight of the diffusion loss.
+        output_weight: weight of output distillation.
+        feature_weight: weight of feature distillation, the sum over all blocks.
         prompt_drop: probability that a sample's tokens are replaced by those of "".
-        noise_offset: standard deviation of what is added to the noise, one value a sample and
-            channel; 0 adds nothing.
+        noise_offset: standard deviation of an offset of the noise, one value a sample and channel;
+            0 adds none.
 
     Raises:
-        ValueError: names every value that cannot be, in one raise.
+        ValueError: names every value that is out of range.
     """
 
     hybrid: bool = True
@@ -56,7 +56,7 @@ class DistillSettings:
     noise_offset: float = 0.0
 
     def __post_init__(self):
-        """Raise ValueError, naming every field that cannot be."""
+        """Raise ValueError for every field that is out of range."""
         weights = ("native_weight", "output_weight", "feature_weight")
         problems = [
             f"{name} must not be negative, got {getattr(self, name)}"
@@ -72,7 +72,7 @@ class DistillSettings:
 
     @property
     def diffuses(self) -> bool:
-        """Whether the diffusion term is there."""
+        """Whether there is a diffusion term."""
         return self.native_weight > 0
 
     @property
@@ -84,7 +84,7 @@ class DistillSettings:
 def squared_error(
     prediction: Float[Array, "B *rest"], target: Float[Array, "B *rest"]
 ) -> Float[Array, "B"]:
-    """The mean of the squared difference over all but the batch, in float32 whatever comes in."""
+    """Mean squared difference over all axes except the batch, in float32 for any input dtype."""
     difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     return jnp.mean(jnp.square(difference), axis=tuple(range(1, difference.ndim)))
 
@@ -95,7 +95,7 @@ def feature_errors(
     """The squared error of every block, by its name.
 
     Raises:
-        ValueError: student and teacher have other blocks.
+        ValueError: student and teacher differ in their blocks.
     """
     if list(student) != list(teacher):
         raise ValueError(
@@ -114,21 +114,21 @@ def total(
     languages: Mapping[str, Int[Array, "_"]] | None = None,
     language_count: int = 1,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The loss, and every term of it that is there.
+    """The loss, and each of its terms.
 
     Args:
         settings: the weights.
-        batch_size: rows of the whole batch, which every mean is over.
-        native: diffusion errors of the rows that have that term; None if there are none.
-        output: output errors of the rows that have a teacher; None if there are none.
-        features: their errors of every block; None if there are none.
-        languages: of the rows that learn, by part; numbers from 0.
-        language_count: how many languages there are; one is not told apart.
+        batch_size: rows of the whole batch; every mean is over these.
+        native: diffusion errors of the rows that have this term; None without the term.
+        output: output errors of the rows that have a teacher; None without the term.
+        features: their feature errors by block; None without the term.
+        languages: language numbers, from 0, of the rows that learn, by part.
+        language_count: number of languages; with one there are no metrics by language.
 
     Returns:
         The loss and the metrics: "loss"; "loss_native", "loss_output" and "loss_feature", before
-        their weights; "feature/<block>" for every block; `BY_LANGUAGE`, where a row's loss is that
-        of its own terms with their weights. A term that was not computed has no entry.
+        their weights; "feature/<block>" for every block; and `BY_LANGUAGE`, where a row's loss is
+        the weighted sum of its own terms. A term that was not computed has no entry.
     """
 
     def mean(errors: Float[Array, "_"]) -> Float[Array, ""]:
@@ -159,7 +159,7 @@ def _row_losses(
     output: Float[Array, "P"] | None,
     features: Mapping[str, Float[Array, "P"]] | None,
 ) -> dict[str, Float[Array, "_"]]:
-    """Each row's own terms with their weights, by part."""
+    """The weighted sum of each row's own terms, by part."""
     terms = []
     if native is not None:
         terms.append((NATIVE if settings.hybrid else PARALLEL, settings.native_weight * native))
@@ -175,7 +175,7 @@ def _row_losses(
 def _by_language(
     losses: Mapping[str, Float[Array, "_"]], languages: Mapping[str, Int[Array, "_"]], count: int
 ) -> Metrics:
-    """Sum and number of the rows of every language, over both parts; see `BY_LANGUAGE`."""
+    """Sum of losses and number of rows of every language, over both parts."""
     sums, rows = jnp.zeros(count, jnp.float32), jnp.zeros(count, jnp.float32)
     for part, errors in losses.items():
         own = languages[part][:, None] == jnp.arange(count)[None]
@@ -185,9 +185,9 @@ def _by_language(
 
 
 def require_finite(metrics: Mapping[str, ArrayLike], step: int) -> None:
-    """Raises FloatingPointError where a fetched metric is not finite, naming each one that is not.
+    """Raises FloatingPointError that names every metric that is not finite.
 
-    To be called on the metrics of a step before its state is saved.
+    Call it on the fetched metrics of a step before its state is saved.
     """
     broken = {name: float(value) for name, value in metrics.items() if not math.isfinite(value)}
     if broken:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pea_jax.diffusion.schedule import Schedule
-from pea_jax.distill.batch import PARTS, Layout
+from pea_jax.distill.batch import PARTS, BatchLayout
 from pea_jax.distill.losses import DistillSettings
 
 
@@ -17,11 +17,11 @@ from pea_jax.distill.losses import DistillSettings
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """What was drawn for some rows of a batch.
+    """The random values for some rows of a batch.
 
     Attributes:
         posterior: standard normal noise for the sample from the VAE's posterior, [B, H, W, C].
-        noise: the noise of the diffusion, its offset included, [B, H, W, C].
+        noise: the diffusion noise including its offset, [B, H, W, C].
         timesteps: uniform over the schedule, [B].
         dropped: whether the row's tokens are replaced by those of the empty prompt, [B].
     """
@@ -34,7 +34,7 @@ class Draws:
 
 def draw(
     key: PRNGKeyArray,
-    layout: Layout,
+    layout: BatchLayout,
     latent_shape: tuple[int, int, int],
     schedule: Schedule,
     settings: DistillSettings,
@@ -42,16 +42,16 @@ def draw(
 ) -> Draws:
     """Draws for the student's batch.
 
-    Every row has a key of its own, made of its part and its place in that part. What it draws
-    depends on neither the devices, nor the other rows, nor how many there are.
+    Every row has its own key, made of its part and its place in that part. Its draws do not depend
+    on the devices, the other rows or their number.
 
     Args:
-        key: of the step.
-        layout: the parts' rows, and how they lie in the batch.
+        key: random key of the step.
+        layout: the parts' rows and their order in the batch.
         latent_shape: (H, W, C).
-        schedule: tells how many timesteps there are.
-        settings: tell prompt drop and noise offset.
-        places: of each part's rows, where they are not 0, 1, 2, ...
+        schedule: gives the number of timesteps.
+        settings: give prompt drop and noise offset.
+        places: each part's row numbers; None is 0, 1, 2, ...
     """
     places = places or {name: jnp.arange(rows) for name, rows in layout.rows.items()}
     part = layout.join([jnp.full(rows, PARTS.index(name)) for name, rows in layout.rows.items()])

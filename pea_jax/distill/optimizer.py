@@ -1,4 +1,4 @@
-"""The optimiser of the adapter: AdamW under a linear warm-up and a polynomial decay."""
+"""The optimizer of the adapter: AdamW under a linear warm-up and a polynomial decay."""
 
 import jax
 import optax
@@ -29,7 +29,7 @@ def make_schedule(
         power: of the decay; 1 is linear.
 
     Raises:
-        ValueError: names every value that cannot be, in one raise.
+        ValueError: names every value that is out of range.
     """
     problems = []
     if not learning_rate > 0:

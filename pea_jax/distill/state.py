@@ -18,7 +18,7 @@ Params = nnx.State[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """What is static of the networks; the step merges it with their state inside the program."""
+    """The static side of the networks; the step merges it with their state inside the program."""
 
     unet: nnx.GraphDef
     vae: nnx.GraphDef
@@ -31,13 +31,13 @@ class Networks:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that training changes, and so all that a checkpoint needs of the step.
+    """Everything that training changes, so everything that a checkpoint needs of the step.
 
     Attributes:
-        step: steps taken, int32.
-        params: the adapter's, float32.
-        opt_state: the optimiser's.
-        ema: the exponential moving average of `params`; None where none is kept.
+        step: number of steps taken, int32.
+        params: the adapter's parameters, float32.
+        opt_state: the optimizer's.
+        ema: the exponential moving average of `params`; None if the run keeps none.
     """
 
     step: Int[Array, ""]
@@ -55,14 +55,14 @@ def split_networks(
     adapter: nnx.Module,
     empty: Fields,
 ) -> tuple[Networks, Params, dict[str, Any]]:
-    """Splits the modules into what is static, what is trained and what is frozen.
+    """Splits the modules into static, trained and frozen parts.
 
     Args:
         unet: shared by student and teacher.
         vae: its encoder makes the latents.
-        text_encoder: the base model's own, which the teacher reads English with.
-        language_encoder: what the student reads with.
-        adapter: what is trained.
+        text_encoder: the base model's own, for the teacher's English captions.
+        language_encoder: for the student's native captions.
+        adapter: the only trained module.
         empty: token ids and masks of the empty prompt, int32 [1, L] each: "ids" and "mask" from the
             language encoder's tokenizer, "english_ids" and "english_mask" from the base model's.
 
@@ -87,7 +87,7 @@ def split_networks(
 def init_train_state(
     params: Params, tx: optax.GradientTransformation, *, ema: bool = False
 ) -> TrainState:
-    """The state before the first step; it owns its arrays, since every step donates them.
+    """The state before the first step. It owns its arrays, since every step donates them.
 
     Raises:
         ValueError: names every parameter that is not float32.

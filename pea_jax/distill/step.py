@@ -1,14 +1,15 @@
 """The train step: student and teacher through one frozen UNet, gradients to the adapter alone.
 
-    pixels -> VAE posterior, or its moments as they were kept -> latents -> noisy latents x_t
+    pixels -> VAE posterior, or its stored moments -> latents -> noisy latents x_t
     native caption  -> language encoder -> adapter -> UNet(x_t) -> prediction, features     student
     English caption -> base text encoder           -> UNet(x_t) -> prediction, features     teacher
 
-Whatever does not depend on the adapter (`given`) is computed outside the differentiated function,
-so no gradient can reach the teacher, the encoders or the VAE. The student's gradient runs back
-through the UNet to the tokens, and not into its weights.
+All that does not depend on the adapter (`frozen_forward`) is computed outside the differentiated
+function, so no gradient can reach the teacher, the encoders or the VAE. The student's gradient runs
+back through the UNet to the tokens, and not into its weights.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection
 from typing import Any
@@ -21,45 +22,46 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pea_jax.diffusion.schedule import Schedule
-from pea_jax.distill.batch import NATIVE, PARALLEL, PARTS, PIXELS, Layout, count_rows
-from pea_jax.distill.frozen_forward import Batch, Frozen, Given, drop, give
+from pea_jax.distill.batch import NATIVE, PARALLEL, PARTS, PIXELS, BatchLayout, count_rows
+from pea_jax.distill.frozen_forward import (
+    Batch,
+    Frozen,
+    FrozenOutputs,
+    drop,
+    frozen_forward,
+)
 from pea_jax.distill.losses import DistillSettings, Metrics, feature_errors, squared_error, total
 from pea_jax.distill.state import Networks, Params, TrainState
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.runtime import parallel
 
-LossAndGradient = Callable[..., tuple[Float[Array, ""], Metrics, Params]]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
-def make_loss_and_gradient(
-    networks: Networks,
-    schedule: Schedule,
-    settings: DistillSettings,
-    *,
-    accumulation_steps: int = 1,
-    languages: int = 1,
-    picture: str = PIXELS,
-) -> LossAndGradient:
-    """The pure function behind the step.
+@dataclasses.dataclass(frozen=True, eq=False)
+class LossAndGradient:
+    """The pure function behind the step: (params, frozen, batch, key) -> loss, metrics, gradient.
 
-    Args:
-        networks: of `split_networks`.
-        schedule: the base model's.
+    Attributes:
+        networks: from `split_networks`.
+        schedule: the base model's noise schedule.
         settings: the choices of the method.
-        accumulation_steps: slices that each device's rows are computed in, one after another. The
-            sums are the same; the activations are of one slice.
-        languages: how many the rows are in; the metrics tell several apart.
-        picture: what batches hold of pictures, `parts.PIXELS` or `parts.MOMENTS`; with the latter
-            the VAE's encoder is no part of the program.
-
-    Returns:
-        (params, frozen, batch, key, *, data_shards=1) -> (loss, metrics, gradient), with the
-        arguments of `make_train_step`'s function, but that `key` is of this very step; `draws.draw`
-        tells what becomes of it.
+        accumulation_steps: slices of each device's rows that are computed one after another. The
+            sums are the same; the activations are those of one slice.
+        languages: number of languages; with several, the metrics hold each one's loss.
+        picture: what batches hold of images, `batch.PIXELS` or `batch.MOMENTS`. With moments the
+            VAE's encoder is not part of the program.
     """
 
-    def loss_and_gradient(
+    networks: Networks
+    schedule: Schedule
+    settings: DistillSettings
+    accumulation_steps: int = 1
+    languages: int = 1
+    picture: str = PIXELS
+
+    def __call__(
+        self,
         params: Params,
         frozen: Frozen,
         batch: Batch,
@@ -67,40 +69,43 @@ def make_loss_and_gradient(
         *,
         data_shards: int = 1,
     ) -> tuple[Float[Array, ""], Metrics, Params]:
+        """Loss, metrics and gradient; arguments as for `make_train_step`'s function.
+
+        Here `key` is that of this very step; `noise.draw` says what it is used for.
+
+        Raises:
+            ValueError: while tracing, for a batch that does not fit the settings.
+        """
         rows = count_rows(
             batch,
             frozen["empty"],
-            hybrid=settings.hybrid,
+            hybrid=self.settings.hybrid,
             data_shards=data_shards,
-            slices=accumulation_steps,
-            picture=picture,
+            slices=self.accumulation_steps,
+            picture=self.picture,
         )
-        learning = {name: count for name, count in rows.items() if _learns(name, settings)}
+        learning = {name: count for name, count in rows.items() if self._learns(name)}
         if not learning:
-            raise ValueError(f"batch: no term of {settings} applies to its rows, {rows}")
-        batch_size = sum(rows.values())
+            raise ValueError(f"batch: no term of {self.settings} applies to its rows, {rows}")
         numbered = {name: {**batch[name], "place": jnp.arange(rows[name])} for name in learning}
         compute = functools.partial(
-            of_rows,
-            params,
-            key=key,
-            data_shards=data_shards,
-            batch_size=batch_size,
+            self._of_slice, params, key=key, data_shards=data_shards, batch_size=sum(rows.values())
         )
-        if accumulation_steps == 1:
+        if self.accumulation_steps == 1:
             return compute(frozen, numbered)
-        slices = parallel.cut(numbered, accumulation_steps, data_shards)
+        slices = parallel.cut(numbered, self.accumulation_steps, data_shards)
 
-        def add(so_far: Any, rows: Batch) -> tuple[Any, None]:
-            # As if the weights were of this slice: what each of them gathers is not gathered before
-            # the loop and kept.
+        def add(total: Any, rows: Batch) -> tuple[Any, None]:
+            # The barrier ties the weights to this slice: otherwise all that a slice gathers would
+            # be gathered before the loop and kept.
             unet, rows = jax.lax.optimization_barrier((frozen["unet"], rows))
-            return jax.tree.map(jnp.add, so_far, compute({**frozen, "unet": unet}, rows)), None
+            return jax.tree.map(jnp.add, total, compute({**frozen, "unet": unet}, rows)), None
 
         form = jax.eval_shape(compute, frozen, jax.tree.map(lambda leaf: leaf[0], slices))
         return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, form), slices)[0]
 
-    def of_rows(
+    def _of_slice(
+        self,
         params: Params,
         frozen: Frozen,
         batch: Batch,
@@ -109,97 +114,99 @@ def make_loss_and_gradient(
         data_shards: int,
         batch_size: int,
     ) -> tuple[Float[Array, ""], Metrics, Params]:
-        """What some of the step's rows, with their places in it, add to all three."""
+        """What some of the step's rows add to loss, metrics and gradient."""
         learning = {name: len(batch[name]["place"]) for name in PARTS if name in batch}
-        layout = Layout(learning, data_shards)
-        unet = nnx.merge(networks.unet, frozen["unet"])
-        given = give(networks, schedule, settings, layout, unet, frozen, batch, key, picture)
-        # The student begins when the teacher has ended: weights that each of them gathers are not
-        # kept from the one to the other, nor are the activations of both at once.
-        weights, given = jax.lax.optimization_barrier((frozen["unet"], given))
-        unet = nnx.merge(networks.unet, weights)
+        layout = BatchLayout(learning, data_shards)
+        unet = nnx.merge(self.networks.unet, frozen["unet"])
+        outputs = frozen_forward(
+            self.networks,
+            self.schedule,
+            self.settings,
+            layout,
+            unet,
+            frozen,
+            batch,
+            key,
+            self.picture,
+        )
+        # The student begins when the teacher has ended: gathered weights are not kept from one to
+        # the other, and the activations of both are not alive at once.
+        weights, outputs = jax.lax.optimization_barrier((frozen["unet"], outputs))
+        unet = nnx.merge(self.networks.unet, weights)
 
         def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
-            conditioning = _student(nnx.merge(networks.adapter, params), given)
-            prediction, features = unet(given.noisy, given.timesteps, conditioning, given.added)
-
-            terms: dict[str, Any] = {}
-            if settings.diffuses and not settings.hybrid:
-                terms["native"] = squared_error(prediction, given.target)
-            elif settings.diffuses and NATIVE in learning:
-                predicted, wanted = layout.take((prediction, given.target), NATIVE)
-                terms["native"] = squared_error(predicted, wanted)
-            if given.teacher is not None:
-                predicted, seen = layout.take((prediction, features), PARALLEL)
-                if settings.output_weight:
-                    terms["output"] = squared_error(predicted, given.teacher[0])
-                if settings.feature_weight:
-                    terms["features"] = feature_errors(seen, given.teacher[1])
+            conditioning = _student(nnx.merge(self.networks.adapter, params), outputs)
+            student = unet(outputs.noisy, outputs.timesteps, conditioning, outputs.added)
             return total(
-                settings,
+                self.settings,
                 batch_size,
-                **terms,
+                **self._terms(layout, student, outputs),
                 languages={part: batch[part]["language"] for part in learning},
-                language_count=languages,
+                language_count=self.languages,
             )
 
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return value, metrics, gradient
 
-    return loss_and_gradient
+    def _terms(
+        self, layout: BatchLayout, student: tuple[Array, dict[str, Array]], outputs: FrozenOutputs
+    ) -> dict[str, Any]:
+        """The errors of every term, [B], as `losses.total` takes them."""
+        settings, (prediction, features) = self.settings, student
+        terms: dict[str, Any] = {}
+        if settings.diffuses and not settings.hybrid:
+            terms["native"] = squared_error(prediction, outputs.target)
+        elif settings.diffuses and NATIVE in layout.rows:
+            predicted, wanted = layout.take((prediction, outputs.target), NATIVE)
+            terms["native"] = squared_error(predicted, wanted)
+        if outputs.teacher is not None:
+            predicted, features = layout.take((prediction, features), PARALLEL)
+            if settings.output_weight:
+                terms["output"] = squared_error(predicted, outputs.teacher[0])
+            if settings.feature_weight:
+                terms["features"] = feature_errors(features, outputs.teacher[1])
+        return terms
+
+    def _learns(self, part: str) -> bool:
+        """Whether any term applies to the rows of a part."""
+        if not self.settings.hybrid:
+            return True
+        return self.settings.diffuses if part == NATIVE else self.settings.distils
 
 
 def make_train_step(
-    networks: Networks,
-    schedule: Schedule,
-    settings: DistillSettings,
+    loss_and_gradient: LossAndGradient,
     tx: optax.GradientTransformation,
     *,
     ema_decay: float = 0.0,
-    accumulation_steps: int = 1,
-    languages: int = 1,
-    picture: str = PIXELS,
 ) -> TrainStep:
     """The step as a pure function; `jit_train_step` compiles it.
 
     Args:
-        networks: of `split_networks`.
-        schedule: the base model's.
-        settings: the choices of the method.
-        tx: the optimiser.
-        ema_decay: of the moving average, if the state has one. The first steps average over fewer:
-            the decay at step n, from 0, is min(ema_decay, (1 + n) / (10 + n)).
-        accumulation_steps: see `make_loss_and_gradient`.
-        languages: likewise.
-        picture: likewise.
+        loss_and_gradient: what is minimised.
+        tx: the optimizer.
+        ema_decay: decay of the moving average, if the state has one. The first steps average over
+            fewer: the decay at step n, from 0, is min(ema_decay, (1 + n) / (10 + n)).
 
     Returns:
         train_step(state, frozen, batch, key, *, data_shards=1) -> (state, metrics):
-        frozen: of `split_networks`.
+        frozen: from `split_networks`.
         batch: {"native": part, "parallel": part}, a part without rows absent; a part is
-            {"pixels": uint8 [b, H, W, 3], "time_ids": int32 [b, 6] (see `data.pipeline.Batch`),
-            "ids": int32 [b, L], "mask": int32 [b, L], "language": int32 [b]}, and of the parallel
-            part also "english_ids" and "english_mask". With `parts.MOMENTS` there is "moments" in
-            place of pixels, float32 [b, 2, h, w, C]: mean and log variance, neither sampled nor
+            {"pixels": uint8 [b, H, W, 3], "time_ids": int32 [b, 6] (see `data.read.loader.Batch`),
+            "ids": int32 [b, L], "mask": int32 [b, L], "language": int32 [b]}, and the parallel
+            part also has "english_ids" and "english_mask". With `batch.MOMENTS` there is "moments"
+            in place of pixels, float32 [b, 2, h, w, C]: mean and log variance, neither sampled nor
             scaled.
-        key: of the whole run; the step folds its number in.
+        key: random key of the run; the step folds its number in.
         data_shards: devices that the batch is split over; it changes no value.
         metrics: float32: those of `losses.total`, and "grad_norm" before clipping.
-        It raises ValueError while tracing, for a batch that cannot be.
+        It raises ValueError while tracing, for a batch that does not fit.
 
     Raises:
         ValueError: `ema_decay` is not in [0, 1).
     """
     if not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
-    loss_and_gradient = make_loss_and_gradient(
-        networks,
-        schedule,
-        settings,
-        accumulation_steps=accumulation_steps,
-        languages=languages,
-        picture=picture,
-    )
 
     def train_step(
         state: TrainState,
@@ -234,17 +241,17 @@ def jit_train_step(
     """Compiles the step for a mesh: state replicated and donated, batch split over every device.
 
     The frozen weights stay where they were placed, replicated or split over "fsdp", and are
-    gathered whole where they are used. Left to itself, the partitioner rather splits some layers
-    the way their weights are split, and sends activations from device to device.
+    gathered where they are used. Without the constraint the partitioner splits some layers the way
+    their weights are split, and sends activations from device to device.
 
     Args:
-        train_step: of `make_train_step`.
-        mesh: of `parallel.make_mesh`.
+        train_step: from `make_train_step`.
+        mesh: from `parallel.make_mesh`.
         gathering: the networks of `frozen` that gather their weights themselves, layer by layer
-            (`UNet.gather`). Those of the others are whole from the step's beginning to its end.
+            (`UNet.gather`). Those of the others are whole for the whole step.
 
-    The state is to be on the mesh from the first call on (`parallel.place`): one that jax may still
-    move is another program to it, compiled again at the second step.
+    The state must be on the mesh from the first call (`parallel.place`): with a state that jax may
+    still move, the second step compiles another program.
     """
     whole = parallel.replicated(mesh)
 
@@ -263,16 +270,9 @@ def jit_train_step(
     )
 
 
-def _learns(part: str, settings: DistillSettings) -> bool:
-    """Whether any term applies to the rows of a part."""
-    if not settings.hybrid:
-        return True
-    return settings.diffuses if part == NATIVE else settings.distils
-
-
-def _student(adapter: nnx.Module, given: Given) -> Conditioning:
-    """The native conditioning. The empty prompt goes through the adapter too, and teaches it."""
-    conditioning = adapter(given.hidden)
-    if given.dropped is None:
+def _student(adapter: nnx.Module, outputs: FrozenOutputs) -> Conditioning:
+    """The native conditioning. The empty prompt passes the adapter too, and trains it."""
+    conditioning = adapter(outputs.hidden)
+    if outputs.dropped is None:
         return conditioning
-    return drop(conditioning, adapter(given.empty_hidden), given.dropped)
+    return drop(conditioning, adapter(outputs.empty_hidden), outputs.dropped)

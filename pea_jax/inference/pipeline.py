@@ -24,15 +24,15 @@ from jaxtyping import Array, Float, UInt8, UInt32
 from pea_jax.diffusion import solvers
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.inference import program
-from pea_jax.inference.program import Networks
+from pea_jax.inference.denoiser import Denoiser, Network
 from pea_jax.models.adapter import Adapter
 from pea_jax.runtime import parallel
 from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
-from pea_jax.weights.bases import BaseModel, load_base
+from pea_jax.weights.bases import BaseModel, BaseSpec, load_base
 from pea_jax.weights.language import LanguageEncoder, load_language_encoder
 from pea_jax.weights.tokenizers import AnyTokenizer
 
-#: Images of one program call a data shard, where no batch size is given.
+#: Images per data shard of one program call, if no batch size is set.
 IMAGES_PER_SHARD = 8
 
 
@@ -80,7 +80,7 @@ class Pipeline:
       base: UNet, VAE, English text encoder and noise schedule.
       language: the encoder of the prompts' language; None for English.
       adapter: its adapter to the base; None for English.
-      mesh: of the devices that the base's and the encoder's arrays lie on.
+      mesh: of the devices that hold the arrays of the base and the encoder.
     """
 
     base: BaseModel
@@ -90,9 +90,9 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         if (self.language is None) != (self.adapter is None):
-            given = "a language encoder" if self.adapter is None else "an adapter"
+            got = "a language encoder" if self.adapter is None else "an adapter"
             raise ValueError(
-                f"expected a language encoder and its adapter, or neither, got only {given}"
+                f"expected a language encoder and its adapter, or neither, got only {got}"
             )
         if self.language is not None:
             check_fit(
@@ -144,7 +144,7 @@ class Pipeline:
         encoder = None
         if language is not None:
             encoder = load_language_encoder(language, dtype=dtype, mesh=mesh, max_length=max_length)
-        base = load_base(base, dtype=dtype, mesh=mesh, attention=attention)
+        base = load_base(BaseSpec(base, dtype, attention), mesh=mesh)
         return cls(base, encoder, adapter, mesh)
 
     def with_adapter(self, adapter: Adapter) -> "Pipeline":
@@ -157,7 +157,7 @@ class Pipeline:
 
     @property
     def tokenizer(self) -> AnyTokenizer:
-        """Of the prompts."""
+        """The tokenizer of the prompts."""
         return self.base.tokenizer if self.language is None else self.language.tokenizer
 
     def __call__(
@@ -253,7 +253,7 @@ class Pipeline:
         rows = self._rows_per_call(count, settings.batch_size)
 
         def dispatch(start: int) -> Array:
-            # The last batch is filled up with its last prompt again, and cut when it is fetched.
+            # The last batch is filled up with its last prompt, and cut when it is fetched.
             # Every process makes its own rows of it.
             own = np.array(parallel.own_rows(rows, self.mesh))
             take = np.minimum(start + own, count - 1)
@@ -264,7 +264,8 @@ class Pipeline:
             batch = parallel.to_global(batch, self.mesh)
             if latents is None:
                 batch["noise"] = program.initial_noise(batch["seeds"], shape)
-            images = program.program(*self._split, batch, plan, _strengths(settings))
+            arguments, shards = self._arguments(batch, settings)
+            images = program.program(*arguments, plan, data_shards=shards)
             return parallel.place(images, parallel.replicated(self.mesh)) if whole else images
 
         return _one_ahead(dispatch, range(0, count, rows))
@@ -276,11 +277,11 @@ class Pipeline:
           settings: how to sample; `batch_size` does not matter here.
           rows: prompts of one call, over all devices.
         """
-        batch = self.batch_shapes(settings, rows)
-        return program.program.lower(*self._split, batch, self.plan(settings), _strengths(settings))
+        arguments, shards = self._arguments(self.batch_shapes(settings, rows), settings)
+        return program.program.lower(*arguments, self.plan(settings), data_shards=shards)
 
     def batch_shapes(self, settings: Settings, rows: int) -> dict[str, Any]:
-        """The shapes, with shardings, of what the program takes of `rows` prompts."""
+        """The shapes, with shardings, of what the program takes for `rows` prompts."""
         shape = self.latent_shape(settings.height, settings.width)
         batch = self._batch([""] * rows, [""] * rows, settings)
         batch["seeds"] = np.zeros(rows, np.uint32)
@@ -290,19 +291,36 @@ class Pipeline:
 
     def plan(self, settings: Settings) -> solvers.Plan:
         """The steps of the solver."""
-        schedule = Schedule.from_dict(self.base.schedule)
+        schedule = Schedule.from_dict(self.base.config.schedule)
         return solvers.plan(settings.solver, schedule, settings.steps)
 
     def _batch(
         self, prompts: Sequence[str], negatives: Sequence[str], settings: Settings
     ) -> dict[str, Any]:
-        """What the program takes of the texts."""
-        batch: dict[str, Any] = {"positive": self.tokenizer(prompts)}
+        """What depends on the prompts, as rows: tokens, and SDXL's time ids."""
+        factor = self.base.vae.config.downsampling_factor
+        height, width, _ = self.latent_shape(settings.height, settings.width)
+        size = (height * factor, width * factor)
+        # The time ids say: an image of this size, not cropped.
+        batch: dict[str, Any] = {
+            "positive": self.tokenizer(prompts),
+            "time_ids": np.tile(np.array([*size, 0, 0, *size], np.int32), (len(prompts), 1)),
+        }
         if settings.guided:
             batch["negative"] = self.tokenizer(negatives)
-        if settings.guided and self.language is None and self.base.zero_empty_prompt:
+        if settings.guided and self.language is None and self.base.config.zero_empty_prompt:
             batch["kept"] = np.array([negative != "" for negative in negatives], np.float32)
         return batch
+
+    def _arguments(self, batch: dict[str, Any], settings: Settings) -> tuple[tuple, int]:
+        """The program's arguments before the plan, and its data shards."""
+        rows = {"negative": None, "kept": None, **batch}
+        noise, seeds = rows.pop("noise"), rows.pop("seeds")
+        strengths = np.array([settings.guidance_scale, settings.guidance_rescale], np.float32)
+        networks = dict(self._networks)
+        vae = networks.pop("vae")
+        denoiser = Denoiser(self.base.config.family, **networks, **rows, guidance=strengths)
+        return (denoiser, vae, noise, seeds), parallel.data_shards(self.mesh)
 
     def latent_shape(
         self, height: int | None = None, width: int | None = None
@@ -320,17 +338,17 @@ class Pipeline:
         config = self.base.unet.config
         if config.in_channels != self.base.vae.config.latent_channels:
             raise ValueError(
-                f"{self.base.folder}: expected a text-to-image UNet, got one with "
+                f"{self.base.config.folder}: expected a text-to-image UNet, got one with "
                 f"{config.in_channels} channels in, for inpainting"
             )
         trained = config.sample_size
         trained = trained if isinstance(trained, tuple) else (trained, trained)
         sides, problems = [], []
-        for name, given, default in zip(("height", "width"), (height, width), trained, strict=True):
-            if given is None and default is None:
+        for name, side, default in zip(("height", "width"), (height, width), trained, strict=True):
+            if side is None and default is None:
                 problems.append(f"{name}: the UNet's config has no sample_size to go by, give one")
                 continue
-            side = default * factor if given is None else given
+            side = default * factor if side is None else side
             if side < 1 or side % factor:
                 below, above = side // factor * factor, -(-side // factor) * factor
                 nearest = f"{below} and {above}" if below > 0 else f"{factor}"
@@ -351,21 +369,18 @@ class Pipeline:
         return -(-min(count, wanted) // shards) * shards
 
     @functools.cached_property
-    def _split(self) -> tuple[Networks, int, dict[str, Any]]:
+    def _networks(self) -> dict[str, Network | None]:
         text = self.base.text_encoder if self.language is None else self.language.tower
-        parts = {"unet": self.base.unet, "vae": self.base.vae, "text": text}
-        split = {name: nnx.split(module) for name, module in parts.items()}
+        adapter = None
         if self.adapter is not None:
             graph, state = nnx.split(self.adapter)
-            split["adapter"] = graph, parallel.place(state, parallel.replicated(self.mesh))
-        graphs = {name: graph for name, (graph, _) in split.items()}
-        states = {name: state for name, (_, state) in split.items()}
-        networks = Networks(**{"adapter": None, **graphs})
-        return networks, parallel.data_shards(self.mesh), states
-
-
-def _strengths(settings: Settings) -> Float[np.ndarray, "2"]:
-    return np.array([settings.guidance_scale, settings.guidance_rescale], np.float32)
+            adapter = Network(graph, parallel.place(state, parallel.replicated(self.mesh)))
+        return {
+            "unet": Network.of(self.base.unet),
+            "vae": Network.of(self.base.vae),
+            "text": Network.of(text),
+            "adapter": adapter,
+        }
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> UInt32[np.ndarray, "N"]:

@@ -38,10 +38,6 @@ _FIXED = {
 
 _COUNTS = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
 
-#: Of the pictures that one device encodes or decodes at a time (`rows_at_once`). With 128 channels
-#: of 16 bits that is 67 MB a layer, in products of 262,144 rows: more would not fill a chip better.
-_PIXELS_AT_ONCE = 512 * 512
-
 _BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
 
@@ -173,15 +169,6 @@ class VAE(nnx.Module):
             dtype.
         """
         return self.decoder(self.post_quant_conv(latents))
-
-
-def rows_at_once(height: int, width: int) -> int:
-    """How many pictures of a size, in pixels, a device is to encode or decode at a time.
-
-    All rows at once would ask for as much memory as a training step's gradient: a picture has 64
-    times as many places as its latents (docs/performance.md, "Training, by preflight").
-    """
-    return max(1, _PIXELS_AT_ONCE // (height * width))
 
 
 class _Encoder(nnx.Module):

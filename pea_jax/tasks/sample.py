@@ -4,10 +4,10 @@
     OUTPUT/grid.png                    the first of them at a glance
     OUTPUT/manifest.jsonl              a line an image: file, prompt, seed, what was cut, settings
 
-A folder that holds anything already is refused, so what lies in it is of one call. The manifest's
-line of an image is written after its file: what an interrupted call did is what the manifest says.
-Of several processes each writes the files of the images that its devices made, into a folder that
-all of them reach; the first one writes the manifest and the grid.
+A folder that holds anything already is refused, so its content is always from one call. The
+manifest's line of an image is written after its file: after an interruption, the manifest says what
+is done. With several processes, each writes the files of the images that its devices made, into a
+folder that all of them reach; the first one writes the manifest and the grid.
 """
 
 import dataclasses

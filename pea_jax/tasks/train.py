@@ -18,8 +18,8 @@ from flax import nnx
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from pea_jax.assembly import model_factory
-from pea_jax.assembly.trainer import Run, batch_rows, build, model_flops
+from pea_jax.assembly import checks, model_factory
+from pea_jax.assembly.trainer import Run, build, model_flops
 from pea_jax.distill.losses import BY_LANGUAGE, require_finite
 from pea_jax.distill.state import TrainState
 from pea_jax.evals import grid
@@ -143,7 +143,7 @@ class Report(contextlib.ExitStack):
     ):
         super().__init__()
         settings = config.train
-        rows = sum(batch_rows(config, parallel.data_shards(run.mesh)).values())
+        rows = sum(checks.batch_rows(config, parallel.data_shards(run.mesh)).values())
         self._run, self._settings, self._workdir = run, settings, workdir
         self._losses: list[float] = []
         self._compiled = 0

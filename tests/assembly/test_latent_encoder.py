@@ -22,10 +22,10 @@ from pea_jax.data.latents import LatentSource
 from pea_jax.data.read.loader import BadImagesError
 from pea_jax.data.read.source import DatasetError
 from pea_jax.data.write import builder
-from pea_jax.distill.frozen_forward import posterior
+from pea_jax.models.latents import LatentCodec
 from pea_jax.runtime import parallel
 from pea_jax.tasks import prepare, train
-from pea_jax.weights.bases import load_vae, read_base_config
+from pea_jax.weights.bases import BaseSpec, load_vae, read_base_config
 from tests import tiny
 from tests.data import sets
 
@@ -113,8 +113,8 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path, monke
     assert report["rejected"] == {images.UNREADABLE: 2}
     assert report["examples"] == {images.UNREADABLE: ["row5", "row17"]}
     assert len(report["files"]) == 3
-    graph, state = nnx.split(load_vae(models / "sd"))
-    moments_of = jax.jit(lambda pixels: posterior(nnx.merge(graph, state), pixels))
+    graph, state = nnx.split(load_vae(BaseSpec(models / "sd")))
+    moments_of = jax.jit(lambda pixels: LatentCodec(nnx.merge(graph, state)).moments(pixels))
     for number, place in zip(numbers, range(len(source)), strict=True):
         row, kept = pixels[number], source[place]
         for name in schema.Described.__annotations__:
@@ -188,7 +188,7 @@ def test_a_run_has_no_vae_encoder_and_batches_as_they_are_foretold(models, data_
         return _counts(made.step.lower(made.state, made.frozen, shapes, made.key))
 
     graph, state = nnx.split(abstract.pipeline.base.vae)
-    encode = jax.jit(lambda state, pixels: posterior(nnx.merge(graph, state), pixels))
+    encode = jax.jit(lambda state, pixels: LatentCodec(nnx.merge(graph, state)).moments(pixels))
     encoder = _counts(encode.lower(state, np.zeros((1, 16, 16, 3), np.uint8)))
     more = np.subtract(arguments_and_convolutions(False), arguments_and_convolutions(True))
     # The pixels themselves are an argument of either program, under another name.

@@ -41,7 +41,7 @@ def gaussian_denoise(alphas_cumprod, prediction_type, latents, timestep):
 def solve(plan, noise, keys):
     alphas_cumprod = jnp.asarray(SCHEDULE.alphas_cumprod)
     denoise = functools.partial(gaussian_denoise, alphas_cumprod, plan.prediction_type)
-    return solvers.sample(plan.solver, denoise, noise, plan, keys)
+    return solvers.sample(denoise, noise, plan, keys)
 
 
 def keys_of(*seeds: int) -> jax.Array:
@@ -89,7 +89,7 @@ def test_a_single_image_is_found_in_any_number_of_steps(name):
     for steps in (3, 20):
         plan = solvers.plan(name, with_spacing("trailing"), steps)
         noise = solvers.gaussian(keys_of(1), (6,))
-        end = solvers.sample(name, denoise, noise, plan, keys_of(2))
+        end = solvers.sample(denoise, noise, plan, keys_of(2))
         np.testing.assert_allclose(end, image, atol=1e-4)
 
 
@@ -131,7 +131,7 @@ def test_steps_schedule_and_guidance_do_not_recompile():
         def denoise(latents, timestep):
             return classifier_free_guidance(latents, 0.5 * latents + 0.001 * timestep, scale)
 
-        return solvers.sample(plan.solver, denoise, noise, plan, keys)
+        return solvers.sample(denoise, noise, plan, keys)
 
     noise, keys = jnp.ones((2, 4)), keys_of(0, 1)
     for steps, scale in ((1, 1.0), (20, 7.5), (64, 3.0)):
@@ -151,7 +151,7 @@ def test_padding_calls_no_network():
             jax.debug.callback(lambda t: calls.append(float(t)), timestep, ordered=True)
             return latents
 
-        return solvers.sample("ddim", denoise, jnp.ones((1, 2)), plan, keys_of(0))
+        return solvers.sample(denoise, jnp.ones((1, 2)), plan, keys_of(0))
 
     plan = solvers.plan("ddim", with_spacing("leading", steps_offset=1), 4)
     count(plan)
@@ -170,7 +170,7 @@ def test_latents_keep_their_type_and_are_solved_in_float32():
     plan = solvers.plan("ddim", SCHEDULE, 50)
     noise = solvers.gaussian(keys_of(0), (16,))
     noise = noise.astype(jnp.bfloat16)
-    end = solvers.sample("ddim", denoise, noise, plan, keys_of(0))
+    end = solvers.sample(denoise, noise, plan, keys_of(0))
     assert end.dtype == jnp.bfloat16
     assert set(given) == {jnp.dtype(jnp.bfloat16)}
     # e = x at every step, so the end is the noise times a number; fp64 says which.
@@ -197,11 +197,3 @@ def test_other_refusals():
         solvers.plan("dpmpp_2m", SCHEDULE, 1000)
     with pytest.raises(ValueError, match="timestep 1000 of 1000"):
         solvers.plan("ddim", with_spacing("leading", steps_offset=1), 1000)
-    with pytest.raises(ValueError, match="made for 'ddim', but the solver is 'euler'"):
-        solvers.sample(
-            "euler",
-            lambda latents, timestep: latents,
-            jnp.ones((1, 2)),
-            solvers.plan("ddim", SCHEDULE, 5),
-            keys_of(0),
-        )

@@ -13,8 +13,9 @@ from flax import nnx
 
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.state import split_networks
+from pea_jax.families.english import EnglishText
+from pea_jax.families.sd import SD
 from pea_jax.models.adapter import Adapter, AdapterConfig
-from pea_jax.models.text.english import EnglishText
 from pea_jax.models.text.towers import TextOutput
 from tests.models.random_module import random_module
 
@@ -29,14 +30,8 @@ QUICK = {"xla_backend_optimization_level": 0}
 CALLS: dict[str, list[int]] = defaultdict(list)
 
 
-@dataclasses.dataclass(frozen=True)
-class UNetConfig:
-    pooled_width: int | None = None
-
-
 class FakeUNet(nnx.Module):
     def __init__(self, dtype=jnp.float32):
-        self.config = UNetConfig()
         leaf = {"rngs": nnx.Rngs(0), "dtype": dtype, "param_dtype": dtype}
         self.enter = nnx.Linear(CHANNELS, 16, **leaf)
         self.attend = nnx.Linear(WIDTH, 16, **leaf)
@@ -101,7 +96,7 @@ def modules(dtype=jnp.float32, pooled_width: int | None = None) -> dict[str, nnx
         "unet": random_module(lambda: FakeUNet(dtype), 1),
         "vae": random_module(lambda: FakeVAE(dtype), 2),
         "text_encoder": random_module(
-            lambda: EnglishText([FakeTower("text_encoder", WIDTH, dtype)]), 3
+            lambda: EnglishText(SD, [FakeTower("text_encoder", WIDTH, dtype)]), 3
         ),
         "language_encoder": random_module(
             lambda: FakeTower("language_encoder", LANGUAGE_WIDTH, dtype), 4

@@ -10,8 +10,8 @@ from flax import nnx
 
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.distill.state import init_train_state
-from pea_jax.distill.step import jit_train_step, make_train_step
-from pea_jax.models import vae
+from pea_jax.distill.step import LossAndGradient, jit_train_step, make_train_step
+from pea_jax.models import latents
 from pea_jax.runtime import parallel
 from pea_jax.weights import names
 from tests.distill import fakes, tiny
@@ -51,17 +51,17 @@ def one_step(name, data, fsdp, accumulation_steps=1):
     if own:
         frozen["unet"] = _kernels_alone_are_split(frozen["unet"], mesh)
     before = _flat(state.params)
-    train_step = make_train_step(
+    objective = LossAndGradient(
         networks,
         fakes.schedule(),
         SETTINGS,
-        tx,
         accumulation_steps=accumulation_steps,
         languages=fakes.LANGUAGES,
     )
+    train_step = make_train_step(objective, tx)
     step = jit_train_step(train_step, mesh, gathering=own)
-    at_once = tiny.IMAGE**2 if name == "slicing" else vae._PIXELS_AT_ONCE
-    with mock.patch.object(vae, "_PIXELS_AT_ONCE", at_once):
+    at_once = tiny.IMAGE**2 if name == "slicing" else latents._PIXELS_AT_ONCE
+    with mock.patch.object(latents, "_PIXELS_AT_ONCE", at_once):
         lowered = step.lower(state, frozen, batch, KEY)
     compiled = lowered.compile(fakes.QUICK)
     state, metrics = compiled(state, frozen, batch, KEY)

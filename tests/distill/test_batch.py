@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 
-from pea_jax.distill.batch import Layout, check_rows, count_rows
+from pea_jax.distill.batch import BatchLayout, check_rows, count_rows
 from tests.distill import fakes
 
 
 def test_every_shard_holds_its_native_rows_and_then_its_parallel_rows():
     """Any other order would move rows between devices."""
-    layout = Layout({"native": 4, "parallel": 6}, data_shards=2)
+    layout = BatchLayout({"native": 4, "parallel": 6}, data_shards=2)
     joined = layout.join([np.array([0, 1, 2, 3]), np.array([10, 11, 12, 13, 14, 15])])
     assert joined.tolist() == [0, 1, 10, 11, 12, 2, 3, 13, 14, 15]
 
 
 @pytest.mark.parametrize("data_shards", [1, 2, 4])
 def test_take_gives_back_what_join_took(rng, data_shards):
-    layout = Layout({"native": 4, "parallel": 8}, data_shards)
+    layout = BatchLayout({"native": 4, "parallel": 8}, data_shards)
     parts = [
         {"x": rng.standard_normal((4, 3, 2)), "y": np.arange(4)},
         {"x": rng.standard_normal((8, 3, 2)), "y": np.arange(8)},

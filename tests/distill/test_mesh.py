@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from pea_jax.distill.state import init_train_state
-from pea_jax.distill.step import jit_train_step, make_train_step
+from pea_jax.distill.step import LossAndGradient, jit_train_step, make_train_step
 from pea_jax.runtime import parallel
 from pea_jax.tasks.preflight import hlo, topology
 from tests.distill import fakes, tiny
@@ -86,14 +86,14 @@ def test_the_tpu_compiler_gathers_anew_in_every_slice():
     )
     state, frozen, key = parallel.place((state, frozen, key), whole)
     batch = parallel.place(batch, parallel.batch_sharding(mesh))
-    train_step = make_train_step(
+    objective = LossAndGradient(
         networks,
         fakes.schedule(),
         SETTINGS,
-        tx,
         accumulation_steps=2,
         languages=fakes.LANGUAGES,
     )
+    train_step = make_train_step(objective, tx)
     step = jit_train_step(train_step, mesh, gathering=("unet",))
     lowered = step.lower(state, {**frozen, "unet": unet}, batch, key)
     with topology.kept_nowhere():
@@ -110,7 +110,7 @@ def test_a_layout_that_ignores_the_devices_would_be_seen():
     networks, state, frozen, batch = place(fakes, mesh, tx)
     whole = parallel.replicated(mesh)
     step = jax.jit(
-        make_train_step(networks, fakes.schedule(), SETTINGS, tx),
+        make_train_step(LossAndGradient(networks, fakes.schedule(), SETTINGS), tx),
         in_shardings=(whole, None, parallel.batch_sharding(mesh), whole),
         out_shardings=(whole, whole),
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pea_jax.distill.batch import Layout
+from pea_jax.distill.batch import BatchLayout
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.distill.noise import draw
 from pea_jax.runtime import parallel
@@ -18,13 +18,13 @@ SETTINGS = DistillSettings(prompt_drop=0.25, noise_offset=0.5)
 @pytest.fixture(scope="module")
 def many():
     """The draws of 4,096 rows."""
-    layout = Layout({"native": 1024, "parallel": 3072})
+    layout = BatchLayout({"native": 1024, "parallel": 3072})
     return jax.jit(lambda key: draw(key, layout, SHAPE, fakes.schedule(), SETTINGS))(
         jax.random.key(3)
     )
 
 
-FEW = Layout({"native": 8, "parallel": 24}, data_shards=8)
+FEW = BatchLayout({"native": 8, "parallel": 24}, data_shards=8)
 
 
 @jax.jit

@@ -12,13 +12,14 @@ import pytest
 from flax import nnx
 
 from pea_jax.diffusion.schedule import add_noise, target
-from pea_jax.distill.batch import Layout
-from pea_jax.distill.frozen_forward import drop, posterior
+from pea_jax.distill.batch import BatchLayout
+from pea_jax.distill.frozen_forward import drop
 from pea_jax.distill.losses import DistillSettings, require_finite
 from pea_jax.distill.noise import draw
 from pea_jax.distill.state import init_train_state, split_networks
-from pea_jax.distill.step import jit_train_step, make_loss_and_gradient, make_train_step
+from pea_jax.distill.step import LossAndGradient, jit_train_step, make_train_step
 from pea_jax.models.conditioning import Conditioning
+from pea_jax.models.latents import LatentCodec
 from pea_jax.runtime import parallel
 from tests.distill import fakes
 
@@ -36,7 +37,7 @@ def literal_loss(adapter_params, modules, batch, settings, schedule, key):
     z = np.concatenate([np.full(count, name == "native") for name, count in rows.items()])
     z = jnp.asarray(z, jnp.float32)
     latent_shape = (fakes.IMAGE // 2, fakes.IMAGE // 2, fakes.CHANNELS)
-    draws = draw(key, Layout(rows), latent_shape, schedule, settings)
+    draws = draw(key, BatchLayout(rows), latent_shape, schedule, settings)
 
     def column(name, fallback=None):
         parts = [
@@ -115,9 +116,7 @@ def test_loss_and_gradient_are_those_of_the_formula(case):
     networks, params, frozen = split_networks(**modules, empty=fakes.empty_prompt())
     batch = fakes.make_batch(native, count)
 
-    ours = fakes.quick(
-        make_loss_and_gradient(networks, schedule, settings), static_argnames="data_shards"
-    )
+    ours = fakes.quick(LossAndGradient(networks, schedule, settings), static_argnames="data_shards")
     shards = 2 if native else 1
     loss, metrics, gradient = ours(params, frozen, batch, KEY, data_shards=shards)
 
@@ -156,9 +155,7 @@ def test_the_loss_of_a_language_is_that_of_its_rows_one_by_one(case, slices):
     def literal(params, batch):
         return literal_loss(params, modules, batch, settings, schedule, KEY)[1][1]
 
-    step = make_loss_and_gradient(
-        networks, schedule, settings, accumulation_steps=slices, languages=3
-    )
+    step = LossAndGradient(networks, schedule, settings, accumulation_steps=slices, languages=3)
     metrics = fakes.quick(step)(params, frozen, batch, KEY)[1]
     losses = iter(np.asarray(fakes.quick(literal)(params, batch), np.float64))
     sums, rows = np.zeros(3), np.zeros(3)
@@ -184,7 +181,7 @@ def traced_calls(settings, native, count):
     """Rows of every call of a network in the program for a batch."""
     networks, params, frozen = fakes.world()
     fakes.CALLS.clear()
-    step = make_loss_and_gradient(networks, fakes.schedule(), settings)
+    step = LossAndGradient(networks, fakes.schedule(), settings)
     _, metrics, _ = jax.eval_shape(step, params, frozen, fakes.make_batch(native, count), KEY)
     return dict(fakes.CALLS), set(metrics)
 
@@ -216,10 +213,10 @@ def test_the_program_holds_only_what_a_term_needs(options, native, count, unet, 
 
 def encoded(batch):
     """A batch with what the fake VAE makes of its pictures in their place."""
-    vae = fakes.modules()["vae"]
+    codec = LatentCodec(fakes.modules()["vae"])
     batch = {name: dict(part) for name, part in batch.items()}
     for part in batch.values():
-        part["moments"] = np.stack(posterior(vae, jnp.asarray(part.pop("pixels"))), axis=1)
+        part["moments"] = np.stack(codec.moments(jnp.asarray(part.pop("pixels"))), axis=1)
     return batch
 
 
@@ -230,7 +227,7 @@ def test_moments_that_were_kept_give_the_same_step_without_a_vae():
     kept = encoded(batch)
     results = []
     for given, options in [(batch, {}), (kept, {"picture": "moments"})]:
-        step = make_loss_and_gradient(networks, fakes.schedule(), settings, **options)
+        step = LossAndGradient(networks, fakes.schedule(), settings, **options)
         fakes.CALLS.clear()
         results.append(fakes.quick(step)(params, frozen, given, KEY))
         assert fakes.CALLS["vae"] == ([] if options else [6])
@@ -243,7 +240,7 @@ def test_a_batch_of_the_other_kind_of_picture_is_refused(picture):
     networks, params, frozen = fakes.world()
     batch = fakes.make_batch(2, 4)
     given = encoded(batch) if picture == "pixels" else batch
-    step = make_loss_and_gradient(networks, fakes.schedule(), DistillSettings(), picture=picture)
+    step = LossAndGradient(networks, fakes.schedule(), DistillSettings(), picture=picture)
     told = rf"native: expected the fields \[.*'{picture}'.* got \["
     with pytest.raises(ValueError, match=told):
         jax.eval_shape(step, params, frozen, given, KEY)
@@ -266,7 +263,7 @@ def test_the_pooled_vector_is_not_dropped():
 
 def test_an_adapter_with_a_pooled_vector_goes_through():
     networks, params, frozen = fakes.world(pooled_width=3)
-    step = make_loss_and_gradient(networks, fakes.schedule(), DistillSettings())
+    step = LossAndGradient(networks, fakes.schedule(), DistillSettings())
     loss, _, gradient = jax.eval_shape(step, params, frozen, fakes.make_batch(2, 4), KEY)
     assert loss.shape == ()
     assert "fc" in gradient
@@ -284,7 +281,7 @@ def test_the_teacher_reads_a_mask_only_where_its_config_asks_for_one():
         modules = fakes.modules()
         modules["text_encoder"].towers[0].config = fakes.TowerConfig(use_attention_mask)
         networks, params, frozen = split_networks(**modules, empty=fakes.empty_prompt())
-        step = fakes.quick(make_loss_and_gradient(networks, fakes.schedule(), settings))
+        step = fakes.quick(LossAndGradient(networks, fakes.schedule(), settings))
         losses = [float(step(params, frozen, each, KEY)[0]) for each in (batch, other)]
         changes.append(losses[0] != losses[1])
     assert changes == [False, True]
@@ -296,9 +293,8 @@ def trained():
     networks, params, frozen = fakes.world()
     tx = optax.adam(1e-2)
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    train_step = make_train_step(
-        networks, fakes.schedule(), DistillSettings(prompt_drop=0.5), tx, ema_decay=0.5
-    )
+    objective = LossAndGradient(networks, fakes.schedule(), DistillSettings(prompt_drop=0.5))
+    train_step = make_train_step(objective, tx, ema_decay=0.5)
 
     def init():
         return jax.device_put(init_train_state(params, tx, ema=True), parallel.replicated(mesh))
@@ -392,7 +388,8 @@ def test_frozen_bfloat16_trains_a_float32_adapter():
     """The dtype of the frozen networks must not leak into the state or the metrics."""
     networks, params, frozen = fakes.world(dtype=jnp.bfloat16)
     tx = optax.adam(1e-2)
-    train_step = make_train_step(networks, fakes.schedule(), DistillSettings(), tx, ema_decay=0.9)
+    objective = LossAndGradient(networks, fakes.schedule(), DistillSettings())
+    train_step = make_train_step(objective, tx, ema_decay=0.9)
     state = init_train_state(params, tx, ema=True)
     new, metrics = jax.eval_shape(train_step, state, frozen, fakes.make_batch(2, 4), KEY)
     floats = [leaf for leaf in jax.tree.leaves((new, metrics)) if leaf.dtype != jnp.int32]
@@ -402,7 +399,7 @@ def test_frozen_bfloat16_trains_a_float32_adapter():
 
 def test_a_batch_that_does_not_divide_the_shards_is_refused():
     networks, params, frozen = fakes.world()
-    step = make_loss_and_gradient(networks, fakes.schedule(), DistillSettings())
+    step = LossAndGradient(networks, fakes.schedule(), DistillSettings())
     trace = functools.partial(step, data_shards=8)
     with pytest.raises(ValueError, match="8 data shards of the mesh, but native has 6 rows; use"):
         jax.eval_shape(trace, params, frozen, fakes.make_batch(6, 8), KEY)
@@ -410,15 +407,14 @@ def test_a_batch_that_does_not_divide_the_shards_is_refused():
 
 def test_a_decay_that_cannot_be_is_refused():
     networks, _, _ = fakes.world()
+    objective = LossAndGradient(networks, fakes.schedule(), DistillSettings())
     with pytest.raises(ValueError, match=r"ema_decay must be in \[0, 1\), got 1.0"):
-        make_train_step(
-            networks, fakes.schedule(), DistillSettings(), optax.sgd(1.0), ema_decay=1.0
-        )
+        make_train_step(objective, optax.sgd(1.0), ema_decay=1.0)
 
 
 def test_a_batch_that_no_term_applies_to_is_refused():
     networks, params, frozen = fakes.world()
     settings = DistillSettings(output_weight=0.0, feature_weight=0.0)
-    step = make_loss_and_gradient(networks, fakes.schedule(), settings)
+    step = LossAndGradient(networks, fakes.schedule(), settings)
     with pytest.raises(ValueError, match=r"no term of .* applies to its rows, {'parallel': 4}"):
         jax.eval_shape(step, params, frozen, fakes.make_batch(0, 4), KEY)

@@ -4,10 +4,11 @@ from flax import nnx
 from jax.sharding import Sharding
 
 from pea_jax.distill.state import split_networks
+from pea_jax.families.english import EnglishText
+from pea_jax.families.sd import SD
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.models.text.bert import Bert, BertConfig
 from pea_jax.models.text.clip import CLIPText, CLIPTextConfig
-from pea_jax.models.text.english import EnglishText
 from pea_jax.models.unet.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
 from tests.distill import fakes
@@ -53,7 +54,9 @@ def modules(gather: Sharding | None = None) -> dict[str, nnx.Module]:
     return {
         "unet": random_module(lambda: UNet(unet, rngs=nnx.Rngs(0), gather=gather), 1),
         "vae": random_module(lambda: VAE(vae, rngs=nnx.Rngs(0)), 2),
-        "text_encoder": random_module(lambda: EnglishText([CLIPText(clip, rngs=nnx.Rngs(0))]), 3),
+        "text_encoder": random_module(
+            lambda: EnglishText(SD, [CLIPText(clip, rngs=nnx.Rngs(0))]), 3
+        ),
         "language_encoder": random_module(lambda: Bert(bert, rngs=nnx.Rngs(0)), 4),
         "adapter": random_module(lambda: Adapter(adapter, rngs=nnx.Rngs(0)), 5),
     }

@@ -6,7 +6,7 @@ import pytest
 
 from pea_jax.inference import program
 from pea_jax.inference.pipeline import Pipeline, Settings
-from pea_jax.models import vae
+from pea_jax.models import latents
 from pea_jax.runtime import parallel
 from pea_jax.runtime.throughput import Compilations
 from pea_jax.weights.adapters import save_adapter
@@ -58,7 +58,7 @@ def test_image_is_the_same_in_any_batch_and_on_any_number_of_devices(models, pip
 
 def test_a_device_decodes_its_images_a_few_at_a_time(models, images, monkeypatch):
     """Two devices of two rows, decoded one by one: the same images in the same places."""
-    monkeypatch.setattr(vae, "_PIXELS_AT_ONCE", 16 * 16)
+    monkeypatch.setattr(latents, "_PIXELS_AT_ONCE", 16 * 16)
     pipeline = load(models, 2)
     assert difference(pipeline(PROMPTS, seed=7, **SETTINGS), images).max() <= 1
     loops = [

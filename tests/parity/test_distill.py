@@ -12,15 +12,17 @@ import pytest
 from flax import nnx
 
 from pea_jax.diffusion.schedule import Schedule
-from pea_jax.distill.batch import Layout
+from pea_jax.distill.batch import BatchLayout
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.distill.noise import draw
 from pea_jax.distill.state import split_networks
-from pea_jax.distill.step import make_loss_and_gradient
+from pea_jax.distill.step import LossAndGradient
+from pea_jax.families.english import EnglishText
+from pea_jax.families.sd import SD
+from pea_jax.families.sdxl import SDXL
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.models.text.bert import Bert, BertConfig
 from pea_jax.models.text.clip import CLIPText, CLIPTextConfig
-from pea_jax.models.text.english import EnglishText
 from pea_jax.models.unet.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
 from pea_jax.weights import names
@@ -207,7 +209,7 @@ def make_pair(family, tmp_path_factory):
     builds["adapter"] = lambda: Adapter(adapter, rngs=nnx.Rngs(0))
     ours = {name: load_module(build, files[name]) for name, build in builds.items()}
     towers = [ours.pop(name) for name in ("text_encoder", "text_encoder_2") if name in ours]
-    return models, {**ours, "text_encoder": EnglishText(towers)}
+    return models, {**ours, "text_encoder": EnglishText(SDXL if family == "sdxl" else SD, towers)}
 
 
 def english(models, ids):
@@ -320,8 +322,7 @@ def ours(pairs):
         batch, empty = make_batch(family)
         networks, params, frozen = split_networks(**pairs[family][1], empty=empty)
         functions = {
-            (family, kind): make_loss_and_gradient(networks, schedule_of(kind), SETTINGS)
-            for kind in kinds
+            (family, kind): LossAndGradient(networks, schedule_of(kind), SETTINGS) for kind in kinds
         }
 
         def run(*arguments, functions=functions):
@@ -335,7 +336,7 @@ def ours(pairs):
 def test_terms_loss_and_every_gradient_are_those_of_pytorch(pairs, ours, family, prediction_type):
     models, _ = pairs[family]
     batch, empty = make_batch(family)
-    layout = Layout({"native": NATIVE, "parallel": PARALLEL})
+    layout = BatchLayout({"native": NATIVE, "parallel": PARALLEL})
     draws = draw(KEY, layout, (8, 8, 4), schedule_of(prediction_type), SETTINGS)
     for rows in (slice(NATIVE), slice(NATIVE, None)):
         assert 0 < int(draws.dropped[rows].sum()) < draws.dropped[rows].size

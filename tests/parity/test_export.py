@@ -111,9 +111,10 @@ def our_noise():
 
 @pytest.mark.parametrize(("solver", "changes"), SOLVERS)
 def test_images_are_equal(ours, theirs, solver, changes, monkeypatch):
-    schedule = ours.base.schedule | changes
-    ours = dataclasses.replace(ours, base=dataclasses.replace(ours.base, schedule=schedule))
-    written = export.scheduler_config(solver, Schedule.from_dict(schedule))
+    schedule = ours.base.config.schedule | changes
+    config = dataclasses.replace(ours.base.config, schedule=schedule)
+    ours = dataclasses.replace(ours, base=dataclasses.replace(ours.base, config=config))
+    written = solvers.scheduler_config(solver, Schedule.from_dict(schedule))
     scheduler = getattr(diffusers, written["_class_name"]).from_config(written)
     monkeypatch.setattr(theirs, "scheduler", scheduler)
     monkeypatch.setattr(ancestral, "randn_tensor", our_noise())

@@ -45,7 +45,7 @@ def ours(plan: solvers.Plan, noise: jax.Array) -> jax.Array:
     def denoise(x, t):
         return toy(x, t, jnp.tanh, jnp.sin)
 
-    return solvers.sample(plan.solver, denoise, noise, plan, keys())
+    return solvers.sample(denoise, noise, plan, keys())
 
 
 def start() -> np.ndarray:

@@ -14,7 +14,7 @@ diffusers = pytest.importorskip("diffusers")
 import transformers
 
 from pea_jax.weights import names
-from pea_jax.weights.bases import load_base, read_base_config
+from pea_jax.weights.bases import BaseSpec, load_base, read_base_config
 from pea_jax.weights.language import load_language_encoder
 from pea_jax.weights.save import save_module
 from tests.parity.reference import randomise
@@ -68,7 +68,7 @@ def test_a_saved_pipeline_in_shards(pipeline, tmp_path, variant):
     pipeline.save_pretrained(tmp_path, variant=variant, max_shard_size="20KB")
     for part in ("unet", "vae"):
         assert len(list((tmp_path / part).glob("*-of-*.safetensors"))) > 1
-    base = load_base(tmp_path)
+    base = load_base(BaseSpec(tmp_path))
     assert_holds(base.unet, pipeline.unet)
     assert_holds(base.vae, pipeline.vae)
     assert_holds(base.text_encoder.towers[0], pipeline.text_encoder)
@@ -78,7 +78,7 @@ def test_a_saved_pipeline_in_shards(pipeline, tmp_path, variant):
     )
     np.testing.assert_array_equal(ids, reference["input_ids"])
     np.testing.assert_array_equal(mask, reference["attention_mask"])
-    assert base.schedule["beta_schedule"] == "scaled_linear"
+    assert base.config.schedule["beta_schedule"] == "scaled_linear"
 
 
 def test_both_precisions_in_one_folder(pipeline, tmp_path):
@@ -87,14 +87,14 @@ def test_both_precisions_in_one_folder(pipeline, tmp_path):
     for part, kind in CLASSES.items():
         half = kind.from_pretrained(tmp_path / part).half()
         half.save_pretrained(tmp_path / part, variant="fp16")
-    assert_holds(load_base(tmp_path).unet, pipeline.unet)
-    assert_holds(load_base(tmp_path, dtype=jnp.float16).unet, pipeline.unet, np.float16)
+    assert_holds(load_base(BaseSpec(tmp_path)).unet, pipeline.unet)
+    assert_holds(load_base(BaseSpec(tmp_path, jnp.float16)).unet, pipeline.unet, np.float16)
 
 
 def test_files_of_ours_load_into_diffusers(pipeline, tmp_path):
     """Strictly: diffusers and transformers report what is missing or unexpected."""
     pipeline.save_pretrained(tmp_path / "theirs")
-    base = load_base(tmp_path / "theirs")
+    base = load_base(BaseSpec(tmp_path / "theirs"))
     modules = {"unet": base.unet, "vae": base.vae, "text_encoder": base.text_encoder.towers[0]}
     for part, module in modules.items():
         source, folder = tmp_path / "theirs" / part, tmp_path / "ours" / part

@@ -1,4 +1,5 @@
 import ast
+import dataclasses
 import json
 import shutil
 
@@ -9,10 +10,12 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from pea_jax.assembly import model_factory
+from pea_jax.diffusion import solvers
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.diffusion.solvers import SOLVERS
 from pea_jax.tasks import export
 from pea_jax.weights.adapters import load_adapter
+from pea_jax.weights.bases import read_base_config
 from tests import tiny, vivid
 
 
@@ -133,7 +136,7 @@ def test_scheduler_is_written_out(solver):
     schedule = Schedule.from_dict(
         {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction", "steps_offset": 1}
     )
-    written = export.scheduler_config(solver, schedule)
+    written = solvers.scheduler_config(solver, schedule)
     # What it says reads back as the same schedule, but for the spacing that the solver settled.
     again = Schedule.from_dict(written)
     assert again.timestep_spacing == ("leading" if solver == "ddim" else "linspace")
@@ -141,8 +144,8 @@ def test_scheduler_is_written_out(solver):
         assert getattr(again, field) == getattr(schedule, field)
 
     spaced = Schedule.from_dict({"timestep_spacing": "trailing", "set_alpha_to_one": False})
-    assert export.scheduler_config(solver, spaced)["timestep_spacing"] == "trailing"
-    assert Schedule.from_dict(export.scheduler_config("ddim", spaced)) == spaced
+    assert solvers.scheduler_config(solver, spaced)["timestep_spacing"] == "trailing"
+    assert Schedule.from_dict(solvers.scheduler_config("ddim", spaced)) == spaced
 
 
 def test_half_precision_and_sharded_files_are_found_by_their_plain_names(config, models, tmp_path):
@@ -178,7 +181,8 @@ def test_model_card(config, models, trained, tmp_path):
     config.sample.guidance_scale = 5.5
     config.train.sample_prompts = ("", '红色的"大"圆形')
 
-    card = export.model_card(config, trained, models / "sd", tmp_path, 1234)
+    sd = read_base_config(models / "sd")
+    card = export.model_card(config, trained, sd, tmp_path, 1234)
     assert "license: other\n" in card
     assert "base_model: someone/some-diffusion\n" in card
     assert "language:\n- zh\n" in card
@@ -202,7 +206,8 @@ def test_model_card(config, models, trained, tmp_path):
     base.mkdir()
     (base / "README.md").write_text("---\nlicense: creativeml-openrail-m\ntags: []\n---\n# SD\n")
     config.model.base = "tinyworld/sd"
-    card = export.model_card(config, trained, base, tmp_path, 1)
+    other = dataclasses.replace(sd, folder=base)
+    card = export.model_card(config, trained, other, tmp_path, 1)
     assert "license: creativeml-openrail-m\n" in card
     assert "base_model:" not in card
     assert "What it means." in card

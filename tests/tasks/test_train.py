@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from pea_jax.assembly import model_factory, trainer
+from pea_jax.assembly import checks, model_factory, trainer
 from pea_jax.distill.state import init_train_state
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.runtime import checkpoint, metrics, parallel
@@ -452,7 +452,7 @@ def test_numbers_that_cannot_be_are_told_together():
         distill__hybrid=False,
     )
     with pytest.raises(ValueError, match=r"train\.steps: expected at least 1, got 0") as error:
-        trainer.check(made, data_shards=1)
+        checks.check(made, data_shards=1)
     for told in (
         "train.sample_prompts: expected a prompt or more",
         "data.native_batch_size: expected 0 to data.batch_size = 16, got 17",
@@ -461,7 +461,7 @@ def test_numbers_that_cannot_be_are_told_together():
         assert told in str(error.value)
     uneven = tiny.config(Path("models"), Path("data"), data__native_batch_size=4)
     with pytest.raises(ValueError, match="native has 4 rows and parallel has 12 rows"):
-        trainer.check(uneven, data_shards=8)
+        checks.check(uneven, data_shards=8)
 
 
 def test_a_sample_grid_shows_the_average_adapter(models, data_dir, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pea_jax.weights.adapters import load_adapter
-from pea_jax.weights.bases import load_base
+from pea_jax.weights.bases import BaseSpec, load_base
 from pea_jax.weights.language import load_language_encoder
 
 torch = pytest.importorskip("torch")
@@ -38,7 +38,7 @@ def tool():
 )
 def test_base_models_load(tool, model, tmp_path):
     tool.write_model(model, tmp_path / model, dtype="float32", small=True)
-    base = load_base(tmp_path / model)
+    base = load_base(BaseSpec(tmp_path / model))
     ids, mask = base.tokenizer(["a red circle"])
     assert ids.shape == mask.shape == (1, 77 if model in ("sd15", "sd21") else 2 * 77)
     assert base.unet.config.in_channels == (9 if model == "sdxl-inpainting" else 4)

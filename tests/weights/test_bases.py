@@ -15,7 +15,7 @@ from flax import nnx
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.models.unet.unet import UNet, UNetConfig
 from pea_jax.runtime import parallel
-from pea_jax.weights.bases import hash_vae, load_base, load_vae, read_base_config
+from pea_jax.weights.bases import BaseSpec, hash_vae, load_base, load_vae, read_base_config
 from pea_jax.weights.load import WeightsError
 from pea_jax.weights.save import save_module
 from tests import tiny
@@ -38,15 +38,15 @@ def edit(file, **changes):
 
 @pytest.fixture(scope="module")
 def base(sd_folder):
-    return load_base(sd_folder)
+    return load_base(BaseSpec(sd_folder))
 
 
 def test_every_part_is_that_of_the_folder(base, sd_folder):
     assert_same(base.unet, random_module(BUILDS["unet"][0]))
     assert_same(base.vae, random_module(BUILDS["vae"][0]))
     assert_same(base.text_encoder.towers[0], random_module(BUILDS["text_encoder"][0]))
-    assert base.schedule["steps_offset"] == 1
-    assert base.folder == sd_folder
+    assert base.config.schedule["steps_offset"] == 1
+    assert base.config.folder == sd_folder
     # Padded to what the text encoder was trained at.
     ids, mask = base.tokenizer(["a red circle"])
     assert ids.shape == (1, 12)
@@ -54,7 +54,7 @@ def test_every_part_is_that_of_the_folder(base, sd_folder):
 
 
 def test_16_bit_weights_and_computation(sd_folder):
-    base = load_base(sd_folder, dtype=jnp.bfloat16)
+    base = load_base(BaseSpec(sd_folder, jnp.bfloat16))
     for module in (base.unet, base.vae, base.text_encoder):
         assert {value.dtype for value in flat(module).values()} == {jnp.dtype(jnp.bfloat16)}
     conditioning = Conditioning(jnp.ones((1, 12, 16), jnp.bfloat16))
@@ -66,29 +66,29 @@ def test_16_bit_weights_and_computation(sd_folder):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_vae_alone_is_that_of_the_model(sd_folder, dtype):
-    alone = load_vae(sd_folder, dtype=dtype)
-    assert_same(alone, load_base(sd_folder, dtype=dtype).vae)
+    alone = load_vae(BaseSpec(sd_folder, dtype))
+    assert_same(alone, load_base(BaseSpec(sd_folder, dtype)).vae)
     assert {value.dtype for value in flat(alone).values()} == {jnp.dtype(dtype)}
 
 
 def test_a_vae_is_told_from_others_by_its_weights_and_config(folder, sd_folder):
     """And not by the files of other parts, nor by what is no part of a config."""
-    hashed = hash_vae(sd_folder)
+    hashed = hash_vae(BaseSpec(sd_folder))
     edit(folder / "vae" / "config.json", _diffusers_version="9.9")
     edit(folder / "scheduler" / "scheduler_config.json", steps_offset=0)
-    assert hash_vae(folder) == hashed
+    assert hash_vae(BaseSpec(folder)) == hashed
     edit(folder / "vae" / "config.json", scaling_factor=0.5)
-    assert hash_vae(folder) != hashed
+    assert hash_vae(BaseSpec(folder)) != hashed
     edit(folder / "vae" / "config.json", scaling_factor=0.18215)
-    assert hash_vae(folder) == hashed
+    assert hash_vae(BaseSpec(folder)) == hashed
     file = folder / "vae" / "diffusion_pytorch_model.safetensors"
     half = file.with_name("diffusion_pytorch_model.fp16.safetensors")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     half.write_bytes(content)
     # What 16 bits are read from is another file, where there are both.
-    assert hash_vae(folder) == hashed
-    assert hash_vae(folder, dtype=jnp.bfloat16) not in (hashed, hash_vae(sd_folder))
+    assert hash_vae(BaseSpec(folder)) == hashed
+    assert hash_vae(BaseSpec(folder, jnp.bfloat16)) not in (hashed, hash_vae(BaseSpec(sd_folder)))
 
 
 def test_over_a_mesh(sd_folder, monkeypatch):
@@ -96,7 +96,7 @@ def test_over_a_mesh(sd_folder, monkeypatch):
     rule = functools.partial(parallel.parameter_sharding, min_size=512)
     monkeypatch.setattr(parallel, "parameter_sharding", rule)
     mesh = parallel.make_mesh(data=2, fsdp=4)
-    base = load_base(sd_folder, mesh=mesh)
+    base = load_base(BaseSpec(sd_folder), mesh=mesh)
     assert_same(base.unet, random_module(BUILDS["unet"][0]))
     kernel = base.unet.mid_block.resnets[0].conv1.kernel.get_value()  # [3, 3, 16, 16]
     assert kernel.addressable_shards[0].data.shape == (3, 3, 16, 4)
@@ -111,7 +111,7 @@ def test_the_config_needs_no_weights(folder):
     assert config.vae.downsampling_factor == 2
     assert config.text_encoders["text_encoder"].max_position_embeddings == 12
     with pytest.raises(WeightsError, match=r"unet: expected diffusion.*vae: .*text_encoder: "):
-        load_base(folder)
+        load_base(BaseSpec(folder))
 
 
 def test_from_the_hub_only_what_is_needed_comes(sd_folder, tmp_path, monkeypatch):
@@ -129,12 +129,12 @@ def test_from_the_hub_only_what_is_needed_comes(sd_folder, tmp_path, monkeypatch
         (hub.repository / extra).parent.mkdir(exist_ok=True)
         (hub.repository / extra).write_text("{}")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    config = read_base_config("some/model", revision="v1")
+    config = read_base_config("some/model")
     assert not [name for name in hub.fetched if name.endswith(".safetensors")]
     assert config.folder == hub.snapshot
-    load_base("some/model", revision="v1")
+    load_base(BaseSpec("some/model"))
     assert hub.fetched == needed
-    assert set(hub.requests) == {("some/model", "v1")}
+    assert set(hub.requests) == {("some/model", None)}
 
 
 def test_parts_that_do_not_fit_each_other_are_refused(folder):
@@ -177,13 +177,13 @@ def test_parts_of_another_kind_are_refused(folder, changes, problem):
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(WeightsError, match=f"{name}: no such file"):
-        load_base(folder)
+        load_base(BaseSpec(folder))
 
 
 def test_weights_of_another_shape_are_refused(folder):
     edit(folder / "vae" / "config.json", norm_num_groups=2, block_out_channels=[8, 4])
     with pytest.raises(WeightsError, match=r"misshapen: encoder\.conv_out\.weight"):
-        load_base(folder)
+        load_base(BaseSpec(folder))
 
 
 def test_a_base_model_can_be_replaced_in_part(base):
@@ -205,7 +205,7 @@ def xl(xl_folder, tmp_path):
 
 
 def test_sdxl_has_two_text_encoders_whose_ids_lie_side_by_side(xl_folder):
-    base = load_base(xl_folder)
+    base = load_base(BaseSpec(xl_folder))
     length = tiny.ENGLISH_TOKENS
     ids, mask = base.tokenizer(["abc", "b"])
     assert ids.shape == mask.shape == (2, 2 * length)
@@ -214,7 +214,7 @@ def test_sdxl_has_two_text_encoders_whose_ids_lie_side_by_side(xl_folder):
     conditioning = base.text_encoder(jnp.asarray(ids), jnp.asarray(mask))
     assert conditioning.tokens.shape == (2, length, 16 + 8)
     assert conditioning.pooled.shape == (2, 10)
-    assert base.zero_empty_prompt
+    assert base.config.zero_empty_prompt
 
 
 def test_sdxl_vae_is_float32_where_its_config_asks_for_it(xl):
@@ -223,12 +223,12 @@ def test_sdxl_vae_is_float32_where_its_config_asks_for_it(xl):
     def dtypes(module):
         return {value.dtype for value in flat(module).values()}
 
-    base = load_base(xl, dtype=jnp.bfloat16)
+    base = load_base(BaseSpec(xl, jnp.bfloat16))
     assert dtypes(base.vae) == {jnp.dtype(jnp.float32)}
     assert read_base_config(xl).dtypes(jnp.bfloat16)["vae"] == jnp.float32
     assert dtypes(base.unet) == dtypes(base.text_encoder) == {jnp.dtype(jnp.bfloat16)}
     edit(xl / "vae" / "config.json", force_upcast=False)
-    assert dtypes(load_base(xl, dtype=jnp.bfloat16).vae) == {jnp.dtype(jnp.bfloat16)}
+    assert dtypes(load_base(BaseSpec(xl, jnp.bfloat16)).vae) == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_sdxl_parts_that_do_not_fit_are_all_named(xl):
@@ -254,7 +254,7 @@ def test_an_inpainting_unet_loads(xl):
     (xl / "unet" / "config.json").write_text(json.dumps(values))
     unet = random_module(lambda: UNet(UNetConfig.from_dict(values), rngs=nnx.Rngs(0)))
     save_module(unet, xl / "unet" / "diffusion_pytorch_model.safetensors")
-    assert_same(load_base(xl).unet, unet)
+    assert_same(load_base(BaseSpec(xl)).unet, unet)
     edit(xl / "unet" / "config.json", in_channels=8)
     with pytest.raises(WeightsError, match="expected latents of 8 channels"):
         read_base_config(xl)

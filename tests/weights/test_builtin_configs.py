@@ -8,7 +8,7 @@ import pytest
 
 from pea_jax.cli import config as configs
 from pea_jax.weights import builtin_configs, locate
-from pea_jax.weights.bases import load_base, read_base_config
+from pea_jax.weights.bases import BaseSpec, load_base, read_base_config
 from pea_jax.weights.errors import WeightsError
 from pea_jax.weights.language import load_language_encoder, read_language_config
 
@@ -43,8 +43,8 @@ def test_a_base_has_parts_that_fit(name):
 def test_an_abstract_model_is_shapes_and_lengths(caplog):
     name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     with caplog.at_level(logging.WARNING):
-        base = load_base(name, abstract=True)
-        load_base(name, abstract=True)
+        base = load_base(BaseSpec(name), abstract=True)
+        load_base(BaseSpec(name), abstract=True)
     assert [record.getMessage() for record in caplog.records] == [
         f"{name}: the Hub cannot be reached; its config is this package's copy"
     ]
@@ -59,12 +59,12 @@ def test_an_abstract_model_is_shapes_and_lengths(caplog):
 
 def test_weights_are_never_taken_from_there():
     with pytest.raises(WeightsError, match="nor to be had from the Hugging Face Hub"):
-        load_base("segmind/SSD-1B")
+        load_base(BaseSpec("segmind/SSD-1B"))
 
 
 def test_a_model_that_is_neither_reached_nor_known_is_named():
     with pytest.raises(WeightsError, match="nobody/nothing: neither a folder here"):
-        load_base("nobody/nothing", abstract=True)
+        load_base(BaseSpec("nobody/nothing"), abstract=True)
 
 
 def test_without_its_tokenizer_a_length_has_to_be_given():

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from pea_jax.assembly import checks
 from pea_jax.assembly import trainer as runs
 from pea_jax.assembly.model_factory import sample_settings
 from pea_jax.data import buckets
@@ -132,9 +133,9 @@ def _sizes(given: str | None, config: ConfigDict, task: str) -> list[tuple[int, 
     if given is None:
         given = "largest"
     if given == "buckets":
-        return runs.picture_sizes(config)
+        return checks.picture_sizes(config)
     if given == "largest":
-        known = config.data.buckets or [(*size, 1.0) for size in runs.picture_sizes(config)]
+        known = config.data.buckets or [(*size, 1.0) for size in checks.picture_sizes(config)]
         return [buckets.largest(known)]
     sizes = []
     for word in given.split(","):
@@ -156,10 +157,10 @@ def _rows(config: ConfigDict, target: Target, task: str, batch: int | None) -> d
     if task == "sample":
         rows = config.sample.batch_size
         return {"prompts": -(-rows // shards) if rows else IMAGES_PER_SHARD}
-    rows = runs.batch_rows(config, shards)
+    rows = checks.batch_rows(config, shards)
     native, total = rows["native"], sum(rows.values())
     if native % shards == 0 and total % shards == 0:
-        runs.check(config, shards)
+        checks.check(config, shards)
         return {part: count // shards for part, count in rows.items()}
     per_chip = max(1, round(total / shards))
     near = rows_of(config, task, per_chip)

@@ -91,17 +91,15 @@ class PEAAdapter(ModelMixin, ConfigMixin):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Prompts -> what the UNet takes, by the language encoders of a pipeline.
 
-        The tokens of a second encoder lie beside those of the first on the feature axis, the
-        shorter of the two padded with zeros.
+        The tokens of several encoders lie side by side on the feature axis, the shorter ones
+        padded with zeros.
         """
         if self.config.clean_text:
             prompts = [_clean(prompt) for prompt in prompts]
         states = []
-        for suffix in ("", "_2"):
-            encoder = getattr(pipeline, f"language_encoder{suffix}")
-            if encoder is None:
-                continue
-            tokenizer = getattr(pipeline, f"language_tokenizer{suffix}")
+        for name in sorted(name for name in pipeline.components if "language_encoder" in name):
+            encoder = getattr(pipeline, name)
+            tokenizer = getattr(pipeline, name.replace("encoder", "tokenizer"))
             limit = tokenizer.model_max_length
             tokens = tokenizer(
                 prompts,
