@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from pea_jax.inference.pipeline import Pipeline, Settings
+from pea_jax.inference.pipeline import Pipeline
+from pea_jax.inference.settings import Settings
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.runtime import checkpoint_files, parallel, storage
 from pea_jax.runtime.checkpoint_files import CHECKPOINTS

@@ -19,54 +19,19 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8, UInt32
+from jaxtyping import Array, Float, UInt8
 
 from pea_jax.diffusion import solvers
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.inference import program
 from pea_jax.inference.denoiser import Denoiser, Network
+from pea_jax.inference.settings import IMAGES_PER_SHARD, Settings, one_each, seeds_of
 from pea_jax.models.adapter import Adapter
 from pea_jax.runtime import parallel
 from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
 from pea_jax.weights.bases import BaseModel, BaseSpec, load_base
 from pea_jax.weights.language import LanguageEncoder, load_language_encoder
 from pea_jax.weights.tokenizers import AnyTokenizer
-
-#: Images per data shard of one program call, if no batch size is set.
-IMAGES_PER_SHARD = 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to sample.
-
-    Attributes:
-      steps: calls of the UNet.
-      guidance_scale: of classifier-free guidance. At 1 or below there is none, and no second half
-        of the batch.
-      guidance_rescale: 0 to 1, how far contrast is brought back to that without guidance.
-      solver: a key of `diffusion.solvers.SOLVERS`.
-      negative_prompt: what guidance leads away from: one for all prompts, or one a prompt; in the
-        language of the prompts.
-      height: in pixels, a multiple of the VAE's factor; None is what the UNet was trained at.
-      width: likewise.
-      batch_size: prompts of one program call over all devices, rounded up to a multiple of the
-        data shards; None is `IMAGES_PER_SHARD` a shard. Fewer prompts make a smaller batch.
-    """
-
-    steps: int = 30
-    guidance_scale: float = 7.5
-    guidance_rescale: float = 0.0
-    solver: str = "dpmpp_2m"
-    negative_prompt: str | Sequence[str] = ""
-    height: int | None = None
-    width: int | None = None
-    batch_size: int | None = None
-
-    @property
-    def guided(self) -> bool:
-        """Whether each step calls the UNet on the negative prompt too."""
-        return self.guidance_scale > 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,8 +212,8 @@ class Pipeline:
         shape = self.latent_shape(settings.height, settings.width)
         if latents is not None and latents.shape != (count, *shape):
             raise ValueError(f"expected latents of shape {(count, *shape)}, got {latents.shape}")
-        seeds = _seeds(seed, count)
-        negatives = _one_each("negative_prompt", settings.negative_prompt, count)
+        seeds = seeds_of(seed, count)
+        negatives = one_each("negative_prompt", settings.negative_prompt, count)
         plan = self.plan(settings)
         rows = self._rows_per_call(count, settings.batch_size)
 
@@ -381,22 +346,6 @@ class Pipeline:
             "text": Network.of(text),
             "adapter": adapter,
         }
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> UInt32[np.ndarray, "N"]:
-    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != count:
-        raise ValueError(f"seed: expected one number, or one a prompt ({count}), got {len(seeds)}")
-    if not all(0 <= number < 2**32 for number in seeds):
-        raise ValueError(f"seed: expected numbers from 0 to {2**32 - 1}, got {seeds}")
-    return np.array(seeds, np.uint32)
-
-
-def _one_each(name: str, value: str | Sequence[str], count: int) -> list[str]:
-    values = [value] * count if isinstance(value, str) else list(value)
-    if len(values) != count:
-        raise ValueError(f"{name}: expected one, or one a prompt ({count}), got {len(values)}")
-    return values
 
 
 def _one_ahead(

@@ -27,7 +27,8 @@ from rich.table import Table
 
 from pea_jax.assembly import model_factory
 from pea_jax.evals import grid, scores
-from pea_jax.inference.pipeline import Pipeline, Settings
+from pea_jax.inference.pipeline import Pipeline
+from pea_jax.inference.settings import Settings
 from pea_jax.models.adapter import Adapter
 from pea_jax.runtime import parallel, storage
 from pea_jax.runtime.progress import progress

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from pea_jax.inference import program
-from pea_jax.inference.pipeline import Pipeline, Settings
+from pea_jax.inference.pipeline import Pipeline
+from pea_jax.inference.settings import Settings
 from pea_jax.models import latents
 from pea_jax.runtime import parallel
 from pea_jax.runtime.throughput import Compilations

@@ -20,7 +20,7 @@ from pea_jax.assembly import checks
 from pea_jax.assembly import trainer as runs
 from pea_jax.assembly.model_factory import sample_settings
 from pea_jax.data import buckets
-from pea_jax.inference.pipeline import IMAGES_PER_SHARD
+from pea_jax.inference.settings import IMAGES_PER_SHARD
 from pea_jax.runtime import parallel
 from pea_jax.runtime.errors import UsageError
 from pea_jax.tasks.preflight import topology
