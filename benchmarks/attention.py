@@ -1,11 +1,11 @@
-"""What the implementations of attention keep and move, by the TPU compiler, without a TPU.
+"""Memory and traffic of the attention implementations, from the TPU compiler, without a TPU.
 
     pip install -e '.[tpu]'
     python benchmarks/attention.py [--topology v5e:2x2]
 
-Self-attention with its projections at the sizes of SDXL (1024 and 640 pixels) and SD 1.5 (512), one
-image, bfloat16, forward and forward with the gradient. Temporaries and bytes are the compiler's
-count for one chip; the FLOPs of a kernel are not in them.
+Self-attention with its projections at the sizes of SDXL (1024 and 640 pixels) and SD 1.5 (512): one
+image, bfloat16, forward pass and gradient. Temporaries and bytes are the compiler's counts for one
+chip. They exclude the FLOPs of custom kernels.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from jax.sharding import SingleDeviceSharding
 from pea_jax.models.attention.core import dot_product_attention
 from pea_jax.tasks.preflight import topology
 
-#: Tokens, heads, size of a head.
+#: Tokens, heads, head size.
 SHAPES = {
     "SDXL, 64x64": (4096, 10, 64),
     "SDXL, 32x32": (1024, 20, 64),
@@ -66,8 +66,8 @@ def main() -> None:
                 program = compiled(device, implementation, sizes, gradient)
                 temporaries = program.memory_analysis().temp_size_in_bytes / 2**20
                 moved = program.cost_analysis()["bytes accessed"] / 1e6
-                told = "gradient" if gradient else "forward"
-                print(f"| {name} | {told} | {implementation} | {temporaries:.1f} | {moved:.0f} |")
+                label = "gradient" if gradient else "forward"
+                print(f"| {name} | {label} | {implementation} | {temporaries:.1f} | {moved:.0f} |")
 
 
 if __name__ == "__main__":

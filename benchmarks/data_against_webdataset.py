@@ -1,21 +1,21 @@
-"""The data pipeline beside webdataset and PyTorch's DataLoader: images/s, from the same tars.
+"""Compares our data pipeline with webdataset and PyTorch's DataLoader: images/s, same tars.
 
     pip install webdataset scikit-image torch
     python benchmarks/data_against_webdataset.py [--workers 0 1 2] [--size 512] [--seconds 3]
 
-The tars are those of benchmarks/photographs.py. Each pipeline gives endless shuffled batches of
-pictures [B, size, size, 3] in bytes with the tokens of both captions, and nothing takes them:
+The tars come from benchmarks/photographs.py. Each pipeline yields endless shuffled batches of uint8
+images [B, size, size, 3] with the tokens of both captions; the batches are discarded:
 
-  ours               make_loader on the data set that was built of the tars (not timed)
-  webdataset         as its users write it: decode("pil"), resize the short side, crop the middle,
-                     both captions by the tokenizers, batched in the worker
-  webdataset, tuned  what an expert adds: JPEGs scaled by their decoder, only the crop resized, and
-                     the captions of a batch tokenized together
+  ours               make_loader on a data set built from the tars (building is not timed)
+  webdataset         typical use: decode("pil"), resize the short side, crop the centre, tokenize
+                     both captions, batch in the worker
+  webdataset, tuned  expert use: the decoder scales the JPEGs, only the crop is resized, and the
+                     captions of a batch are tokenized together
 
-All three resize by Pillow's bicubic filter. Turn by turn, in rounds: the machine may be busy, and
-what is compared is of one round. A core's images are images by the seconds of CPU that the process
-and its workers took, which others on the machine hardly change. Workers 0: threads of this process
-for ours, this process alone for webdataset.
+All three resize with Pillow's bicubic filter. The pipelines run in turn, in rounds, and ratios
+compare within one round, because the load of the machine may change. Images per core divide by the
+CPU seconds of the process and its workers, which other programs hardly change. With 0 workers, ours
+uses threads of this process, and webdataset the main thread only.
 """
 
 import argparse
@@ -55,13 +55,13 @@ Tokenizers = tuple[Tokenizer, Tokenizer]
 
 
 def tokenizers() -> Tokenizers:
-    """Of the native captions and of the English ones, 77 tokens each."""
+    """Tokenizers of the native and the English captions, 77 tokens each."""
     folders = CHECKPOINTS / "xlm-roberta", CHECKPOINTS / "sd" / "tokenizer"
     return tuple(Tokenizer.from_folder(folder, LENGTH) for folder in folders)
 
 
 def rows(tar: Path) -> Iterator[Row]:
-    """What the builder writes of a tar."""
+    """The rows of a tar, for the builder."""
     with tarfile.open(tar) as file:
         files = {member.name: file.extractfile(member).read() for member in file}
     for name in sorted(name for name in files if name.endswith(".jpg")):
@@ -93,7 +93,7 @@ def ours(source: Source, both: Tokenizers, size: int, workers: int) -> Iterator[
 
 
 def cover(image: Image.Image, size: int) -> np.ndarray:
-    """The short side resized to `size`, and the middle cropped, as torchvision's transforms do."""
+    """Resizes the short side to `size` and crops the centre, as torchvision's transforms do."""
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -102,7 +102,7 @@ def cover(image: Image.Image, size: int) -> np.ndarray:
 
 
 def scaled(data: bytes, size: int) -> np.ndarray:
-    """The same pixels, nearly, for less."""
+    """Nearly the same pixels at lower cost."""
     image = Image.open(io.BytesIO(data))
     image.draft("RGB", (size, size))
     side = min(image.size)
@@ -114,7 +114,7 @@ def scaled(data: bytes, size: int) -> np.ndarray:
 
 
 def tokens(both: Tokenizers, texts: Sequence[dict[str, str]]) -> list[np.ndarray]:
-    """Ids and mask of the native captions, then those of the English ones."""
+    """Ids and mask of the native captions, then of the English ones."""
     pairs = zip(both, ("caption_zh", "caption_en"), strict=True)
     return [
         array for tokenizer, name in pairs for array in tokenizer([text[name] for text in texts])
@@ -138,7 +138,7 @@ def collate(both: Tokenizers, samples: Sequence[tuple[np.ndarray, dict]]) -> tup
 def webdataset(
     tars: Sequence[Path], both: Tokenizers, size: int, workers: int, *, tuned: bool
 ) -> Iterator[tuple]:
-    """webdataset and DataLoader: batches are made in the workers, and come as torch tensors."""
+    """webdataset and DataLoader: workers make the batches, which arrive as torch tensors."""
     import torch
     import webdataset as wds
 
@@ -156,7 +156,7 @@ def webdataset(
 def measure(
     start: Callable[[], Iterator[tuple]], workers: int, size: int, seconds: float
 ) -> dict[str, float]:
-    """Images/s and images by second of CPU, once the buffers have found their level."""
+    """Images/s and images per CPU second, after a warm-up that fills the buffers."""
     with closing(start()) as pipeline:
         for _ in range(2 + 3 * workers):
             batch = next(pipeline)
@@ -196,7 +196,7 @@ def compare(options: argparse.Namespace, scratch: Path) -> None:
     mean = sum(tar.stat().st_size for tar in tars) / len(source)
     print(f"{len(source)} JPEGs of {mean / 1e3:.0f} kB to {options.size} px; {machine()}\n")
     both = tokenizers()
-    print("| workers | pipeline | images/s | a core | ours to it | a core |")
+    print("| workers | pipeline | images/s | images/s per core | speedup of ours | per core |")
     print("|---|---|---|---|---|---|")
     for workers in options.workers:
         common = both, options.size, workers
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--tars", type=Path, help="a folder of such tars; made where it is missing")
+    parser.add_argument("--tars", type=Path, help="folder of the tars; created if missing")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         compare(options, Path(scratch))

@@ -1,11 +1,12 @@
-"""What a picture costs before it is pixels, by library, and how far their pixels are apart.
+"""Time to decode and resize a JPEG with several libraries, and the difference of their pixels.
 
     pip install scikit-image simplejpeg opencv-python-headless
     python benchmarks/decode.py [--size 512 1024] [--count 100]
 
-JPEGs of benchmarks/photographs.py, resized to cover a square and cropped to its middle.
-Milliseconds of CPU a picture on one core, turn by turn, medians; PSNR in dB against decoding the
-whole picture and resizing it by Pillow's Lanczos filter. A library that is not there is left out.
+The JPEGs come from benchmarks/photographs.py; each is resized to cover a square and cropped to its
+centre. The libraries run in turn on one core; times are medians in milliseconds of CPU per image.
+The reference for PSNR (dB) decodes the whole image and resizes it with Pillow's Lanczos filter.
+Libraries that are not installed are skipped.
 """
 
 import argparse
@@ -28,7 +29,7 @@ Bicubic = Image.Resampling.BICUBIC
 
 
 def opened(data: bytes, size: int) -> Image.Image:
-    """By Pillow; scaled by libjpeg where it has at least twice the size."""
+    """Decoded by Pillow; libjpeg scales images of at least twice the size."""
     image = Image.open(io.BytesIO(data))
     image.draft(None, (size, size))
     image.load()
@@ -36,13 +37,13 @@ def opened(data: bytes, size: int) -> Image.Image:
 
 
 def resized(image: Image.Image, size: int, how: Image.Resampling = Bicubic) -> np.ndarray:
-    """By Pillow."""
+    """Cropped and resized by Pillow."""
     box = images.box(image.height, image.width, size, size)
     return np.asarray(image.resize((size, size), how, box=box, reducing_gap=3.0))
 
 
 def by_area(pixels: np.ndarray, size: int) -> np.ndarray:
-    """By OpenCV: areas where a picture shrinks, bicubic where it grows; of whole pixels."""
+    """By OpenCV, on whole pixels: area filter to shrink, bicubic filter to enlarge."""
     import cv2
 
     box = images.box(*pixels.shape[:2], size, size)
@@ -53,7 +54,7 @@ def by_area(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def by_simplejpeg(data: bytes, size: int) -> np.ndarray:
-    """Scaled by libjpeg-turbo in eighths."""
+    """Decoded by libjpeg-turbo, which scales in eighths."""
     import simplejpeg
 
     return simplejpeg.decode_jpeg(
@@ -105,7 +106,7 @@ def there(way: Callable, data: bytes, size: int) -> bool:
 def measure(
     ways: dict[str, Callable], files: list[bytes], size: int, rounds: int
 ) -> dict[str, float]:
-    """Milliseconds of CPU a picture."""
+    """Milliseconds of CPU per image, by library."""
     found = {name: [] for name, way in ways.items() if there(way, files[0], size)}
     for _ in range(rounds):
         for name, times in found.items():
@@ -133,15 +134,15 @@ def main() -> None:
     if there(DECODE["OpenCV"], photographs.photograph(0), 64):
         sys.modules["cv2"].setNumThreads(1)
     files = [photographs.photograph(number) for number in range(options.count)]
-    print("| to | what | ms | of images.decode | PSNR dB |\n|---|---|---|---|---|")
+    print("| to | what | ms | relative to images.decode | PSNR dB |\n|---|---|---|---|---|")
     for size in options.size:
         whole = measure(WHOLE, files, size, options.rounds)
         ours = next(iter(whole.values()))
         for name, ms in measure(DECODE, files, size, options.rounds).items():
-            print(f"| {size} px | decoding alone: {name} | {ms:.2f} | {ms / ours:.2f} | |")
+            print(f"| {size} px | decoding only: {name} | {ms:.2f} | {ms / ours:.2f} | |")
         for name, ms in whole.items():
-            told = psnr(WHOLE[name], files[:50], size)
-            print(f"| {size} px | {name} | {ms:.2f} | {ms / ours:.2f} | {told:.1f} |", flush=True)
+            db = psnr(WHOLE[name], files[:50], size)
+            print(f"| {size} px | {name} | {ms:.2f} | {ms / ours:.2f} | {db:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""One train step of a full-size model on this machine's CPUs, end to end from the command line.
+"""One train step of a full-size model on this machine's CPUs, from the command line.
 
     python tools/make_random_checkpoint.py sd15 --output DIR/sd15              # needs PyTorch
     python tools/make_random_checkpoint.py xlm-roberta-large --output DIR/xlmr
     python benchmarks/full_size_step.py DIR [--batch 2] [--image-size 512] [--dtype float32]
 
-Runs `pea-jax train` on configs/sd15_zh.py with these folders, tinyworld's pictures enlarged and one
-step, and prints its time and the most memory that it held.
+Runs `pea-jax train` on configs/sd15_zh.py for one step, with these folders and with enlarged images
+of tinyworld. Prints time and peak memory.
 """
 
 import argparse
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", type=Path, help="the folder of sd15/ and xlmr/")
+    parser.add_argument("models", type=Path, help="folder that contains sd15/ and xlmr/")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--image-size", type=int, default=512)
     parser.add_argument("--dtype", default="float32")

@@ -1,11 +1,12 @@
-"""Kills processes of a run at random moments, resumes it, and compares its adapter bit by bit.
+"""Kills processes of a run at random moments, resumes the run, and compares its adapter.
 
     python benchmarks/kill_and_resume.py [--runs 20] [--processes 2] [--steps 24] [--seed 0]
 
-Each run trains configs/tiny_zh.py in several real processes. At a random moment, in every second
-run while a checkpoint is being written, one process or all get kill -9; the others must end by
-themselves, not with status 0, within the heartbeat's timeout; the same command then goes on to the
-end. Exits 1 where an adapter differs in any bit from that of an undisturbed run.
+Each run trains configs/tiny_zh.py in several real processes. At a random moment, one process or all
+processes receive kill -9; in every second run this happens while a checkpoint is being written. The
+other processes must exit by themselves with a non-zero status within the heartbeat timeout. The
+same command then finishes the run. Exits with 1 if the adapter is not bit-equal to that of an
+uninterrupted run.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def adapter(workdir: Path) -> list[np.ndarray]:
 
 
 def saving(workdir: Path) -> bool:
-    """Whether a checkpoint is half written."""
+    """Whether a checkpoint is being written."""
     folder = workdir / checkpoint.CHECKPOINTS
     return folder.exists() and any("tmp" in entry.name for entry in folder.iterdir())
 
@@ -67,7 +68,7 @@ def main() -> None:
     def finish(workdir: Path) -> None:
         with start(workdir) as run:
             if any(run.wait(1800)):
-                sys.exit("\n".join(run.told(index) for index in range(options.processes)))
+                sys.exit("\n".join(run.output(index) for index in range(options.processes)))
 
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -82,9 +83,9 @@ def main() -> None:
             step, pause = choose.randint(1, options.steps - 2), choose.random() * 0.1
             while_saving = number % 2 == 1
             with start(workdir) as run:
-                while f"step {step}/" not in run.told() or (while_saving and not saving(workdir)):
+                while f"step {step}/" not in run.output() or (while_saving and not saving(workdir)):
                     if run.processes[0].poll() is not None:
-                        sys.exit(f"ended before it was killed:\n{run.told()}")
+                        sys.exit(f"ended before it was killed:\n{run.output()}")
                     time.sleep(0.001)
                 time.sleep(0 if while_saving else pause)
                 victims = range(options.processes) if whom == "all" else [int(whom)]
@@ -97,13 +98,13 @@ def main() -> None:
             finish(workdir)
             same = all(map(np.array_equal, adapter(workdir), wanted))
             failed += not (orderly and same)
-            told = "equal in every bit" if same else "DIFFERS"
+            verdict = "bit-equal" if same else "DIFFERS"
             when = "while saving" if while_saving else "training"
             seconds = "" if whom == "all" else f"{waited:.1f}"
-            print(f"| {number} | {whom} | {when} | {step} | {seconds} | {told} |", flush=True)
+            print(f"| {number} | {whom} | {when} | {step} | {seconds} | {verdict} |", flush=True)
             if not orderly:
-                print(f"run {number}: a process ended with status 0 beside a dead one: {statuses}")
-    print(f"{options.runs - failed} of {options.runs} runs as they should be")
+                print(f"run {number}: exit status 0 beside a killed process: {statuses}")
+    print(f"{options.runs - failed} of {options.runs} runs passed")
     sys.exit(1 if failed else 0)
 
 

@@ -1,12 +1,12 @@
-"""What a run gains from latents that were kept, and what it would gain from text states.
+"""What a run gains from stored latents, and what it would gain from stored text states.
 
     python benchmarks/latents.py steps [--rows 2048] [--steps 40]
     python benchmarks/latents.py flops
 
-`steps` trains configs/tiny_zh.py from pixels and from latents in turn, step by step in one process,
-so that another program on the machine slows both, and tells the medians. `flops` counts the
-operations of a step of SD 1.5 and of SDXL as it is written, from shapes alone, on any machine, and
-those of its parts; and the bytes of a row on the disk.
+`steps` trains configs/tiny_zh.py from pixels and from latents and prints median times. The steps of
+both alternate in one process, so that other programs slow both equally. `flops` counts the
+operations of a step of SD 1.5 and SDXL and of its parts, as written and from shapes only, on any
+machine. It also prints the size of a row on disk.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from pea_jax.tinyworld import dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
-#: A step of so many rows, in the configs' proportion of native ones.
+#: Rows of a step, in the proportion of the configs.
 ROWS = {"sd15_zh": {"native": 1, "parallel": 3}, "sdxl_zh": {"native": 1, "parallel": 4}}
 
 
@@ -62,7 +62,7 @@ def measure_steps(rows: int, steps: int) -> None:
         made = tiny(Path(folder), data__latents=True)
         start = time.perf_counter()
         prepare.prepare(made, latents=True)
-        print(f"prepare --latents, {rows} rows, compiled too: {time.perf_counter() - start:.1f} s")
+        print(f"prepare --latents, {rows} rows, compiling too: {time.perf_counter() - start:.1f} s")
         runs = {
             "pixels": trainer.build(tiny(Path(folder))),
             "latents": trainer.build(made),
@@ -70,14 +70,14 @@ def measure_steps(rows: int, steps: int) -> None:
         seconds = in_turn(runs, steps)
     device = jax.devices()[0].device_kind
     print(f"{jax.device_count()} x {device}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print("| from | ms a step | steps/s | times |\n|---|---|---|---|")
+    print("| from | ms per step | steps/s | speedup |\n|---|---|---|---|")
     median = {name: statistics.median(times) for name, times in seconds.items()}
     for name, value in median.items():
         print(f"| {name} | {1e3 * value:.1f} | {1 / value:.2f} | {median['pixels'] / value:.2f} |")
 
 
 def in_turn(runs: dict[str, trainer.Run], steps: int) -> dict[str, list[float]]:
-    """Seconds of every step of each, its batch included, without the first."""
+    """Seconds of every step but the first, loading of the batch included, by run."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     states = {name: one.state for name, one in runs.items()}
     with contextlib.ExitStack() as stack:
@@ -99,29 +99,29 @@ def flops_of(function: Callable, *arguments: Any) -> float:
 
 
 def count_flops() -> None:
-    print("| config | pixels | part | TFLOP a row | of the step |\n|---|---|---|---|---|")
+    print("| config | pixels | part | TFLOP per row | share of the step |\n|---|---|---|---|---|")
     for name, size in [("sd15_zh", (512, 512)), ("sdxl_zh", (640, 640)), ("sdxl_zh", (1024, 1024))]:
         counted = parts(name, size)
         rows = sum(ROWS[name].values())
         whole = counted["a step from pixels"]
         for part, flops in counted.items():
-            told = f"{flops / rows / 1e12:.3f} | {flops / whole:.1%}"
-            print(f"| {name} | {size[0]}x{size[1]} | {part} | {told} |", flush=True)
+            cells = f"{flops / rows / 1e12:.3f} | {flops / whole:.1%}"
+            print(f"| {name} | {size[0]}x{size[1]} | {part} | {cells} |", flush=True)
 
 
 def parts(name: str, size: tuple[int, int]) -> dict[str, float]:
-    """The operations of a step, and of parts of it, as they are written."""
+    """Operations of a step and of its parts, as written."""
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
     counted: dict[str, float] = {}
-    for told, kept in [("a step from pixels", False), ("a step from latents", True)]:
+    for label, stored in [("a step from pixels", False), ("a step from latents", True)]:
         made = configs.load(CONFIGS / f"{name}.py")
         made.update_from_flattened_dict(
-            {"model.attention": "xla", "model.dtype": "bfloat16", "data.latents": kept}
+            {"model.attention": "xla", "model.dtype": "bfloat16", "data.latents": stored}
         )
         built = trainer.make_trainer(made, mesh, abstract=True)
         batch = trainer.batch_shapes(built, ROWS[name], size)
         lowered = built.step.lower(built.state, built.frozen, batch, built.key)
-        counted[told] = lowered.cost_analysis()["flops"]
+        counted[label] = lowered.cost_analysis()["flops"]
     pipeline, rows = built.pipeline, ROWS[name]
     networks = {
         "VAE encoder": (pipeline.base.vae, lambda vae, pixels: LatentCodec(vae).moments(pixels)),
@@ -130,7 +130,7 @@ def parts(name: str, size: tuple[int, int]) -> dict[str, float]:
     }
 
     def tokens(ids: str, mask: str, count: int) -> list[jax.ShapeDtypeStruct]:
-        # The step reads the empty prompt, too.
+        # The step also encodes the empty prompt.
         texts = built.frozen["empty"]
         return [
             jax.ShapeDtypeStruct((count + 1, *texts[each].shape[1:]), np.int32)
@@ -145,19 +145,19 @@ def parts(name: str, size: tuple[int, int]) -> dict[str, float]:
     for part, (network, call) in networks.items():
         graph, state = nnx.split(network)
 
-        def alone(state: Any, *given: Any, graph: Any = graph, call: Any = call) -> Any:
-            return call(nnx.merge(graph, state), *given)
+        def alone(state: Any, *arguments: Any, graph: Any = graph, call: Any = call) -> Any:
+            return call(nnx.merge(graph, state), *arguments)
 
         counted[part] = flops_of(alone, state, *inputs[part])
     return counted
 
 
 def count_bytes() -> None:
-    """Of a row: its picture, its latents, and its text states in 16 bits."""
-    import skimage.data  # of the tests
+    """Bytes of a row: its image, its latents, and its text states in 16 bits."""
+    import skimage.data  # from the extra "test"
 
     pictures = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
-    print("\n| what | shape | kB a row |\n|---|---|---|")
+    print("\n| what | size or shape | kB per row |\n|---|---|---|")
     for side in (512, 640, 1024):
         sizes = []
         for pixels in pictures:
@@ -179,8 +179,8 @@ def count_bytes() -> None:
     }
     for name, shapes in states.items():
         size = sum(2 * np.prod(shape) for shape in shapes)
-        told = " + ".join(str(list(shape)) for shape in shapes)
-        print(f"| text states of {name}, bfloat16 | {told} | {size / 1e3:.0f} |")
+        label = " + ".join(str(list(shape)) for shape in shapes)
+        print(f"| text states of {name}, bfloat16 | {label} | {size / 1e3:.0f} |")
 
 
 def main() -> None:

@@ -1,12 +1,11 @@
-"""What loading a sharded checkpoint takes of a host: SDXL's UNet, 5.1 GB, on a mesh of 8 devices.
+"""Host memory and time to load a sharded checkpoint: SDXL's UNet, 5.1 GB, on 8 devices.
 
     python tools/make_random_checkpoint.py sdxl --output DIR     # needs PyTorch and diffusers
     python benchmarks/load_checkpoint.py DIR [--processes 2]
 
-The devices are virtual CPUs, so their arrays are in the host's memory too: what counts is the peak
-beyond them. `own` is what the process's devices hold (bfloat16, split over "fsdp"), `peak` the
-most of anonymous memory above what was there before, `mapped` the pages of the files that were
-touched: what was read.
+The devices are virtual CPUs, so their arrays are in host memory too; the relevant value is the peak
+beyond them. `own` is the size of the arrays on the process's devices (bfloat16, split over "fsdp"),
+`peak` the growth of anonymous memory during loading, and `mapped` the file pages that were read.
 """
 
 import argparse
@@ -21,7 +20,7 @@ DEVICES = 8
 
 
 def memory(field: str) -> int:
-    """Bytes of a kind of this process's resident memory, as Linux counts it."""
+    """Bytes of one kind of resident memory of this process, as counted by Linux."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -29,7 +28,7 @@ def memory(field: str) -> int:
 
 
 class Peak:
-    """The most that RssAnon and RssFile grow while it is entered."""
+    """Maximum growth of RssAnon and RssFile inside the context."""
 
     def __enter__(self) -> "Peak":
         self._before = {field: memory(field) for field in ("RssAnon", "RssFile")}
@@ -52,7 +51,7 @@ class Peak:
 
 
 def work(options: argparse.Namespace) -> None:
-    """One process: loads its share, and prints a row."""
+    """One process: loads its share and prints a row of the table."""
     import jax
     import jax.numpy as jnp
 
@@ -118,7 +117,7 @@ def main() -> None:
         workers.append(subprocess.Popen(command, env=environment))
     statuses = [worker.wait() for worker in workers]
     if any(statuses):
-        sys.exit(f"expected every process to end well, got {statuses}")
+        sys.exit(f"expected exit status 0 from every process, got {statuses}")
 
 
 if __name__ == "__main__":

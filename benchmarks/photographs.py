@@ -1,11 +1,11 @@
-"""Webdataset tars of photographs of the sizes that the web has, with captions, from a seed alone.
+"""Makes webdataset tars of photographs in typical web sizes, with captions, from a seed.
 
     python benchmarks/photographs.py FOLDER [--count 2000]
 
-The pictures are scikit-image's own (`pip install scikit-image`; those that lie in its wheel, so
-nothing is downloaded): cut, resized, given the grain that enlarging takes away, and encoded as
-JPEGs of sides from 512 to 1280 pixels and qualities from 75 to 95, one of five progressive. The
-captions are of tinyworld.
+The photographs are those in the wheel of scikit-image (`pip install scikit-image`), so nothing is
+downloaded. They are cropped, resized, and given grain to replace the detail that enlarging loses.
+The JPEGs have sides from 512 to 1280 pixels and qualities from 75 to 95; one in five is
+progressive. The captions come from tinyworld.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def _picture(name: str) -> Image.Image:
 
 
 def photograph(number: int) -> bytes:
-    """A JPEG; the same for the same number."""
+    """A JPEG, determined by `number`."""
     rng = np.random.default_rng([number, 5])
     picture = _picture(NAMES[number % len(NAMES)])
     width, height = (int(side) for side in rng.integers(SIDES[0], SIDES[1] + 1, 2))
@@ -82,7 +82,7 @@ def _write_tar(file: Path, numbers: Sequence[int]) -> Path:
 
 
 def write(folder: Path, count: int = COUNT, per_tar: int = PER_TAR) -> list[Path]:
-    """Makes FOLDER/00000.tar and so on, by all cores; returns them in their order."""
+    """Writes FOLDER/00000.tar and so on with all cores; returns the files in order."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = [range(start, min(start + per_tar, count)) for start in range(0, count, per_tar)]
     files = [folder / f"{number:05d}.tar" for number in range(len(shards))]

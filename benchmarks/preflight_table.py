@@ -1,13 +1,12 @@
-"""The tables of docs/performance.md on what training needs of a TPU, without one.
+"""The tables in docs/performance.md of what training needs on a TPU, without a TPU.
 
     pip install -e '.[tpu]'
     python benchmarks/preflight_table.py [--case 'sdxl_zh 640x640'] [--topology v5e:4x4 v6e:4x4]
 
-For every case and topology: the largest batch a chip that fits, found by halving with `pea-jax
-preflight --json`, and what it needs. What the memory of a few rows says does not tell it: where
-memory gets short the compiler computes some things again. Reports are kept in
-train.compilation_cache: an interrupted call goes on where it was. Each program takes minutes to
-compile on two cores.
+For every case and topology, finds the largest batch per chip that fits, by bisection with `pea-jax
+preflight --json`, and prints what it needs. Memory cannot be extrapolated from a few rows, because
+the compiler recomputes more when memory gets short. Reports are cached in train.compilation_cache,
+so an interrupted call can be repeated. Each program takes minutes to compile on two cores.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
-#: Config and size of the pictures: the paper's settings, its largest bucket, and SDXL's own size.
+#: Config and image size: the paper's settings, its largest bucket, and SDXL's native size.
 CASES = ("sd15_zh 512x512", "sdxl_zh 640x640", "sdxl_zh 1024x1024")
 
 
@@ -32,19 +31,19 @@ def preflight(case: str, topology: str, rows: int, others: list[str]) -> dict[st
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if not done.stdout:
         raise SystemExit(done.stderr)
-    told = json.loads(done.stdout)
-    (report,) = told["programs"]
-    return report | {"remat": told["remat"]}
+    result = json.loads(done.stdout)
+    (report,) = result["programs"]
+    return report | {"remat": result["remat"]}
 
 
 def largest(case: str, topology: str, others: list[str], rows: int) -> dict[str, Any]:
-    """The report of the most rows that fit: the next row does not. Tries `rows` first."""
+    """The report of the largest number of rows that fits. Tries `rows` first."""
     tried: dict[int, dict[str, Any]] = {}
     fitting, failing = 0, None
     while failing != fitting + 1:
         tried[rows] = preflight(case, topology, rows, others)
-        told = f"{tried[rows]['total'] / 1e9:.1f} GB, fits: {tried[rows]['fits']}"
-        print(f"{case}, {topology}, {rows} rows: {told}", file=sys.stderr, flush=True)
+        outcome = f"{tried[rows]['total'] / 1e9:.1f} GB, fits: {tried[rows]['fits']}"
+        print(f"{case}, {topology}, {rows} rows: {outcome}", file=sys.stderr, flush=True)
         if tried[rows]["fits"]:
             fitting = rows
         else:
@@ -54,7 +53,7 @@ def largest(case: str, topology: str, others: list[str], rows: int) -> dict[str,
 
 
 def line(case: str, topology: str, report: dict[str, Any]) -> str:
-    """A line of the table."""
+    """One line of the table."""
     rows = report["rows_by_part"]
     cells = [case, topology, report["remat"], f"{report['rows']} ({rows['native']})"]
     if not report["fits"]:
@@ -72,12 +71,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", nargs="+", default=CASES)
     parser.add_argument("--topology", nargs="+", default=["v5e:4x4", "v6e:4x4"])
-    parser.add_argument("--rows", type=int, help="these rows a chip, rather than the most that fit")
-    parser.add_argument("--first", type=int, default=1, help="the rows to try first")
+    parser.add_argument("--rows", type=int, help="rows per chip; default: the most that fit")
+    parser.add_argument("--first", type=int, default=1, help="number of rows to try first")
     options, others = parser.parse_known_args()
     names = ["case", "topology", "remat", "rows (native)", "arguments GB", "temporaries GB"]
     names += ["program GB", "total GB", "TFLOP", "GB accessed", "roofline ms"]
-    names += ["of it compute", "images/s", "compiled in s"]
+    names += ["compute ms", "images/s", "compiled in s"]
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for case in options.case:
         for topology in options.topology:

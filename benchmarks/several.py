@@ -1,4 +1,4 @@
-"""Several processes of one command on this machine, joined as those of several hosts are."""
+"""Runs one command in several processes on this machine, joined like those of several hosts."""
 
 import os
 import signal
@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 
 class Several:
-    """Processes that run; leaving its context kills those that still do.
+    """Running processes; leaving the context kills those that are still running.
 
     Attributes:
-        processes: in the order of their indices.
-        logs: what each printed, standard error and output together.
+        processes: ordered by process index.
+        logs: file with standard output and error of each process.
     """
 
     def __init__(self, processes: list[subprocess.Popen], logs: list[Path]):
@@ -33,20 +33,20 @@ class Several:
             process.wait()
 
     def wait(self, seconds: float) -> list[int]:
-        """The exit statuses, once all have ended.
+        """Waits for all processes and returns their exit statuses.
 
         Raises:
-            subprocess.TimeoutExpired: one has not ended after so many seconds.
+            subprocess.TimeoutExpired: a process is still running after `seconds`.
         """
         end = time.monotonic() + seconds
         return [process.wait(max(0.0, end - time.monotonic())) for process in self.processes]
 
     def kill(self, index: int, number: int = signal.SIGKILL) -> None:
-        """Send a signal to one of them."""
+        """Sends a signal to one process."""
         self.processes[index].send_signal(number)
 
-    def told(self, index: int = 0) -> str:
-        """What one of them has printed so far."""
+    def output(self, index: int = 0) -> str:
+        """What one process has printed so far."""
         return self.logs[index].read_text("utf-8", errors="replace")
 
 
@@ -58,10 +58,14 @@ def start(
     environment: Mapping[str, str] | None = None,
     module: str = "pea_jax",
 ) -> Several:
-    """Starts `pea-jax ARGUMENTS` in so many processes, each with so many virtual CPU devices.
+    """Starts `pea-jax ARGUMENTS` in several processes.
 
-    One process alone is not joined to anything, as on a single machine. Another module may take the
-    place of `pea-jax`.
+    Args:
+        arguments: of the command line.
+        processes: number of processes; a single one runs without jax.distributed.
+        devices: number of virtual CPU devices per process.
+        environment: additional environment variables.
+        module: module to run instead of pea_jax.
     """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

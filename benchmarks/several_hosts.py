@@ -1,11 +1,11 @@
-"""The same run on 1 process x 1 device and on several processes and meshes: losses and images.
+"""Compares losses and images of one run on several process counts and meshes.
 
     python benchmarks/several_hosts.py [--steps 5] [--meshes 2x4:2,4x2:4]
 
 Trains configs/tiny_zh.py for a few steps on each mesh (PROCESSESxDEVICES:FSDP), in real processes
-on this machine, and samples a few prompts with the adapter of the first run. Prints how far losses
-and images are from those of one process and one device; exits 1 where they are further than the
-rounding of float32 explains.
+on this machine, and samples a few prompts with the adapter of the first run. Prints the differences
+of losses and images from those of one process with one device. Exits with 1 if a difference exceeds
+float32 rounding.
 """
 
 import argparse
@@ -24,31 +24,31 @@ from benchmarks import several
 
 MESHES = "1x8:1,1x8:2,1x8:4,2x4:1,2x4:2,2x4:4,4x2:1,4x2:2,4x2:4"
 
-#: Relative, of a loss; and levels of 255, of an image.
+#: Relative tolerance of losses; tolerance of pixels in levels of 255.
 LOSS_TOLERANCE, IMAGE_TOLERANCE = 1e-4, 1
 
 PROMPTS = ["夜空中有一个红色的大圆形", "雪地上有一个蓝色的小星星", "沙滩上有一个红色的大灯笼"]
 
 
 def run(arguments: list[str], processes: int, devices: int, fsdp: int) -> float:
-    """Runs a command and returns its seconds; exits where it fails."""
+    """Runs a command and returns its duration in seconds; exits if it fails."""
     start = time.perf_counter()
     arguments = [*arguments, f"--config.mesh.fsdp={fsdp}"]
     with several.start(arguments, processes=processes, devices=devices) as group:
         if any(group.wait(1800)):
-            sys.exit("\n".join(group.told(index) for index in range(processes)))
+            sys.exit("\n".join(group.output(index) for index in range(processes)))
     return time.perf_counter() - start
 
 
 def losses(workdir: Path) -> np.ndarray:
-    """Loss and its terms of every step, [steps, terms]."""
+    """Loss and loss terms of every step, [steps, terms]."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     names = sorted(name for name in lines[0] if name.startswith(("loss", "feature")))
     return np.array([[line[name] for name in names] for line in lines])
 
 
 def images(folder: Path) -> np.ndarray:
-    """Of every prompt, [prompts, H, W, 3]."""
+    """The image of every prompt, [prompts, H, W, 3]."""
     files = sorted(folder.glob("0*.png"))
     return np.stack([np.asarray(Image.open(file)).astype(int) for file in files])
 

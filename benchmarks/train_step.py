@@ -1,11 +1,12 @@
-"""What a train step costs, against one forward pass of the UNet on the same rows.
+"""Time of a train step, relative to one forward pass of the UNet on the same rows.
 
     python benchmarks/train_step.py [--batch 32] [--native 8] [--image-size 64] [--steps 20]
         [--base tinyworld/sd] [--language-encoder tinyworld/xlm-roberta] [--dtype float32]
 
-The ratio is what to read: a step is a forward pass and its gradient for the student, a forward pass
-of the parallel rows for the teacher, and the encoders. Another program on the machine moves both
-numbers; the ratio of their medians, taken turn by turn, moves less. FLOPs are XLA's count.
+The ratio is the result to compare. A step consists of a forward pass with gradient for the student,
+a forward pass of the parallel rows for the teacher, and the encoders. Other programs on the machine
+change both times; the programs run in turn, so the ratio of their medians changes less. FLOPs are
+XLA's count.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def make_batch(
 
 
 def parts(networks: Networks, frozen: dict[str, Any]) -> dict[str, Callable]:
-    """The networks by themselves, each as a compiled function of its inputs."""
+    """Each network alone, as a compiled function of its inputs."""
 
     def compiled(name: str, run: Callable) -> Callable:
         graph = getattr(networks, name)
@@ -157,7 +158,7 @@ def main() -> None:
     device = jax.devices()[0].device_kind
     print(f"{jax.device_count()} x {device}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"compile {compile_time:.1f} s; {flops / 1e9:.1f} GFLOP a step")
-    print("| program | median ms | of a UNet forward |")
+    print("| program | median ms | relative to a UNet forward |")
     print("|---|---|---|")
     for name, seconds in median.items():
         ratio = seconds / median["UNet forward"]

@@ -1,13 +1,13 @@
-"""What SDXL's UNet and its gradient keep and move, by the TPU compiler, without a TPU.
+"""Memory and traffic of SDXL's UNet and its gradient, from the TPU compiler, without a TPU.
 
     pip install -e '.[tpu]'
     python benchmarks/unet_gradient.py [--size 1024 512] [--remat none blocks] [--topology v5e:2x2]
 
-A scalar of the prediction, differentiated with respect to the conditioning (tokens and pooled
-vector): bfloat16, one image a chip. Temporaries and bytes are the compiler's count for one chip;
-the FLOPs of splash attention, which it does not count, are added (`pea_jax.preflight.hlo`). The
-figures to beat are those of MaxDiffusion's SDXL UNet of August 2026 for the same work, with
-dot-product attention and no remat; its splash attention did not compile with 77 tokens.
+A scalar function of the prediction is differentiated with respect to the conditioning (tokens and
+pooled vector): bfloat16, one image per chip. Temporaries and bytes are the compiler's counts for
+one chip. The compiler does not count the FLOPs of splash attention; `pea_jax.tasks.preflight.hlo`
+adds them. The reference figures are those of MaxDiffusion's SDXL UNet of August 2026 for the same
+work, with dot-product attention and no remat; its splash attention did not compile with 77 tokens.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from pea_jax.tasks.preflight import roofline, topology
 from pea_jax.weights import builtin_configs
 from pea_jax.weights.load import abstract_module
 
-#: TFLOP, GB accessed and GB of temporaries by size of picture: MaxDiffusion.
+#: MaxDiffusion's TFLOP, GB accessed and GB of temporaries, by image size.
 TO_BEAT = {512: (3.44, 68.5, 2.47), 1024: (15.0, 212.0, 10.4)}
 LENGTH, WIDTH, POOLED = 77, 2048, 1280
 
 
 def gradient(mesh: jax.sharding.Mesh, size: int, remat: str, attention: str) -> roofline.Report:
-    """The report of the program for pictures of `size` by `size` pixels."""
+    """The report of the program for images of `size` by `size` pixels."""
     config = UNetConfig.from_dict(builtin_configs.UNET_XL)
     types = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
 

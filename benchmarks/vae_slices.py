@@ -1,11 +1,11 @@
-"""What it saves that the VAE takes a device's pictures a few at a time, without a TPU.
+"""What it saves to run the VAE on a few images of a device at a time, without a TPU.
 
     pip install -e '.[tpu]'
     python benchmarks/vae_slices.py [--topology v5e:2x2] [--rows 4]
 
-The VAEs of SD 1.5 at 512x512 (bfloat16) and SDXL at 1024x1024 (float32, as its config asks),
-encoding as training does and decoding as sampling does, on one chip: all rows at once, and as
-`latents.rows_at_once` has it. By the TPU compiler; what one chip needs.
+The VAEs of SD 1.5 at 512x512 (bfloat16) and SDXL at 1024x1024 (float32, as its config requires) are
+compiled for one TPU chip: encoding as in training, decoding as in sampling, with all rows at once
+and with `rows_at_once` rows at a time.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CASES = {"sd15_zh": 512, "sdxl_zh": 1024}
 
 
 def report(devices: list[jax.Device], name: str, verb: str, rows: int, most: int) -> Any:
-    """Of the program that takes so many of its rows at a time."""
+    """The report of the program that processes `most` of its rows at a time."""
     mesh = parallel.make_mesh(devices=devices)
     config = configs.load(ROOT / "configs" / f"{name}.py")
     trainer = runs.make_trainer(config, mesh, abstract=True)
@@ -69,11 +69,11 @@ def main() -> None:
     for name, size in CASES.items():
         for verb in ("encode", "decode"):
             for most in (options.rows, rows_at_once(size, size)):
-                told = report(devices, name, verb, options.rows, most)
+                needs = report(devices, name, verb, options.rows, most)
                 cells = [f"{name}, {size}x{size}", verb, str(most)]
-                cells += [f"{told.temporary_bytes / 1e9:.2f}", f"{told.code_bytes / 1e9:.2f}"]
-                cells += [f"{told.flops / 1e12:.2f}", f"{told.bytes / 1e9:.1f}"]
-                print(f"| {' | '.join([*cells, f'{told.compile_seconds:.0f}'])} |", flush=True)
+                cells += [f"{needs.temporary_bytes / 1e9:.2f}", f"{needs.code_bytes / 1e9:.2f}"]
+                cells += [f"{needs.flops / 1e12:.2f}", f"{needs.bytes / 1e9:.1f}"]
+                print(f"| {' | '.join([*cells, f'{needs.compile_seconds:.0f}'])} |", flush=True)
 
 
 if __name__ == "__main__":

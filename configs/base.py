@@ -1,10 +1,10 @@
-"""Every field of a run, with its meaning and default; the other files here change a few of them.
+"""Every field of a run with its default; the other configs change a few of them.
 
-Any field can be set on the command line: --config.optim.learning_rate=1e-4.
+Set any field on the command line: --config.optim.learning_rate=1e-4.
 
-A workdir keeps the config it was begun with, and refuses another; free to change when a run goes
-on are the groups prepare, train, sample, evaluate and mesh, and
-data.{data_dir,workers,max_bad_images}.
+A workdir stores the config of its run. When the run is resumed, every field must have the stored
+value. Only these fields may change on resume: the groups prepare, train, sample, evaluate and mesh,
+and data.{data_dir,workers,max_bad_images}.
 """
 
 from ml_collections import ConfigDict
@@ -13,217 +13,231 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
 
-    # Of the adapter's first weights, the order of the data, and the noise of every step.
+    # Random seed for adapter init, data order and per-step noise.
     config.seed = 0
 
     config.model = ConfigDict()
-    # The frozen text-to-image model: a Hub id, or a folder in diffusers format.
+    # Frozen text-to-image model: a Hub id, or a folder in diffusers format.
     config.model.base = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    # The frozen encoder of the language: a Hub id, or a folder (XLM-R, RoBERTa or BERT).
+    # Frozen language encoder: a short name, a Hub id or a folder; "A+B" concatenates two encoders.
+    # docs/operations.md, "Models", lists the short names and the supported architectures.
     config.model.language_encoder = "FacebookAI/xlm-roberta-large"
-    # Tokens a caption in that language is padded or cut to.
+    # Length in tokens to which each caption in the new language is padded or truncated.
     config.model.language_max_length = 77
-    # Of the frozen weights: "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on
-    # CPUs. The adapter, its optimiser and the losses are float32 always.
+    # Dtype of the frozen models: "float32", "bfloat16", or "auto" (bfloat16 on accelerators,
+    # float32 on CPUs). The adapter, its optimizer and the losses are always float32.
     config.model.dtype = "auto"
-    # The UNet's attention: "auto" goes by devices and sizes, "xla" runs anywhere, "cudnn" on GPUs.
+    # Attention implementation of the UNet: "xla" (any device), "cudnn" (GPUs), "splash" (TPUs), or
+    # "auto", which chooses per layer by device, dtype and size.
     config.model.attention = "auto"
-    # What training computes again rather than keeps, less memory for more time: "none", "blocks"
-    # (the inside of each resnet and transformer block), "full" (the inside of each level).
+    # Activations to recompute in the backward pass, which saves memory and costs time: "none",
+    # "blocks" (inside each resnet and transformer block) or "full" (inside each UNet level).
     config.model.remat = "none"
 
     config.adapter = ConfigDict()
-    # Of its projector: the width between the linear layers, and how many of these there are. An
-    # adapter that is given has its own.
+    # Projector: width between its linear layers, and number of linear layers. Both are ignored if
+    # init_from is set, because the file defines them.
     config.adapter.hidden_width = 2048
     config.adapter.projector_layers = 3
-    # Where its first weights come from: an exported adapter's folder or file, or a file that the
-    # authors of PEA-Diffusion released; "" draws them.
+    # Initial weights: the folder or file of an exported adapter, or a file that the authors of
+    # PEA-Diffusion released. "" initializes randomly.
     config.adapter.init_from = ""
 
     config.data = ConfigDict()
-    # "tinyworld", or the name of a data set that `pea-jax prepare` made.
+    # Data set: "tinyworld", or the name of a set that `pea-jax prepare` made.
     config.data.dataset = "tinyworld"
-    # Where prepared data sets lie; may be in a bucket, gs://BUCKET/...
+    # Folder of the prepared data sets; may be in a bucket, gs://BUCKET/...
     config.data.data_dir = "~/tensorflow_datasets"
-    # Of the captions, BCP 47 codes; rows of other languages are left out.
+    # Caption languages to train on, as BCP 47 codes. Rows in other languages are skipped.
     config.data.languages = ("zh",)
-    # How often rows of each come, in their order: (2, 1, 1); () takes all rows equally often.
+    # Relative sampling weight of each language, in the order of data.languages, such as
+    # (2, 1, 1). () samples all rows equally often.
     config.data.language_weights = ()
-    # Pictures are resized and cropped to this height and width where there are no buckets. It is
-    # also the size of samples, with buckets or without, unless sample.height and width are given.
+    # Height and width of training images in pixels, unless data.buckets is set. Also the default
+    # size of samples, with or without buckets.
     config.data.image_size = 512
-    # Sizes of several aspects, one a step: ((height, width, how often), ...); a picture goes to the
-    # one whose aspect is nearest. The paper's nine for SDXL: pea_jax.data.buckets.SDXL.
+    # Training sizes of several aspect ratios: ((height, width, probability), ...). Each image goes
+    # to the nearest aspect ratio, and each step has one size. () uses data.image_size. The nine
+    # sizes of the paper for SDXL: pea_jax.data.buckets.SDXL.
     config.data.buckets = ()
-    # Which part stays of a picture that has another aspect: "centre" or "random".
+    # Crop position for images of another aspect ratio: "centre" or "random".
     config.data.crop = "centre"
-    # Whether one picture of two, at random, is mirrored.
+    # Mirror each image horizontally with probability 0.5.
     config.data.random_flip = False
-    # Rows of one step over all hosts and devices, and how many of them are native pairs, which
-    # learn from the picture; the others are parallel pairs, which learn from the teacher.
+    # Rows per step, summed over all hosts and devices: all rows, and the native rows among them.
+    # Native rows learn from the image, the other (parallel) rows from the teacher.
     config.data.batch_size = 320
     config.data.native_batch_size = 80
-    # Whether both are of each device instead: then a run needs as many devices in every sitting.
+    # Interpret both batch sizes per device; the device count must then stay fixed across restarts.
     config.data.per_device = False
-    # Processes of each host that decode and crop; 0 does it in threads of the training process.
+    # Worker processes per host that decode and crop images; 0 uses threads of the training process.
     config.data.workers = 8
-    # Unreadable pictures that each host skips before the run stops.
+    # Maximum number of unreadable images that each host skips; one more stops the run.
     config.data.max_bad_images = 1000
-    # Train from the VAE's moments of every picture, which `pea-jax prepare --latents` kept, and run
-    # no VAE. They are of this very base model, data set, size and these languages.
+    # Train from precomputed VAE moments, made by `pea-jax prepare --latents`, and do not run the
+    # VAE encoder. The moments must match the base model, data set, image sizes and languages.
     config.data.latents = False
-    # What they are kept in: "float32", or "float16" at half the size.
+    # Storage dtype of the moments: "float32", or "float16" at half the size.
     config.data.latents_dtype = "float32"
 
     config.prepare = ConfigDict()
-    # What `pea-jax prepare` makes data.dataset of: "tars" (webdataset, as img2dataset writes them),
-    # "table" (JSONL, CSV or Parquet beside the pictures), "hugging_face" (a set of the package
-    # `datasets`) or "tfds"; "" makes no set but tinyworld. See docs/data.md.
+    # Source format that `pea-jax prepare` reads to make data.dataset: "tars" (webdataset, as
+    # img2dataset writes it), "table" (JSONL, CSV, TSV or Parquet beside the images),
+    # "hugging_face" (a data set of the package `datasets`) or "tfds". "" makes no data set, except
+    # tinyworld. See docs/data.md.
     config.prepare.origin = ""
     config.prepare.where = ConfigDict()
-    # What each split is made of: files or folders, also gs://BUCKET/..., with {00000..00099}, {a,b}
-    # and *; or names of sets, NAME or NAME#SPLIT. A split of nothing is not made.
+    # Sources of each split: files or folders, also gs://BUCKET/..., with {00000..00099}, {a,b} and
+    # *; or data set names, NAME or NAME#SPLIT. () makes no such split.
     config.prepare.where.train = ()
     config.prepare.where.test = ()
-    # The column of the picture, in a table and in a set: its path beside the table, or its bytes.
+    # Image column of a table or data set. It holds image bytes, or paths relative to the table.
     config.prepare.image = "image"
-    # Rows that are read together and make one file, of Parquet whole row groups up to as many; a
-    # tar makes one file always.
+    # Rows per shard of a table or data set; a shard is read and written as one unit. A Parquet
+    # shard is a number of whole row groups up to this limit. A tar is always one shard.
     config.prepare.rows_per_shard = 10_000
 
     config.prepare.mapping = ConfigDict()
-    # "official" takes captions by the keys of the authors' tars: caption_ori* where it is Chinese
-    # makes a native row, else caption_zh and caption_en a parallel one; the fields of captions,
-    # language and native below then stay as they are. "" goes by these.
+    # "" uses the mapping fields below. "official" reads captions by the keys of the authors' tars:
+    # a Chinese caption_ori* makes a native row, else caption_zh and caption_en make a parallel row.
+    # "official" requires the defaults for caption, caption_en, language*, and native* below.
     config.prepare.mapping.preset = ""
-    # What names a row for good: {name} of the sample, {shard} of its file, or any {FIELD}. Of
-    # rows with the same key one is kept.
+    # Permanent key of a row, made of {name} (of the sample), {shard} (its file) and any {FIELD}.
+    # If several rows have the same key, only the first is kept.
     config.prepare.mapping.key = "{shard}/{name}"
-    # Fields of the caption and of its English counterpart, the first that is not blank counts.
-    # A field in a field is "texts.zh" or "captions.0"; that of a txt in a tar is "txt".
+    # Fields of the caption and of its English translation; the first non-blank field is used.
+    # "texts.zh" and "captions.0" read nested fields; "txt" is the .txt file in a tar.
     config.prepare.mapping.caption = ("caption", "txt")
     config.prepare.mapping.caption_en = ()
-    # Of all captions, a BCP 47 code; or "" and the field that holds it.
+    # Language of all captions as a BCP 47 code; or "", and the field that holds the code.
     config.prepare.mapping.language = "zh"
     config.prepare.mapping.language_field = ""
-    # Which rows are native: "unpaired" (those without an English caption), "always", "never"; or ""
-    # and the field that says so.
+    # Native rows: "unpaired" (rows without an English caption), "always" or "never"; or "", and the
+    # boolean field that marks them.
     config.prepare.mapping.native = "unpaired"
     config.prepare.mapping.native_field = ""
-    # Fields of the scores that filters ask for.
+    # Score fields that min_aesthetic and max_watermark read.
     config.prepare.mapping.aesthetic = "aesthetic_score"
     config.prepare.mapping.watermark = "watermark"
 
     config.prepare.captions = ConfigDict()
-    # Native Chinese captions keep Chinese characters, digits and some punctuation alone, and become
-    # simplified Chinese.
+    # Native Chinese captions: remove all but Chinese characters, digits and common punctuation; and
+    # convert traditional to simplified Chinese.
     config.prepare.captions.strip_native = True
     config.prepare.captions.simplify = True
-    # Of a caption's letters, how many at least are of its language's script; 0 takes any caption.
+    # Minimum fraction of a caption's letters in the script of its language; 0 accepts any script.
     config.prepare.captions.min_script_share = 0.3
 
     config.prepare.filters = ConfigDict()
-    # Of captions; () takes all.
+    # Caption languages to keep, as BCP 47 codes; () keeps all.
     config.prepare.filters.languages = ()
-    # Height times width in pixels, and the longer side over the shorter one (0: any).
+    # Minimum image area in pixels, and maximum ratio of the longer to the shorter side; 0: no
+    # limit.
     config.prepare.filters.min_area = 0
     config.prepare.filters.max_aspect = 0.0
-    # Of parallel rows alone; 0 and 1 take any, also rows without a score.
+    # Parallel rows only: minimum aesthetic score (0: no limit), and maximum watermark probability
+    # (1: no limit). A limit also rejects rows without the score.
     config.prepare.filters.min_aesthetic = 0.0
     config.prepare.filters.max_watermark = 1.0
-    # Characters of a caption when it is clean, and of the English one of parallel rows; 0: any.
+    # Length of the cleaned caption, and of the English caption of parallel rows, in characters;
+    # 0: no limit.
     config.prepare.filters.min_characters = 1
     config.prepare.filters.max_characters = 0
     config.prepare.filters.min_characters_en = 1
     config.prepare.filters.max_characters_en = 0
 
     config.distill = ConfigDict()
-    # Native rows learn by the diffusion loss and parallel rows from the teacher. False: all rows
-    # are parallel, and all terms apply to each (native_batch_size must be 0).
+    # True: native rows use the diffusion loss, and parallel rows the two distillation losses.
+    # False: all rows are parallel and use all three losses; native_batch_size must be 0.
     config.distill.hybrid = True
-    # Weights of the three terms; 0 leaves a term out.
+    # Weights of the diffusion loss, the output loss and the feature loss; 0 disables a loss.
     config.distill.native_weight = 1.0
     config.distill.output_weight = 1.0
     config.distill.feature_weight = 0.1
-    # Probability that a row's caption is replaced by the empty prompt.
+    # Probability of replacing the tokens of a row by those of the empty prompt, 0 to 1.
     config.distill.prompt_drop = 0.1
-    # Standard deviation of an offset of the noise, one value an image and channel.
+    # Standard deviation of an offset added to the noise, drawn per image and channel; 0: none.
     config.distill.noise_offset = 0.0
 
     config.optim = ConfigDict()
-    # AdamW: linear warm-up to the learning rate, then polynomial decay.
+    # AdamW. The learning rate rises linearly from 0, then decays polynomially.
     config.optim.learning_rate = 1e-5
     config.optim.end_learning_rate = 5e-8
     config.optim.warmup_steps = 100
-    # The step that reaches the end learning rate, whatever train.steps is; 0 never decays.
+    # Step at which the end learning rate is reached, independent of train.steps; 0: no decay.
     config.optim.decay_steps = 2_232_142
-    # Of the decay; 1 is linear.
+    # Exponent of the decay; 1 is linear.
     config.optim.power = 1.0
     config.optim.beta1 = 0.9
     config.optim.beta2 = 0.999
     config.optim.epsilon = 1e-8
-    # Of matrices, decoupled, scaled by the learning rate.
+    # Decoupled weight decay, scaled by the learning rate; applies to matrices only.
     config.optim.weight_decay = 0.0
-    # The largest global norm of a gradient; 0 does not clip.
+    # Maximum global norm of the gradient; 0: no clipping.
     config.optim.clip_norm = 1.0
-    # Decay of a moving average of the adapter, which is then what is sampled and exported; 0: none.
+    # Decay of the exponential moving average (EMA) of the adapter. If it is positive, sampling and
+    # export use the EMA weights; 0: no EMA.
     config.optim.ema_decay = 0.0
 
     config.train = ConfigDict()
-    # The last step of the run.
+    # Total number of steps, including those before a resume.
     config.train.steps = 42_000
-    # Slices that each device's rows of a step are computed in, one after another: less memory for
-    # activations, the same result.
+    # Number of slices in which each device processes its rows, one after another. More slices need
+    # less activation memory and give the same result.
     config.train.accumulation_steps = 1
     # Steps between two lines of metrics.
     config.train.log_every = 50
-    # Steps between two checkpoints; the last step has one always.
+    # Steps between two checkpoints; the last step is always saved.
     config.train.save_every = 1000
-    # How many of the latest checkpoints stay, and whether the one of the lowest loss stays too (the
-    # mean over the steps that led to it).
+    # Number of latest checkpoints to keep, and whether to keep the checkpoint with the lowest loss
+    # too. Its loss is the mean over the steps since the checkpoint before.
     config.train.keep = 3
     config.train.keep_best = False
-    # Steps between two sample grids in TensorBoard; 0 draws none.
+    # Steps between two sample grids in TensorBoard; 0: no grids.
     config.train.sample_every = 1000
-    # What they show, by the settings of `sample`, always from the same noise.
+    # Prompts of the sample grids. The grids use the settings of config.sample and the same initial
+    # noise each time.
     config.train.sample_prompts = ("一只戴着红色围巾的猫", "山上的古寺", "一盘红烧狮子头", "")
-    # Where compiled programs are kept for the next start, also gs://BUCKET/...; "" keeps none.
+    # Folder that caches compiled programs across runs, also gs://BUCKET/...; "": no cache.
     config.train.compilation_cache = "~/.cache/pea_jax"
 
     config.mesh = ConfigDict()
-    # Devices that split batches alone, and devices that split the frozen weights as well; -1: all
-    # that the other leaves.
+    # Size of the two mesh axes: data splits batches; fsdp splits batches and large frozen weights.
+    # Their product is the number of devices. -1: all devices that the other axis leaves.
     config.mesh.data = -1
     config.mesh.fsdp = 1
-    # Of several processes: seconds in which all have to come, and after which one that is silent
-    # counts as lost and ends the others.
+    # Multi-process runs, in seconds: time for all processes to join at the start, and silence after
+    # which a process counts as lost and the others exit.
     config.mesh.join_timeout = 300
     config.mesh.heartbeat_timeout = 60
 
     config.sample = ConfigDict()
-    # ddim, euler, euler_ancestral or dpmpp_2m.
+    # "ddim", "euler", "euler_ancestral" or "dpmpp_2m".
     config.sample.solver = "dpmpp_2m"
+    # Solver steps.
     config.sample.steps = 30
-    # 1 is no guidance.
+    # Scale of classifier-free guidance; 1 or below: no guidance.
     config.sample.guidance_scale = 7.5
-    # How far the guided prediction's deviation is brought back, 0 to 1.
+    # Guidance rescale, 0 (off) to 1 (standard deviation of the conditional prediction restored).
     config.sample.guidance_rescale = 0.0
+    # Negative prompt for guidance, in the language of the prompts.
     config.sample.negative_prompt = ""
-    # Pixels; 0 takes data.image_size.
+    # Image size in pixels; 0: data.image_size.
     config.sample.height = 0
     config.sample.width = 0
-    # Images of one program call over all devices; 0 lets the pipeline choose.
+    # Images per batch, over all devices; 0: automatic.
     config.sample.batch_size = 0
+    # Seed of the first image; each following image adds 1.
     config.sample.seed = 0
 
     config.evaluate = ConfigDict()
-    # Of the prompts; none takes data.languages.
+    # Languages of the prompts, as BCP 47 codes; (): data.languages.
     config.evaluate.languages = ()
-    # Images a prompt.
+    # Images per prompt.
     config.evaluate.images_per_prompt = 1
-    # Prompts of each set; 0 takes all.
+    # Maximum number of prompts per prompt set; 0: all.
     config.evaluate.prompts = 0
+    # Seed of the first image; each following image adds 1.
     config.evaluate.seed = 0
 
     return config.lock()

@@ -1,12 +1,13 @@
-"""The data set of configs/sdxl_zh.py, of webdataset tars with the keys of the paper's authors.
+"""Makes the data set of configs/sdxl_zh.py from webdataset tars with the keys of the authors.
 
     pea-jax prepare --config configs/prepare_laion_wukong.py --workers 16
 
-Set prepare.where.train to the tars, here or on the command line, where it may be given several
-times: --config.prepare.where.train='gs://BUCKET/laion/{00000..00999}.tar'. Filters are the paper's:
-English rows of at least 640x640 pixels, aesthetic score 6 and at most 0.5 for a watermark; native
-rows by their pixels alone. docs/data.md tells which sample becomes which row, and how tars with
-other keys are taken. The command ends with a table of what was kept, and what was not and why.
+Set prepare.where.train to the tars, here or on the command line, where the flag may be repeated:
+--config.prepare.where.train='gs://BUCKET/laion/{00000..00999}.tar'. The filters are those of the
+paper: all rows need at least 640x640 pixels; English rows also need an aesthetic score of at least
+6 and a watermark probability of at most 0.5. docs/data.md defines which sample becomes which row,
+and how to read tars with other keys. At the end the command prints how many rows were kept, and how
+many were rejected for each reason.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +25,7 @@ def get_config() -> ConfigDict:
     config.prepare.filters.min_area = 640 * 640
     config.prepare.filters.min_aesthetic = 6.0
     config.prepare.filters.max_watermark = 0.5
-    # Not the paper's: its pictures are at most twice as long as wide, or the other way around, and
-    # of what is longer than this most is cropped away.
+    # Not in the paper. The training sizes have aspect ratios of at most 2, so a crop would remove
+    # more than half of an image beyond this limit.
     config.prepare.filters.max_aspect = 4.0
     return config

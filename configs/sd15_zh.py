@@ -2,11 +2,11 @@
 
     pea-jax train --config configs/sd15_zh.py --workdir runs/sd15_zh --config.data.data_dir=DIR
 
-Needs a data set that `pea-jax prepare` made (docs/data.md): pictures with Chinese captions, some of
-them native, the others with their English beside them. Adapter: 7,866,368 parameters. The authors
-stopped after about 42,000 steps of 320 rows on eight GPUs; images follow common prompts much
-sooner. With fewer devices lower data.batch_size and data.native_batch_size together, and the
-learning rate with them.
+Needs a data set that `pea-jax prepare` made (docs/data.md): images with Chinese captions, some of
+them native, the others paired with English captions. The adapter has 7,866,368 parameters. The
+authors stopped after about 42,000 steps of 320 rows on eight GPUs; images follow common prompts
+much earlier. On fewer devices, reduce data.batch_size, data.native_batch_size and
+optim.learning_rate together.
 """
 
 from ml_collections import ConfigDict

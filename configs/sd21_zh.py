@@ -2,9 +2,9 @@
 
     pea-jax train --config configs/sd21_zh.py --workdir runs/sd21_zh --config.data.data_dir=DIR
 
-As configs/sd15_zh.py, with conditioning tokens of 1024 instead of 768 (8,390,656 parameters of the
-adapter) and 2.25 times the pixels: about three times the time and memory of a row. The solver
-rescales the guidance, which velocity models need at high scales.
+Like configs/sd15_zh.py, but the conditioning tokens have width 1024 instead of 768 (the adapter has
+8,390,656 parameters), and an image has 2.25 times the pixels: a row needs about three times the
+time and memory. Sampling rescales guidance, which velocity models need at high guidance scales.
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,9 @@
 
     pea-jax train --config configs/sdxl_multilingual.py --workdir runs/sdxl_multilingual
 
-As configs/sdxl_zh.py, on a data set that has captions in all of these languages. Adapter:
-11,538,432 parameters. All rows come equally often, so a language as often as it has rows; or give
-each a weight: --config.data.language_weights='(2, 1, 1, 1, 1)'.
+Like configs/sdxl_zh.py, on a data set with captions in all five languages. The adapter has
+11,538,432 parameters. By default all rows are sampled equally often; to weight the languages, set
+--config.data.language_weights='(2, 1, 1, 1, 1)'.
 """
 
 from ml_collections import ConfigDict

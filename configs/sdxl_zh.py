@@ -2,12 +2,12 @@
 
     pea-jax train --config configs/sdxl_zh.py --workdir runs/sdxl_zh --config.data.data_dir=DIR
 
-Needs a data set as configs/sd15_zh.py does; configs/prepare_laion_wukong.py makes it. Adapter:
-6,033,408 parameters, the "6M" of the paper. The authors stopped after about 50,000 steps of 240
-rows on 24 GPUs, at pictures of nine aspects and about 640x640 pixels; images are sampled at 1024.
-Each aspect compiles a program of its own; --config.data.buckets='()' trains on squares alone. With
-fewer devices lower data.batch_size and data.native_batch_size together, and the learning rate with
-them; model.remat and mesh.fsdp save memory.
+Needs a data set like that of configs/sd15_zh.py; configs/prepare_laion_wukong.py makes it. The
+adapter has 6,033,408 parameters, the "6M" of the paper. The authors stopped after about 50,000
+steps of 240 rows on 24 GPUs. Training images have nine aspect ratios and about 640x640 pixels;
+samples have 1024x1024. Each aspect ratio compiles its own program; --config.data.buckets='()'
+trains on squares only. On fewer devices, reduce data.batch_size, data.native_batch_size and
+optim.learning_rate together; model.remat and mesh.fsdp save memory.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.data.batch_size = 240
     config.data.native_batch_size = 48
 
-    # The authors' SDXL script has it, their SD script does not.
+    # As in the authors' SDXL script; their SD script uses no offset.
     config.distill.noise_offset = 0.5
 
     config.train.steps = 50_000

@@ -1,10 +1,10 @@
-"""SSD-1B in Chinese: the pruned SDXL, 1.3 of 2.6 billion parameters, with Chinese-CLIP ViT-H.
+"""SSD-1B in Chinese, with Chinese-CLIP ViT-H. SSD-1B is a pruned SDXL: 1.3 of 2.6 billion weights.
 
     pea-jax train --config configs/ssd1b_zh.py --workdir runs/ssd1b_zh --config.data.data_dir=DIR
 
-As configs/sdxl_zh.py. An adapter that was trained on SDXL fits
-SSD-1B as it is; this trains one for it alone (6,033,408 parameters), from an SDXL one where
-adapter.init_from names it. The middle block has no attention; its output is distilled all the same.
+Like configs/sdxl_zh.py. An adapter trained on SDXL fits SSD-1B unchanged; this config trains one
+for SSD-1B itself (6,033,408 parameters). To start from an SDXL adapter, set adapter.init_from. The
+middle block of SSD-1B has no attention, but its output is distilled like every other block's.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""Tinyworld in five languages by one adapter: Chinese, Japanese, Korean, Russian and Italian.
+"""Tinyworld in five languages with one adapter: Chinese, Japanese, Korean, Russian and Italian.
 
     pea-jax train --config configs/tiny_multilingual.py --workdir runs/tiny_multilingual
     pea-jax evaluate --workdir runs/tiny_multilingual
 
-As configs/tiny_zh.py, with a wider adapter and 2,500 steps, whose rows are of all languages alike.
-Expect seven to fifteen minutes on two cores. The loss falls from about 0.5 to about 0.02, and
-`pea-jax evaluate` then finds every language within a few per cent of the English teacher, on
-`general` and on `native`.
+Like configs/tiny_zh.py, with a wider adapter and 2,500 steps; all languages are sampled equally.
+Expect seven to fifteen minutes on two cores. The loss falls from about 0.5 to about 0.02.
+`pea-jax evaluate` then scores every language within a few per cent of the English teacher, on the
+prompt sets `general` and `native`.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""Tinyworld: teach the tiny Stable Diffusion Chinese, on two CPU cores.
+"""Tinyworld: teach Chinese to the tiny Stable Diffusion, on two CPU cores.
 
     pea-jax prepare --config configs/tiny_zh.py
     pea-jax train --config configs/tiny_zh.py --workdir runs/tiny_zh
 
-Expect six to eight minutes on two cores. The loss falls from about 0.5 to about 0.03, and
-`pea-jax evaluate` then finds the student within a few per cent of the English teacher, on `general`
-and on `native`, where the word-for-word translation fails.
+Expect six to eight minutes on two cores. The loss falls from about 0.5 to about 0.03.
+`pea-jax evaluate` then scores the student within a few per cent of the English teacher on the
+prompt sets `general` and `native`. On `native` the word-for-word translation fails.
 """
 
 from ml_collections import ConfigDict

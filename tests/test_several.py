@@ -71,17 +71,17 @@ def finish(run: several.Several, status: int = 0) -> str:
     """What process 0 printed, once all have ended with this status."""
     with run:
         statuses = run.wait(LONG)
-        told = "\n".join(run.told(index) for index in range(len(statuses)))
+        told = "\n".join(run.output(index) for index in range(len(statuses)))
         assert statuses == [status] * len(statuses), told
-        return run.told(0)
+        return run.output(0)
 
 
 def wait_for(run: several.Several, text: str) -> None:
     end = time.monotonic() + LONG
-    while text not in run.told(0):
+    while text not in run.output(0):
         ended = [process.poll() for process in run.processes]
-        assert ended == [None] * len(ended), run.told(0)
-        assert time.monotonic() < end, run.told(0)
+        assert ended == [None] * len(ended), run.output(0)
+        assert time.monotonic() < end, run.output(0)
         time.sleep(0.02)
 
 
@@ -154,15 +154,15 @@ def test_hosts_share_the_parts_of_a_set_and_one_tells_of_it(tmp_path, rng):
     told = finish(run)
     assert "ru: 6 parallel rows, 0 native rows" in told
     assert "3/3 shards, 6 kept" in told
-    assert "1/1 shards, 2 kept" in run.told(1)
-    assert "parallel rows" not in run.told(1)
+    assert "1/1 shards, 2 kept" in run.output(1)
+    assert "parallel rows" not in run.output(1)
     rows = Source(paths.folder_of(tmp_path / "data", "small"), "train")
     assert [rows[number].key for number in range(6)] == [f"rows/{number}" for number in range(6)]
     beam = "--beam_pipeline_options=runner=DirectRunner"
     # Whichever is first to say so ends the other, too.
     with start([*arguments, "--distributed", beam], 2) as run:
         assert all(run.wait(LONG))
-        told = run.told(0) + run.told(1)
+        told = run.output(0) + run.output(1)
     assert "a Beam pipeline is begun by one process" in told
 
 
@@ -190,8 +190,8 @@ def test_a_notice_to_one_host_stops_all_at_one_step_and_fewer_go_on(begin, alone
     with run:
         wait_for(run, "step 1/")
         run.kill(2, signal.SIGTERM)
-        assert run.wait(LONG) == [0, 0, 0, 0], run.told(0)
-        assert "which is saved; go on with: pea-jax train --workdir" in run.told(0)
+        assert run.wait(LONG) == [0, 0, 0, 0], run.output(0)
+        assert "which is saved; go on with: pea-jax train --workdir" in run.output(0)
     stopped = max(checkpoint_files.steps(workdir))
     assert 1 <= stopped < STEPS
 
@@ -199,8 +199,8 @@ def test_a_notice_to_one_host_stops_all_at_one_step_and_fewer_go_on(begin, alone
     with run:
         wait_for(run, f"step {stopped + 1}/")
         run.kill(0, signal.SIGINT)
-        assert run.wait(LONG) == [0, 0], run.told(0)
-    assert f"going on from step {stopped}" in run.told(0)
+        assert run.wait(LONG) == [0, 0], run.output(0)
+    assert f"going on from step {stopped}" in run.output(0)
 
     _, run = begin("fewer", 1)
     finish(run)
@@ -220,8 +220,8 @@ def test_killed_hosts_go_on_bit_for_bit(begin):
     with run:
         end = time.monotonic() + LONG
         while not kill_and_resume.saving(workdir):
-            assert time.monotonic() < end, run.told(0)
-            assert run.processes[0].poll() is None, run.told(0)
+            assert time.monotonic() < end, run.output(0)
+            assert run.processes[0].poll() is None, run.output(0)
             time.sleep(0.001)
         run.kill(0)
         run.kill(1)
@@ -256,7 +256,7 @@ def test_a_host_that_waits_for_others_in_vain_ends_with_one_line(begin):
     run.kill(1)
     with run:
         assert run.wait(LONG) == [1, -signal.SIGKILL]
-    assert run.told(0).splitlines()[-1].endswith("not all processes of the run came within 5 s")
+    assert run.output(0).splitlines()[-1].endswith("not all processes of the run came within 5 s")
     assert not (workdir / "checkpoints").exists()
 
 
@@ -265,4 +265,4 @@ def test_a_host_that_fails_before_training_does_not_leave_the_others_waiting(beg
     _, run = begin("refused", 2, mesh__heartbeat_timeout=10, train__accumulation_steps=3)
     with run:
         assert 0 not in run.wait(LONG)
-    assert "use multiples of 6" in run.told(0) + run.told(1)
+    assert "use multiples of 6" in run.output(0) + run.output(1)

@@ -1,4 +1,4 @@
-"""Cuts the font that tinyworld's grids are captioned with out of Noto Sans CJK (SIL OFL 1.1).
+"""Extracts the font for the captions of tinyworld's grids from Noto Sans CJK (SIL OFL 1.1).
 
     pip install fonttools
     python tools/build_font.py NotoSansCJK-Regular.ttc
@@ -29,7 +29,7 @@ def main() -> None:
         for glyph in captions.caption(scene, language, template)
     }
     text |= {chr(code) for code in (*range(32, 127), *range(160, 256))}
-    # Face 2 of the collection is the Simplified Chinese one.
+    # Face 2 of the collection is Simplified Chinese.
     font = TTFont(sys.argv[1], fontNumber=2)
     options = subset.Options(layout_features=["kern"], name_IDs=[0, 1, 2, 13, 14], hinting=False)
     subsetter = subset.Subsetter(options)

@@ -1,17 +1,18 @@
-"""Trains and writes the checkpoints that pea_jax ships: tinyworld's Stable Diffusion and XLM-R.
+"""Trains and writes the checkpoints in the package: tinyworld's Stable Diffusion and XLM-R.
 
-Everything is made by PyTorch diffusers and transformers with save_pretrained, so that the loader
-meets the real format. Five stages, each resumable from what the ones before it left in --work:
+PyTorch diffusers and transformers write all files with save_pretrained, so that our loader reads
+the real format. There are five stages; each can run alone, from the files that the earlier stages
+left in --work:
 
     python tools/build_tinyworld.py --work runs/tinyworld --stage all
 
-    vae          AutoencoderKL, 64x64x3 -> 8x8x8, on pictures of the training scenes
+    vae          AutoencoderKL, 64x64x3 -> 8x8x8, on images of the training scenes
     diffusion    UNet2DConditionModel and CLIPTextModel, trained together on English captions
-    decoder      the VAE's decoder once more, for sharper edges, on the UNet's latents too
-    language     XLMRobertaModel, contrastive against a small image tower, six languages
+    decoder      the VAE's decoder again, for sharper edges, on latents of the UNet too
+    language     XLMRobertaModel, trained contrastively with a small image tower, six languages
     export       fp16 safetensors and tokenizers into pea_jax/tinyworld/checkpoints
 
-Held-out scenes (tinyworld.splits) take part in none of them. Needs torch and diffusers.
+No stage uses held-out scenes (tinyworld.splits). Needs torch and diffusers.
 """
 
 import argparse
@@ -100,14 +101,14 @@ def batches(count: int, size: int, rng: torch.Generator) -> Iterator[torch.Tenso
 
 
 def average(averages: list[torch.Tensor], parameters: list[nn.Parameter], step: int) -> None:
-    """Moves the averages on, over fewer steps in the beginning."""
+    """Updates the moving averages; the decay is smaller in the first steps."""
     decay = min(EMA_DECAY, (1 + step) / (10 + step))
     torch._foreach_lerp_(averages, [p.detach() for p in parameters], 1 - decay)
 
 
 @contextlib.contextmanager
 def swapped(parameters: list[nn.Parameter], averages: list[torch.Tensor]) -> Iterator[None]:
-    """The averages in the place of the parameters, for as long as the context lasts."""
+    """Replaces the parameters by their averages inside the context."""
     kept = [p.detach().clone() for p in parameters]
     for p, value in zip(parameters, averages, strict=True):
         p.data.copy_(value)
@@ -132,7 +133,7 @@ def train_vae(work: Path, steps: int, batch: int = 16) -> None:
         sample_size=world.IMAGE_SIZE,
         scaling_factor=1.0,
     )
-    with torch.no_grad():  # little noise on the latents until the means carry something
+    with torch.no_grad():  # start with little noise on the latents
         vae.quant_conv.bias[8:] = -8.0
     images = pictures(train_scenes(), 12, seed=1).flatten(0, 1)
     rng = torch.Generator().manual_seed(1)
@@ -143,7 +144,7 @@ def train_vae(work: Path, steps: int, batch: int = 16) -> None:
         x = images[rows]
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(rng)).sample
-        # The squared error learns colours first, the absolute one sharpens edges.
+        # The squared error learns colours first; the absolute error sharpens edges.
         error = 3 * F.mse_loss(y, x) + 0.3 * F.l1_loss(y, x)
         loss = error + 1e-6 * posterior.kl().mean()
         optimizer.zero_grad()
@@ -163,7 +164,7 @@ def train_vae(work: Path, steps: int, batch: int = 16) -> None:
 
 @torch.no_grad()
 def check_vae(work: Path) -> None:
-    """The oracle on decoded held-out scenes: what any image of this world can reach."""
+    """Scores decoded held-out scenes with the oracle: the upper bound for any model."""
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     for native in (False, True):
         scenes = splits.scenes("test", native)
@@ -174,11 +175,11 @@ def check_vae(work: Path) -> None:
         print(f"vae: oracle on held-out, native={native}: {right:.3f}, l1 {F.l1_loss(y, x):.4f}")
 
 
-# Stage 2: the UNet and its English side.
+# Stage 2: the UNet and its English text encoder.
 
 
 def english_tokenizer() -> CLIPTokenizer:
-    """A byte-level BPE of CLIP's kind, trained on the world's English."""
+    """A byte-level BPE like CLIP's, trained on tinyworld's English captions."""
     texts = [captions.caption(s, "en", t) for s in train_scenes() for t in range(TEMPLATES)]
     texts += [
         captions.literal(s, t) for s in splits.scenes("train", True) for t in range(TEMPLATES)
@@ -200,7 +201,7 @@ def english_tokenizer() -> CLIPTokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    # CLIP's own order: bytes, bytes that end a word, merges, the two special tokens.
+    # CLIP's order: bytes, bytes that end a word, merges, the two special tokens.
     merges = [tuple(m) for m in model["merges"]]
     tokens = alphabet + [a + "</w>" for a in alphabet] + ["".join(m) for m in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
@@ -298,7 +299,7 @@ def train_diffusion(work: Path, steps: int, batch: int = 64, learning_rate: floa
 
 
 def english_side(work: Path) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer]:
-    """What `train_diffusion` left in `work`."""
+    """Loads the models that `train_diffusion` saved."""
     return (
         UNet2DConditionModel.from_pretrained(work / "unet").eval(),
         CLIPTextModel.from_pretrained(work / "text_encoder").eval(),
@@ -316,7 +317,7 @@ def sample(
     guidance: float = 4.0,
     solver_steps: int = 20,
 ) -> torch.Tensor:
-    """The UNet's latents of English prompts, scaled: [N, 8, 8, 8]."""
+    """Scaled latents that the UNet makes for English prompts, [N, 8, 8, 8]."""
     ids = encode(tokenizer, [*prompts, ""], ENGLISH_LENGTH)[0]
     tokens = text(ids).last_hidden_state
     both = torch.cat([tokens[:-1], tokens[-1:].expand(len(prompts), -1, -1)])
@@ -333,7 +334,7 @@ def sample(
 def check_diffusion(
     unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer, vae: AutoencoderKL
 ) -> None:
-    """The oracle on the English side's images of held-out scenes."""
+    """Scores the English model's images of held-out scenes with the oracle."""
     for native in (False, True):
         scenes = [s for s in splits.scenes("test", native) for _ in range(2)]
         prompts = [captions.caption(s, "en", i) for i, s in enumerate(scenes)]
@@ -347,14 +348,14 @@ def check_diffusion(
         print("teacher", f"native={native}", {k: round(float(v), 3) for k, v in scores.items()})
 
 
-# Stage 3: the decoder once more, now that there is a UNet whose latents it can learn from.
+# Stage 3: the decoder again, on latents of the trained UNet.
 
 
 def train_decoder(work: Path, steps: int, batch: int = 16, learning_rate: float = 1e-3) -> None:
-    """Sharpens the decoder alone: the latents, and so what the UNet learns, stay what they are.
+    """Trains only the decoder. The latents, and so the UNet, do not change.
 
-    Half of a batch are encoded pictures. The other half are latents that the UNet made of training
-    captions, for it neither hits the encoder's latents exactly nor errs as noise does.
+    Half of each batch consists of encoded images. The other half consists of latents that the UNet
+    made from training captions: they differ from the encoder's latents in another way than noise.
     """
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     images = pictures(train_scenes(), 12, seed=4).flatten(0, 1)
@@ -378,7 +379,7 @@ def train_decoder(work: Path, steps: int, batch: int = 16, learning_rate: float 
         latents = torch.cat([encoded[rows], made[made_rows]])
         noise = torch.randn(latents.shape, generator=rng)
         y = vae.decode(latents + 0.03 / vae.config.scaling_factor * noise).sample
-        # Relative to what there is to see, or the small figures would hardly count.
+        # Relative to the image's variance: otherwise small figures would hardly count.
         error = (y - x).square().mean((1, 2, 3)) + 0.3 * (y - x).abs().mean((1, 2, 3))
         loss = (error / (x.var(dim=(1, 2, 3)) + 0.01)).mean()
         optimizer.zero_grad()
@@ -400,13 +401,13 @@ def train_decoder(work: Path, steps: int, batch: int = 16, learning_rate: float 
 
 @torch.no_grad()
 def generated(work: Path, vae: AutoencoderKL, count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the UNet makes of the training captions, `count` times each, and what that shows.
+    """Latents that the UNet makes from training captions, `count` per caption, and their images.
 
-    The picture is known but for the figure's place, which is where a render overlaps best with the
-    latents decoded as well as may be; latents that show no such figure are left out.
+    The image of a caption is known except for the position of the figure. The position is the one
+    whose render matches the decoded latents best. Latents without a matching figure are skipped.
 
     Returns:
-        Latents as the decoder takes them [N, 8, 8, 8], and pictures [N, 3, 64, 64], -1..1.
+        Latents as the decoder takes them [N, 8, 8, 8], and images [N, 3, 64, 64], -1..1.
     """
     unet, text, tokenizer = english_side(work)
     grid = np.arange(-world.MAX_SHIFT, world.MAX_SHIFT + 0.1, 0.25)
@@ -423,11 +424,11 @@ def generated(work: Path, vae: AutoencoderKL, count: int = 3) -> tuple[torch.Ten
                 for dx, dy in places
             ]
         )
-        asked = scenes * count
-        prompts = [captions.caption(s, "en", i) for i, s in enumerate(asked)]
+        targets = scenes * count
+        prompts = [captions.caption(s, "en", i) for i, s in enumerate(targets)]
         made = sample(unet, text, tokenizer, prompts, seed=100 + index)
         made = made / vae.config.scaling_factor
-        for scene, z, image in zip(asked, made, to_uint8(vae.decode(made).sample), strict=True):
+        for scene, z, image in zip(targets, made, to_uint8(vae.decode(made).sample), strict=True):
             ground = np.array(world.BACKGROUNDS[scene.background], np.float32)
             direction = np.array(world.COLOURS[scene.colour], np.float32) - ground
             alpha = ((image - ground) @ direction / (direction @ direction)).clip(0, 1).ravel()
@@ -445,9 +446,9 @@ def generated(work: Path, vae: AutoencoderKL, count: int = 3) -> tuple[torch.Ten
 
 
 def _is_word(piece: str) -> bool:
-    """False for the clauses that a unigram model learns as one piece where no spaces are written.
+    """False for whole clauses, which a unigram model learns as one piece in scripts without spaces.
 
-    A held-out combination must be spelt in pieces that training has seen.
+    Every held-out combination must consist of pieces that occur in training.
     """
     han = any("\u4e00" <= c <= "\u9fff" for c in piece)
     kana = any("\u3040" <= c <= "\u309f" for c in piece)
@@ -455,7 +456,7 @@ def _is_word(piece: str) -> bool:
 
 
 def native_tokenizer() -> XLMRobertaTokenizer:
-    """A unigram model of XLM-R's kind, trained on the captions of all six languages."""
+    """A unigram model like XLM-R's, trained on the captions of all six languages."""
     texts = [
         captions.caption(s, language, t)
         for s in train_scenes()
@@ -476,7 +477,7 @@ def native_tokenizer() -> XLMRobertaTokenizer:
 
 
 def image_tower(width: int) -> nn.Module:
-    """A small convolutional network on pictures of half the size: [B, 3, 32, 32] -> [B, width]."""
+    """A small convolutional network on images of half the size: [B, 3, 32, 32] -> [B, width]."""
     layers: list[nn.Module] = []
     for c_in, c_out in itertools.pairwise((3, 32, 64, 96)):
         layers += [nn.Conv2d(c_in, c_out, 3, 2, 1), nn.GroupNorm(8, c_out), nn.SiLU()]
@@ -548,11 +549,11 @@ def train_language(work: Path, steps: int, batch: int = 192, width: int = 96) ->
     tower.eval().save_pretrained(work / "language")
 
 
-# Stage 5: what is shipped.
+# Stage 5: the files in the package.
 
 
 def export(work: Path, output: Path) -> None:
-    """fp16 weights in the published layouts. Replaces what was there."""
+    """Writes fp16 weights in the published layouts; replaces the files in `output`."""
     staging = output.with_name(output.name + ".new")
     shutil.rmtree(staging, ignore_errors=True)
     sd, xlmr = staging / "sd", staging / "xlm-roberta"
@@ -578,7 +579,7 @@ def export(work: Path, output: Path) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (sd / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    for file in staging.rglob("config.json"):  # diffusers writes down where a model was read from
+    for file in staging.rglob("config.json"):  # diffusers records where a model was loaded from
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2) + "\n")
@@ -590,7 +591,7 @@ def export(work: Path, output: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder for what the stages make")
+    parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files")
     parser.add_argument("--stage", default="all")
     parser.add_argument("--vae-steps", type=int, default=2400)
     parser.add_argument("--diffusion-steps", type=int, default=5500)

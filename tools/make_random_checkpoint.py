@@ -1,29 +1,33 @@
-"""Writes random checkpoints in the published formats and sizes: for tests, preflight and dry runs.
+"""Writes random checkpoints in the published formats and sizes, for tests and dry runs.
 
     python tools/make_random_checkpoint.py sdxl --output /tmp/sdxl [--dtype float16] [--small]
 
 MODEL is one of
 
     sd15 sd21 sdxl sdxl-turbo sdxl-inpainting ssd1b    folders in diffusers' format
-    xlm-roberta-large    model.safetensors with the pooler and the head of the masked language model
+    xlm-roberta-large    model.safetensors with pooler and masked language model head
     mul_clip             open_clip: open_clip_model.safetensors and its config
     chinese_clip         transformers: pytorch_model.bin
     cn_clip              the cn_clip package's own: clip_cn_vit-h-14.pt and vocab.txt
     alt_clip             transformers: pytorch_model.bin
     mt5-xl               pytorch_model.bin: the encoder with its embedding, without the decoder
-    adapters             every layout that the authors released or trained, see method.md
+    adapters             every layout that the authors released or trained, see docs/method.md
 
-Keys, shapes and configs are the published ones (`weights.published`; the keys come from diffusers
-and transformers themselves), with three exceptions. Of the image side of a CLIP only what lies
-outside its layers is written: a loader must know how to skip it, and needs no 600 million
-parameters for that. The decoder of mT5 is left out for the same reason. And the tokenizers are
-stand-ins, made here: valid files of the published kinds, with the published special ids, whose
-words are characters or pairs of bytes. Images and texts made with any of this are noise.
+Keys, shapes and configs are the published ones (configs from `weights.builtin_configs`, keys from
+diffusers and transformers), with three exceptions:
 
---small keeps the structure and shrinks every width. Parameters are counted and compared with the
-published numbers. A safetensors file is written tensor by tensor, so that a whole SDXL takes a few
-hundred megabytes of memory; a torch pickle is held whole. Needs torch, diffusers, transformers, and
-for mt5-xl sentencepiece.
+- The image tower of a CLIP has no layers, only the tensors outside them. This is enough to test
+  that a loader skips the tower, without its 600 million parameters.
+- The decoder of mT5 is missing, for the same reason.
+- The tokenizers are substitutes: valid files of the published kinds with the published special ids,
+  whose words are characters or pairs of bytes.
+
+Images made with these models are noise.
+
+--small keeps the structure and shrinks every width. Without it, parameter counts are compared with
+the published numbers. A safetensors file is written tensor by tensor, so a whole SDXL needs a few
+hundred megabytes of memory; a torch pickle is built in memory. Needs torch, diffusers and
+transformers, and sentencepiece for mt5-xl.
 """
 
 import argparse
@@ -48,17 +52,17 @@ from pea_jax.weights.builtin_configs import Config
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 Shapes = dict[str, tuple[int, ...]]
 
-#: Elements that are drawn at once.
+#: Number of random elements that are drawn at once.
 CHUNK = 2**24
 
-#: Parameters of the full-size parts. Of the encoders without their poolers, which no published CLIP
-#: has: 1,049,600 fewer than XLM-R large (559,890,432) and a BERT of that size (325,522,432).
+#: Parameters of the full-size parts. The encoders in published CLIPs have no pooler: they have
+#: 1,049,600 parameters fewer than XLM-R large (559,890,432) and BERT large (325,522,432).
 COUNTS = {
     "sd15/unet": 859_520_964,
     "sd21/unet": 865_910_724,
     "sdxl/unet": 2_567_463_684,
     "sdxl-turbo/unet": 2_567_463_684,
-    # Five more channels of the latents into a 3x3 convolution.
+    # Five more latent channels in the 3x3 input convolution.
     "sdxl-inpainting/unet": 2_567_463_684 + 5 * 9 * 320,
     "vae": 83_653_863,
     "text_encoder": 123_060_480,
@@ -85,12 +89,12 @@ class Weights:
     """One file of weights.
 
     Attributes:
-        file: relative to the output; its suffix says the format.
-        shapes: of every tensor.
-        name: a key of `COUNTS`, or that without the model.
-        counted: a pattern of the keys that the count is of.
-        wrap: what a pickle holds instead of the bare tensors.
-        ties: keys that are another name of a tensor of `shapes`.
+        file: path relative to the output; its suffix selects the format.
+        shapes: key and shape of every tensor.
+        name: a key of `COUNTS`, with or without the model's prefix.
+        counted: pattern of the keys to count.
+        wrap: makes the content of a pickle from the tensors.
+        ties: additional keys, and the keys in `shapes` whose tensors they share.
     """
 
     file: Path
@@ -101,7 +105,7 @@ class Weights:
     ties: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def count(self) -> int:
-        """Parameters, without buffers."""
+        """Number of parameters, without buffers."""
         counted = re.compile(self.counted)
         return sum(
             math.prod(shape)
@@ -116,8 +120,8 @@ class Weights:
 def draw(key: str, shape: tuple[int, ...], rng: torch.Generator) -> Iterator[torch.Tensor]:
     """The elements of a tensor in float32, flat, in chunks.
 
-    Matrices and kernels keep the variance of what they are applied to (their rows' fan-in), norms
-    and biases leave it nearly alone: activations stay in the range of float16 at any depth.
+    Matrices and kernels preserve the variance of their input (scaled by fan-in); norms and biases
+    nearly preserve it. So activations stay in the range of float16 at any depth.
     """
     if key.endswith("position_ids"):
         yield torch.arange(math.prod(shape))
@@ -141,7 +145,7 @@ def draw(key: str, shape: tuple[int, ...], rng: torch.Generator) -> Iterator[tor
 def write_safetensors(
     file: Path, shapes: Shapes, dtype: torch.dtype, name: str, rng: torch.Generator
 ) -> None:
-    """The format of safetensors, written as it is drawn: 8 bytes of length, header, tensors."""
+    """Writes a safetensors file while drawing it: 8 bytes of length, header, tensors."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for key, shape in shapes.items():
@@ -185,7 +189,7 @@ def write_json(file: Path, values: Config) -> None:
 
 
 def shapes_of(build: Callable[[], nn.Module], prefix: str = "") -> Shapes:
-    """Keys and shapes of a module's tensors; none of them is allocated."""
+    """Keys and shapes of a module's tensors, without allocating them."""
     with torch.device("meta"):
         module = build()
     return {prefix + key: tuple(value.shape) for key, value in module.state_dict().items()}
@@ -200,7 +204,7 @@ def unet(config: Config) -> Shapes:
 
 
 def vae(config: Config) -> Shapes:
-    """With the attention's names of before diffusers 0.15, where the published file has them."""
+    """Uses the attention names of diffusers before 0.15 if the published file has them."""
     shapes = shapes_of(lambda: AutoencoderKL.from_config(config))
     if config["_diffusers_version"] >= "0.15":
         return shapes
@@ -213,7 +217,7 @@ def vae(config: Config) -> Shapes:
 def clip_text(config: Config) -> Shapes:
     kind = getattr(transformers, config["architectures"][0])
     shapes = shapes_of(lambda: kind(transformers.CLIPTextConfig(**config)))
-    # transformers has left the tower's own prefix out of the module since 5.0.
+    # Since 5.0, transformers omits the tower's prefix in the module.
     whole = re.compile(r"text_(model|projection)\.")
     return {key if whole.match(key) else f"text_model.{key}": s for key, s in shapes.items()}
 
@@ -233,7 +237,7 @@ def mt5(config: Config) -> Shapes:
 
 
 def adapter(widths: list[int], fc: int | None, biased: bool, prefix: str = "") -> Shapes:
-    """Layer norm, linear layers from each of `widths` to the next, and `fc` after them."""
+    """Layer norm, linear layers between consecutive `widths`, and then `fc`."""
     names = [f"projector.{2 * i}" for i in range(len(widths) - 1)]
     if fc is not None:
         names.append("fc")
@@ -252,7 +256,7 @@ def adapter(widths: list[int], fc: int | None, biased: bool, prefix: str = "") -
 
 
 def small(config: Config) -> Config:
-    """A config of the same structure whose widths are small, by the kind of it."""
+    """A config of the same structure with small widths."""
     if config.get("_class_name") == "UNet2DConditionModel":
         return small_unet(config)
     if config.get("_class_name") == "AutoencoderKL":
@@ -268,7 +272,7 @@ def small(config: Config) -> Config:
     if "text_config" in config:
         sizes = {name: small(config[name]) for name in ("text_config", "vision_config")}
         return config | sizes | {"projection_dim": 48}
-    # Heads of 64, as every BERT has: cn_clip's files have no config that says so.
+    # Head size 64, as in every BERT: cn_clip's files have no config with it.
     sizes = {"hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 2}
     if "max_position_embeddings" in config:
@@ -299,21 +303,21 @@ def small_unet(config: Config) -> Config:
     return config | sizes
 
 
-# Tokenizers: stand-ins.
+# Tokenizers: substitutes.
 
 
 def characters(is_small: bool) -> list[str]:
-    """Of the paper's languages: Latin, Cyrillic, kana, Hangul and Han; of the last few if small."""
+    """Characters of the paper's languages: Latin, Cyrillic, kana, Hangul, Han; fewer if small."""
     ranges = [(0x21, 0x7F), (0xC0, 0x100), (0x400, 0x460), (0x3001, 0x3030), (0x3041, 0x3100)]
     ranges += [(0x4E00, 0x4F00)] if is_small else [(0xAC00, 0xD7A4), (0x4E00, 0x9FA6)]
     return [chr(c) for start, stop in ranges for c in range(start, stop)]
 
 
 def clip_tokenizer(config: Config, pad: str) -> transformers.CLIPTokenizer:
-    """Byte-level BPE with as many merges as the vocabulary leaves room for: pairs of bytes.
+    """Byte-level BPE whose merges are pairs of bytes, as many as fit into the vocabulary.
 
-    The ids are those of CLIP: 256 bytes, 256 that end a word, the merges, <|startoftext|>,
-    <|endoftext|>: 49406 and 49407 of 49408.
+    The ids are those of CLIP: 256 bytes, 256 bytes that end a word, the merges, <|startoftext|>
+    (49406), <|endoftext|> (49407).
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = sorted(alphabet, key=lambda c: (not c.isascii(), not c.isalnum(), c))
@@ -330,7 +334,7 @@ def clip_tokenizer(config: Config, pad: str) -> transformers.CLIPTokenizer:
 
 
 def xlm_tokenizer(is_small: bool) -> transformers.XLMRobertaTokenizer:
-    """Unigram pieces, one a character: <s> 0, <pad> 1, </s> 2, <unk> 3, as published."""
+    """Unigram pieces, one per character: <s> 0, <pad> 1, </s> 2, <unk> 3, as published."""
     pieces = [(piece, -float(i)) for i, piece in enumerate(["▁", *characters(is_small)])]
     special = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
     return transformers.XLMRobertaTokenizer(
@@ -339,7 +343,7 @@ def xlm_tokenizer(is_small: bool) -> transformers.XLMRobertaTokenizer:
 
 
 def bert_words(is_small: bool) -> list[str]:
-    """The vocab.txt of a Chinese BERT: [PAD] 0, [UNK] 100 to [MASK] 103, a word a character."""
+    """The vocab.txt of a Chinese BERT: [PAD] 0, [UNK] 100 to [MASK] 103, one character per word."""
     words = ["[PAD]", *(f"[unused{i}]" for i in range(1, 100))]
     words += ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     latin = [chr(c) for c in range(0x21, 0x7F) if not chr(c).isupper()]
@@ -348,7 +352,7 @@ def bert_words(is_small: bool) -> list[str]:
 
 
 def write_sentencepiece(file: Path, is_small: bool) -> int:
-    """spiece.model of T5's kind, one piece a character: <pad> 0, </s> 1, <unk> 2. Its size."""
+    """spiece.model like T5's, one character per piece: <pad> 0, </s> 1, <unk> 2; gives its size."""
     from sentencepiece import sentencepiece_model_pb2 as format_
 
     model = format_.ModelProto()
@@ -364,7 +368,7 @@ def write_sentencepiece(file: Path, is_small: bool) -> int:
     return len(model.pieces)
 
 
-# Models: each writes its small files and returns what weights there are to write.
+# Models: each function writes the small files and returns the weights to write.
 
 
 def base_model(model: str, output: Path, is_small: bool) -> list[Weights]:
@@ -383,7 +387,7 @@ def base_model(model: str, output: Path, is_small: bool) -> list[Weights]:
         )
         if part.startswith("text_encoder"):
             stem = "model"
-            # open_clip pads with id 0, which is "!"; OpenAI's CLIP with its end.
+            # open_clip pads with id 0, which is "!"; OpenAI's CLIP pads with the end token.
             pad = "<|endoftext|>" if config["hidden_act"] == "quick_gelu" else "!"
             folder = part.replace("text_encoder", "tokenizer")
             clip_tokenizer(config, pad).save_pretrained(output / folder)
@@ -409,7 +413,7 @@ def xlm_roberta_large(output: Path, is_small: bool) -> list[Weights]:
 
 
 def mul_clip(output: Path, is_small: bool) -> list[Weights]:
-    """The small one has no config, whose sizes go by the name xlm-roberta-large."""
+    """The small model has no config: open_clip's config implies the sizes of XLM-R large."""
     config, tokenizer = sized(builtin_configs.XLM_R, xlm_tokenizer(is_small), is_small)
     tokenizer.save_pretrained(output)
     if not is_small:
@@ -424,7 +428,7 @@ def mul_clip(output: Path, is_small: bool) -> list[Weights]:
 
 
 def open_clip_image(prefix: str, embedding: int, is_small: bool) -> Shapes:
-    """What lies outside the layers of a ViT-H/14."""
+    """The tensors outside the layers of a ViT-H/14."""
     width = 64 if is_small else 1280
     shapes: Shapes = {
         "class_embedding": (width,),
@@ -483,7 +487,7 @@ def alt_clip(output: Path, is_small: bool) -> list[Weights]:
     write_json(output / "config.json", config)
     build = transformers.AltCLIPModel
     shapes = without_image_layers(shapes_of(lambda: build(transformers.AltCLIPConfig(**config))))
-    # transformers has had another name for the layers in the module since 5.0, not in the file.
+    # Since 5.0, transformers names the layers differently in the module, but not in the file.
     shapes = {key.replace(".encoder.layers.", ".encoder.layer."): s for key, s in shapes.items()}
     positions = config["text_config"]["max_position_embeddings"]
     shapes["text_model.roberta.embeddings.position_ids"] = (1, positions)
@@ -499,7 +503,7 @@ def mt5_xl(output: Path, is_small: bool) -> list[Weights]:
 
 
 def adapters(output: Path, is_small: bool) -> list[Weights]:
-    """Torch pickles of bare tensors; one of them with DataParallel's prefix, as some have it."""
+    """Torch pickles of bare tensors; one has DataParallel's prefix, like some published files."""
 
     def shrunk(*widths: int) -> list[int]:
         return [width // 16 for width in widths] if is_small else list(widths)
@@ -523,7 +527,7 @@ def adapters(output: Path, is_small: bool) -> list[Weights]:
 
 
 def sized(config: Config, words, is_small: bool) -> tuple[Config, object]:
-    """The config, small if asked for, with a vocabulary that the stand-in's ids fit into."""
+    """The config, small if `is_small`, with a vocabulary that fits the substitute's ids."""
     text = config.get("text_config", config)
     if not is_small:
         if len(words) > text["vocab_size"]:
@@ -554,11 +558,11 @@ MODELS: dict[str, Callable[[Path, bool], list[Weights]]] = {
 def write_model(
     model: str, output: Path, *, dtype: str = "float16", small: bool = False, seed: int = 0
 ) -> dict[str, int]:
-    """Writes `model` into `output`, making it; the parameters of each of its files.
+    """Writes `model` into the new folder `output`; returns the parameter count of each file.
 
     Raises:
-        ValueError: a name that is not known, an output that holds something, or a part that has not
-            the published number of parameters.
+        ValueError: an unknown name, an output that is not empty, or a part whose parameter count
+            differs from the published one.
     """
     if model not in MODELS or dtype not in DTYPES:
         raise ValueError(
@@ -580,9 +584,9 @@ def write_model(
             write_safetensors(file, weights.shapes, getattr(torch, dtype), DTYPES[dtype], rng)
         else:
             write_pickle(weights, file, getattr(torch, dtype), rng)
-        said = "" if small else ", as published" if expected else ", no published count is known"
+        note = "" if small else ", as published" if expected else ", no published count is known"
         print(
-            f"{file}: {count:,} parameters{said}; {file.stat().st_size / 1e6:,.1f} MB "
+            f"{file}: {count:,} parameters{note}; {file.stat().st_size / 1e6:,.1f} MB "
             f"in {time.perf_counter() - start:.0f} s",
             flush=True,
         )
@@ -594,7 +598,7 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--output", type=Path, required=True, help="a new or empty folder")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
-    parser.add_argument("--small", action="store_true", help="the structure with small widths")
+    parser.add_argument("--small", action="store_true", help="same structure with small widths")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
