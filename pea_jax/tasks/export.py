@@ -30,8 +30,8 @@ from pea_jax.runtime import storage
 from pea_jax.runtime.storage import AnyPath
 from pea_jax.weights.adapters import WEIGHTS_FILE, check_fit, save_adapter
 from pea_jax.weights.bases import BaseConfig, read_base_config
-from pea_jax.weights.encoder_folder import write_encoder
-from pea_jax.weights.language import LanguageConfig, read_language_config, read_tokenizers
+from pea_jax.weights.encoder_folder import write_encoders
+from pea_jax.weights.language import LanguageConfig, read_language_config
 from pea_jax.weights.locate import SHIPPED, fetch_weights, read_json, resolve
 from pea_jax.weights.save import refuse_used
 
@@ -178,7 +178,7 @@ def write_diffusers(
     scheduler = scheduler_config(config.sample.solver, schedule)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
 
-    encoders, cleans = _write_encoders(folder, language, config.model.language_max_length)
+    encoders, cleans = write_encoders(folder, language, config.model.language_max_length)
     family = _family(adapter)
     architecture = {"_class_name": _ADAPTER_ENTRY[1], **dataclasses.asdict(adapter.config)}
     _write_json(folder / "adapter" / "config.json", {**architecture, "clean_text": cleans})
@@ -199,23 +199,6 @@ def write_diffusers(
     if family is _SDXL:
         index["force_zeros_for_empty_prompt"] = base.zero_empty_prompt
     _write_json(folder / "model_index.json", index)
-
-
-def _write_encoders(
-    folder: Path, language: LanguageConfig, max_length: int
-) -> tuple[dict[str, Any], bool]:
-    """Writes every language encoder with its tokenizer.
-
-    Returns:
-      Their entries in model_index.json, and whether texts are cleaned before they are tokenized.
-    """
-    entries = {}
-    tokenizers = read_tokenizers(language, max_length)
-    for suffix, part, tokenizer in zip(("", "_2"), language.parts, tokenizers, strict=False):
-        encoder, own = f"language_encoder{suffix}", f"language_tokenizer{suffix}"
-        entries[encoder] = ["transformers", write_encoder(part, folder / encoder)]
-        entries[own] = ["transformers", tokenizer.save(folder / own)]
-    return entries, any(tokenizer.clean is not None for tokenizer in tokenizers)
 
 
 def _family(adapter: Adapter) -> _Family:

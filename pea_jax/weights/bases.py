@@ -112,21 +112,18 @@ class BaseModel:
     folder: Path
 
 
-def read_base_config(
-    name: str | Path, *, revision: str | None = None, published_too: bool = False
-) -> BaseConfig:
+def read_base_config(name: str | Path, *, allow_builtin: bool = False) -> BaseConfig:
     """Reads (and fetches) the small files alone, so that what doesn't fit is refused early.
 
     Args:
       name: a folder in diffusers' format, "tinyworld/sd", or an id on the Hub (`locate.resolve`).
-      revision: on the Hub.
-      published_too: as for `locate.resolve`.
+      allow_builtin: as for `locate.resolve`.
 
     Raises:
       ValueError: a file that is missing, a part or a value that is not supported, or parts that
         don't fit each other; with the folder.
     """
-    folder = resolve(name, patterns=_CONFIG_FILES, revision=revision, published_too=published_too)
+    folder = resolve(name, patterns=_CONFIG_FILES, allow_builtin=allow_builtin)
     index = read_json(folder / "model_index.json")
     _check_parts(folder, index)
     towers = [part for part in _TEXT_PARTS if _class_of(index, part)]
@@ -166,7 +163,6 @@ def load_base(
     *,
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
-    revision: str | None = None,
     attention: str = "auto",
     remat: str = "none",
     abstract: bool = False,
@@ -180,20 +176,18 @@ def load_base(
       name: as for `read_base_config`.
       dtype: of the weights and of the computation; a 16-bit one reads fp16 files where there are.
       mesh: None leaves the weights uncommitted on the default device.
-      revision: on the Hub.
       attention: of the UNet, see `models.attention`.
       remat: of the UNet, see `models.unet.UNet`; it matters for training alone.
-      abstract: the small files are read alone (or taken from `published`), and the model is one of
-        shapes in place of arrays, as `load.abstract_module` makes them, with blank tokenizers: what
-        a program is compiled from.
+      abstract: read the small files alone (or those of `builtin_configs`); the model has shapes in
+        place of arrays (`load.abstract_module`) and blank tokenizers, to compile a program from.
 
     Raises:
       ValueError: as for `read_base_config`, or weights that are missing or don't fit.
     """
-    config = read_base_config(name, revision=revision, published_too=abstract)
+    config = read_base_config(name, allow_builtin=abstract)
     tokenizer = read_tokenizer(config, abstract=abstract)
     dtypes = config.dtypes(dtype)
-    files = {} if abstract else _fetch(name, config, dtypes, config.stems, revision)
+    files = {} if abstract else _fetch(name, config, dtypes, config.stems)
     sharding = None if mesh is None else parallel.parameter_sharding(mesh)
 
     def load(part: str, build: Callable[..., nnx.Module], ignore: tuple[str, ...] = ()) -> Any:
@@ -229,31 +223,23 @@ def load_base(
     )
 
 
-def load_vae(
-    name: str | Path,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    mesh: Mesh | None = None,
-    revision: str | None = None,
-) -> VAE:
+def load_vae(name: str | Path, *, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None) -> VAE:
     """The VAE of `load_base` alone, by the same arguments.
 
     Raises:
       ValueError: as for `load_base`.
     """
-    config = read_base_config(name, revision=revision)
+    config = read_base_config(name)
     dtypes = config.dtypes(dtype)
     build = functools.partial(
         VAE, config.vae, rngs=OneKey(), dtype=dtypes["vae"], param_dtype=dtypes["vae"]
     )
-    files = _fetch(name, config, dtypes, ["vae"], revision)["vae"]
+    files = _fetch(name, config, dtypes, ["vae"])["vae"]
     sharding = None if mesh is None else parallel.parameter_sharding(mesh)
     return load_module(build, files, sharding=sharding)
 
 
-def hash_vae(
-    name: str | Path, *, dtype: DTypeLike = jnp.float32, revision: str | None = None
-) -> str:
+def hash_vae(name: str | Path, *, dtype: DTypeLike = jnp.float32) -> str:
     """What tells the VAE of `load_vae` from others: 16 hex digits of its weight files and config.
 
     The fp16 file of a VAE and its full one differ in it, as they do in what they encode.
@@ -261,9 +247,9 @@ def hash_vae(
     Raises:
       ValueError: as for `load_base`.
     """
-    config = read_base_config(name, revision=revision)
+    config = read_base_config(name)
     digest = hashlib.sha256()
-    for file in _fetch(name, config, config.dtypes(dtype), ["vae"], revision)["vae"]:
+    for file in _fetch(name, config, config.dtypes(dtype), ["vae"])["vae"]:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     digest.update(json.dumps(asdict(config.vae), sort_keys=True).encode())
@@ -275,14 +261,13 @@ def _fetch(
     config: BaseConfig,
     dtypes: Mapping[str, DTypeLike],
     parts: Iterable[str],
-    revision: str | None,
 ) -> dict[str, list[Path]]:
     """The weight files of some parts."""
     files: dict[str, list[Path]] = {}
     for half in (True, False):
         stems = {p: config.stems[p] for p in parts if prefers_half(dtypes[p]) == half}
         if stems:
-            files |= fetch_weights(name, stems, half=half, revision=revision)
+            files |= fetch_weights(name, stems, half=half)
     return files
 
 

@@ -129,10 +129,10 @@ def test_from_the_hub_only_what_is_needed_comes(sd_folder, tmp_path, monkeypatch
         (hub.repository / extra).parent.mkdir(exist_ok=True)
         (hub.repository / extra).write_text("{}")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    config = read_base_config("some/model", revision="v1")
+    config = read_base_config("some/model@v1")
     assert not [name for name in hub.fetched if name.endswith(".safetensors")]
     assert config.folder == hub.snapshot
-    load_base("some/model", revision="v1")
+    load_base("some/model@v1")
     assert hub.fetched == needed
     assert set(hub.requests) == {("some/model", "v1")}
 
