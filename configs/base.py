@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     config.seed = 0
 
     config.model = ConfigDict()
-    # The frozen text-to-image model: a Hub id, or a folder in diffusers format.
+    # The frozen text-to-image model: a Hub id, or a folder in diffusers format. A branch, tag or
+    # commit may follow an id: "id@revision".
     config.model.base = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     # The frozen encoder of the language: a Hub id, or a folder (XLM-R, RoBERTa or BERT).
     config.model.language_encoder = "FacebookAI/xlm-roberta-large"
