@@ -92,13 +92,14 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["pea_jax", "pea_jax.*"]),
-    # Files that are read at run time: the shipped checkpoints, the font of the sample grids, and
-    # what `pea-jax export` copies into a diffusers folder.
+    # Files that are read at run time: the shipped checkpoints, the font of the sample grids, the
+    # configs of published models, and what `pea-jax export` copies into a diffusers folder.
     package_data={
         "pea_jax": [
             "tinyworld/checkpoints/**/*",
             "tinyworld/font*",
             "weights/templates/*",
+            "weights/configs/**/*",
         ]
     },
     install_requires=DEPENDENCIES,

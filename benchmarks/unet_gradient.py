@@ -22,7 +22,7 @@ from pea_jax.models.rngs import OneKey
 from pea_jax.models.unet.unet import UNet, UNetConfig
 from pea_jax.runtime import parallel
 from pea_jax.tasks.preflight import roofline, topology
-from pea_jax.weights import builtin_configs
+from pea_jax.weights.builtin_configs import read_config
 from pea_jax.weights.load import abstract_module
 
 #: MaxDiffusion's TFLOP, GB accessed and GB of temporaries, by image size.
@@ -31,8 +31,8 @@ LENGTH, WIDTH, POOLED = 77, 2048, 1280
 
 
 def gradient(mesh: jax.sharding.Mesh, size: int, remat: str, attention: str) -> roofline.Report:
-    """The report of the program for images of `size` by `size` pixels."""
-    config = UNetConfig.from_dict(builtin_configs.UNET_XL)
+    """The report of the program for pictures of `size` by `size` pixels."""
+    config = UNetConfig.from_dict(read_config("sdxl/unet/config.json"))
     types = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
 
     def build() -> UNet:

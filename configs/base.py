@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     config.seed = 0
 
     config.model = ConfigDict()
-    # Frozen text-to-image model: a Hub id, or a folder in diffusers format.
+    # Frozen text-to-image model: a Hub id, or a folder in diffusers format. "ID@REVISION" names a
+    # branch, tag or commit.
     config.model.base = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     # Frozen language encoder: a short name, a Hub id or a folder; "A+B" concatenates two encoders.
     # docs/operations.md, "Models", lists the short names and the supported architectures.

@@ -39,6 +39,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -46,11 +47,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from torch import nn
 
-from pea_jax.weights import builtin_configs
-from pea_jax.weights.builtin_configs import Config
+from pea_jax.weights.builtin_configs import BASES, CONFIGS, read_config
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 Shapes = dict[str, tuple[int, ...]]
+Config = dict[str, Any]
 
 #: Number of random elements that are drawn at once.
 CHUNK = 2**24
@@ -372,13 +373,13 @@ def write_sentencepiece(file: Path, is_small: bool) -> int:
 
 
 def base_model(model: str, output: Path, is_small: bool) -> list[Weights]:
-    index, scheduler, parts = builtin_configs.BASES[model]
-    write_json(
-        output / "model_index.json", {**index, "scheduler": ["diffusers", scheduler["_class_name"]]}
-    )
-    write_json(output / "scheduler" / "scheduler_config.json", scheduler)
+    for file in ("model_index.json", "scheduler/scheduler_config.json"):
+        write_json(output / file, read_config(f"{model}/{file}"))
     weights = []
-    for part, config in parts.items():
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if not (CONFIGS / model / part).is_dir():
+            continue
+        config = read_config(f"{model}/{part}/config.json")
         config = small(config) if is_small else config
         write_json(output / part / "config.json", config)
         stem, shapes = (
@@ -398,7 +399,7 @@ def base_model(model: str, output: Path, is_small: bool) -> list[Weights]:
 
 
 def xlm_roberta_large(output: Path, is_small: bool) -> list[Weights]:
-    config, tokenizer = sized(builtin_configs.XLM_R, xlm_tokenizer(is_small), is_small)
+    config, tokenizer = sized("xlm-roberta-large", xlm_tokenizer(is_small), is_small)
     tokenizer.save_pretrained(output)
     write_json(output / "config.json", config)
     width = config["hidden_size"]
@@ -413,11 +414,12 @@ def xlm_roberta_large(output: Path, is_small: bool) -> list[Weights]:
 
 
 def mul_clip(output: Path, is_small: bool) -> list[Weights]:
-    """The small model has no config: open_clip's config implies the sizes of XLM-R large."""
-    config, tokenizer = sized(builtin_configs.XLM_R, xlm_tokenizer(is_small), is_small)
+    """The small one has no config, whose sizes go by the name xlm-roberta-large."""
+    config, tokenizer = sized("xlm-roberta-large", xlm_tokenizer(is_small), is_small)
     tokenizer.save_pretrained(output)
     if not is_small:
-        write_json(output / "open_clip_config.json", builtin_configs.OPEN_CLIP)
+        name = "open_clip_config.json"
+        write_json(output / name, read_config(f"mul_clip/{name}"))
     width = config["hidden_size"]
     shapes = xlm_roberta(config, "text.transformer.", add_pooling_layer=False)
     shapes |= {"text.proj.0.weight": (width, width), "text.proj.2.weight": (width, width)}
@@ -446,7 +448,7 @@ def open_clip_image(prefix: str, embedding: int, is_small: bool) -> Shapes:
 
 def chinese_clip(output: Path, is_small: bool) -> list[Weights]:
     words = bert_words(is_small)
-    config, _ = sized(builtin_configs.CHINESE_CLIP, words, is_small)
+    config, _ = sized("chinese_clip", words, is_small)
     (output / "vocab.txt").write_text("\n".join(words) + "\n")
     write_json(output / "config.json", config)
     build = transformers.ChineseCLIPModel
@@ -461,7 +463,8 @@ def chinese_clip(output: Path, is_small: bool) -> list[Weights]:
 
 def cn_clip(output: Path, is_small: bool) -> list[Weights]:
     words = bert_words(is_small)
-    config, _ = sized(builtin_configs.CHINESE_BERT, words, is_small)
+    config = sized("chinese_clip", words, is_small)[0]["text_config"]
+    del config["model_type"]
     (output / "vocab.txt").write_text("\n".join(words) + "\n")
     width = config["hidden_size"]
     bert = transformers.BertConfig(**config)
@@ -482,7 +485,7 @@ def cn_clip(output: Path, is_small: bool) -> list[Weights]:
 
 
 def alt_clip(output: Path, is_small: bool) -> list[Weights]:
-    config, tokenizer = sized(builtin_configs.ALT_CLIP, xlm_tokenizer(is_small), is_small)
+    config, tokenizer = sized("alt_clip", xlm_tokenizer(is_small), is_small)
     tokenizer.save_pretrained(output)
     write_json(output / "config.json", config)
     build = transformers.AltCLIPModel
@@ -496,7 +499,7 @@ def alt_clip(output: Path, is_small: bool) -> list[Weights]:
 
 def mt5_xl(output: Path, is_small: bool) -> list[Weights]:
     size = write_sentencepiece(output / "spiece.model", is_small)
-    config, _ = sized(builtin_configs.MT5, range(size), is_small)
+    config, _ = sized("mt5-xl", range(size), is_small)
     write_json(output / "config.json", config)
     ties = {"encoder.embed_tokens.weight": "shared.weight"}
     return [Weights(Path("pytorch_model.bin"), mt5(config), "mt5-xl", ties=ties)]
@@ -526,8 +529,9 @@ def adapters(output: Path, is_small: bool) -> list[Weights]:
     ]
 
 
-def sized(config: Config, words, is_small: bool) -> tuple[Config, object]:
-    """The config, small if `is_small`, with a vocabulary that fits the substitute's ids."""
+def sized(model: str, words, is_small: bool) -> tuple[Config, object]:
+    """The config.json of an encoder, small or not, with a vocabulary that the stand-in fits."""
+    config = read_config(f"{model}/config.json")
     text = config.get("text_config", config)
     if not is_small:
         if len(words) > text["vocab_size"]:
@@ -543,7 +547,7 @@ def sized(config: Config, words, is_small: bool) -> tuple[Config, object]:
 MODELS: dict[str, Callable[[Path, bool], list[Weights]]] = {
     **{
         name: lambda output, is_small, name=name: base_model(name, output, is_small)
-        for name in builtin_configs.BASES
+        for name in BASES.values()
     },
     "xlm-roberta-large": xlm_roberta_large,
     "mul_clip": mul_clip,

@@ -45,16 +45,16 @@ def base_spec(config: ConfigDict, platform: str) -> BaseSpec:
     return BaseSpec(model.base, dtype, model.attention, model.remat)
 
 
-def adapter_config(config: ConfigDict, *, published_too: bool = False) -> AdapterConfig:
+def adapter_config(config: ConfigDict, *, allow_builtin: bool = False) -> AdapterConfig:
     """The shape of the adapter between the two models, from their small files alone."""
-    base = read_base_config(config.model.base, published_too=published_too)
+    base = read_base_config(config.model.base, allow_builtin=allow_builtin)
     unet = base.unet
     if unet.in_channels != base.vae.latent_channels:
         raise ValueError(
             f"{config.model.base}: expected a text-to-image UNet, got one with {unet.in_channels} "
             "channels in, for inpainting; an adapter of its text-to-image base fits it"
         )
-    width = read_language_config(config.model.language_encoder, published_too=published_too).width
+    width = read_language_config(config.model.language_encoder, allow_builtin=allow_builtin).width
     if not config.adapter.init_from:
         return AdapterConfig(
             input_width=width,

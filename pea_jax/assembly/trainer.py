@@ -108,7 +108,7 @@ def make_trainer(config: ConfigDict, mesh: Mesh, *, abstract: bool = False) -> T
     """
     distill = DistillSettings(**config.distill)
     tx, learning_rate, ema_decay = _optimizer(config)
-    adapter_config = model_factory.adapter_config(config, published_too=abstract)
+    adapter_config = model_factory.adapter_config(config, allow_builtin=abstract)
     spec = model_factory.base_spec(config, parallel.platform(mesh))
     base = load_base(spec, mesh=mesh, abstract=abstract)
     language = load_language_encoder(

@@ -15,10 +15,10 @@ import numpy as np
 
 from pea_jax.models.adapter import AdapterConfig
 from pea_jax.runtime.storage import AnyPath, replace_bytes
+from pea_jax.weights.adapter_layouts import layer_names
 from pea_jax.weights.adapters import (
     CONFIG_FILE,
     WEIGHTS_FILE,
-    layer_names,
     read_adapter,
     read_adapter_config,
     write_adapter,

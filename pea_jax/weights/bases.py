@@ -130,18 +130,18 @@ class BaseModel:
     tokenizer: AnyTokenizer
 
 
-def read_base_config(name: str | Path, *, published_too: bool = False) -> BaseConfig:
+def read_base_config(name: str | Path, *, allow_builtin: bool = False) -> BaseConfig:
     """Reads (and fetches) the small files only, so that what doesn't fit is refused early.
 
     Args:
       name: a folder in diffusers' format, "tinyworld/sd", or an id on the Hub (`locate.resolve`).
-      published_too: as for `locate.resolve`.
+      allow_builtin: as for `locate.resolve`.
 
     Raises:
       ValueError: a file that is missing, a part or a value that is not supported, or parts that
         don't fit each other; with the folder.
     """
-    folder = resolve(name, patterns=_CONFIG_FILES, published_too=published_too)
+    folder = resolve(name, patterns=_CONFIG_FILES, allow_builtin=allow_builtin)
     index = read_json(folder / "model_index.json")
     family = family_of([part for part in index if _class_of(index, part)])
     _check_parts(folder, index, family)
@@ -195,7 +195,7 @@ def load_base(spec: BaseSpec, *, mesh: Mesh | None = None, abstract: bool = Fals
     Raises:
       ValueError: as for `read_base_config`, or weights that are missing or don't fit.
     """
-    config = read_base_config(spec.name, published_too=abstract)
+    config = read_base_config(spec.name, allow_builtin=abstract)
     tokenizer = read_tokenizer(config, abstract=abstract)
     files = {} if abstract else base_files(spec, config)
     load = functools.partial(_load, config.dtypes(spec.dtype), files, mesh, abstract)

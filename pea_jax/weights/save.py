@@ -1,6 +1,5 @@
 """A Flax module into safetensors, under the names and in the layout that `load` reads."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -13,44 +12,28 @@ from pea_jax.runtime.storage import AnyPath, replace_bytes
 from pea_jax.weights import names
 
 
-def save_module(
-    module: nnx.Module,
-    file: Path | str,
-    *,
-    dtype: DTypeLike | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
+def save_module(module: nnx.Module, file: Path, *, renamed: names.Aliases = ()) -> None:
     """Writes every parameter of `module` to `file`, whole or not at all.
 
     Args:
       module: its parameters must be addressable from this process.
-      file: safetensors; its folder must be there.
-      dtype: in the file; None keeps each parameter's own.
-      metadata: strings for the file's header, beside `format: pt`, which tells diffusers and
-        transformers that the layout is PyTorch's.
+      file: safetensors; its folder must exist.
+      renamed: (pattern, replacement) for the keys, applied in order.
     """
-    replace_bytes(Path(file), serialize(module, dtype=dtype, metadata=metadata))
-
-
-def serialize(
-    module: nnx.Module,
-    *,
-    dtype: DTypeLike | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> bytes:
-    """The bytes that `save_module` writes.
-
-    The same parameters give the same bytes without `metadata`, whose order safetensors leaves open.
-    """
-    return save(tensors_of(module, dtype=dtype), metadata={"format": "pt", **(metadata or {})})
+    tensors = {names.canonical(key, renamed): value for key, value in tensors_of(module).items()}
+    # diffusers and transformers read the format as: the layout is PyTorch's.
+    replace_bytes(file, save(tensors, metadata={"format": "pt"}))
 
 
 def tensors_of(module: nnx.Module, *, dtype: DTypeLike | None = None) -> dict[str, np.ndarray]:
-    """Every parameter of `module` as a checkpoint has it: its key, and its layout there.
+    """Every parameter of `module` under its key and in its layout in a checkpoint.
 
     Args:
       module: its parameters must be addressable from this process.
       dtype: to cast to; None keeps each parameter's own.
+
+    Raises:
+      ValueError: a variable that is no parameter.
     """
     tensors = {}
     for path, variable in nnx.to_flat_state(nnx.state(module)):
@@ -58,7 +41,7 @@ def tensors_of(module: nnx.Module, *, dtype: DTypeLike | None = None) -> dict[st
         if not isinstance(variable, nnx.Param):
             raise ValueError(f"only nnx.Param can be saved; {key} is a {type(variable).__name__}")
         value = np.asarray(jax.device_get(variable.get_value()))
-        # safetensors writes the buffer as it lies in memory, whatever its strides say.
+        # safetensors writes the buffer in memory order, ignoring strides.
         tensors[key] = np.asarray(
             value.transpose(names.file_axes_of(path, value.ndim)), dtype=dtype, order="C"
         )

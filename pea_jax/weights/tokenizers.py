@@ -13,38 +13,39 @@ import transformers
 from jaxtyping import Int32
 
 from pea_jax.weights.errors import WeightsError
+from pea_jax.weights.youtokentome import RuCLIPTokenizer
 
 _LOG = logging.getLogger(__name__)
 
-#: So many texts that were too long are told of, one line each. A training set may hold millions.
-MAX_TOLD = 100
+#: The most cut texts that are logged, one line each. A training set may hold millions.
+MAX_LOGGED = 100
 
-# transformers' way of saying that a tokenizer has no length of its own is 1e30.
+# transformers marks a tokenizer without a length of its own by 1e30.
 _NO_LENGTH = 10**6
 
 
 def open_clip_clean(text: str) -> str:
-    """What open_clip does to a text before any tokenizer sees it (its `tokenizer.py`).
+    """Cleans a text as open_clip does before any tokenizer (its `tokenizer.py`).
 
-    Broken encodings and typographic quotes are mended, HTML entities resolved (twice, as captions
-    from the web are escaped twice), white space made single spaces.
+    Fixes broken encodings and typographic quotes, resolves HTML entities (twice, since captions
+    from the web are often escaped twice), and collapses white space to single spaces.
     """
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 class _CutLog:
-    """Tells of each text that was cut, once, up to `MAX_TOLD` of them."""
+    """Logs each text that is cut, once, up to `MAX_LOGGED` texts."""
 
     def __init__(self):
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
-    def tell(self, text: str, length: str, cut: Callable[[str], str]) -> None:
-        """Logs what of `text` is beyond `length`, if anything is."""
-        if text in self._told or len(self._told) > MAX_TOLD or not (lost := cut(text)):
+    def add(self, text: str, length: str, cut: Callable[[str], str]) -> None:
+        """Logs the part of `text` beyond `length`, if any."""
+        if text in self._logged or len(self._logged) > MAX_LOGGED or not (lost := cut(text)):
             return
-        self._told.add(text)
-        if len(self._told) > MAX_TOLD:
-            _LOG.warning("more than %d texts were cut; the others are not told of", MAX_TOLD)
+        self._logged.add(text)
+        if len(self._logged) > MAX_LOGGED:
+            _LOG.warning("more than %d texts were cut; the others are not logged", MAX_LOGGED)
             return
         _LOG.warning("%r is longer than %s tokens; the model does not see %r", text, length, lost)
 
@@ -52,12 +53,12 @@ class _CutLog:
 class Tokenizer:
     """Texts -> ids and mask [B, L], padded to L = `max_length` and cut there.
 
-    A text that is cut is told of in the log once, with the words that the model won't see. It may
-    be pickled, and called from several threads.
+    Each text that is cut is logged once, with the words that the model won't see. A tokenizer can
+    be pickled and called from several threads.
 
     Attributes:
-      max_length: tokens of every row, the special ones included.
-      clean: applied to every text first; None for nothing.
+      max_length: tokens per row, including the special ones.
+      clean: applied to every text first; None leaves texts as they are.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Tokenizer:
         self._tokenizer = hf_tokenizer
         self._capacity = max_length - special
         self._log = _CutLog()
-        # A fast tokenizer keeps the length of the last call as its state.
+        # The length of a call is state of a fast tokenizer.
         self._lock = threading.Lock()
 
     @classmethod
@@ -93,16 +94,16 @@ class Tokenizer:
         kind: type | None = None,
         clean: Callable[[str], str] | None = None,
     ) -> "Tokenizer":
-        """The tokenizer whose files lie in `folder`.
+        """Reads a tokenizer's files.
 
         Args:
-          folder: of a tokenizer as transformers saves it, or as its authors published it.
-          max_length: None takes what the tokenizer says of itself.
-          kind: its class, a tokenizer of transformers; None takes what the folder says.
-          clean: applied to every text first; a function of a module, for it is pickled.
+          folder: a tokenizer as transformers saves it, or as its authors publish it.
+          max_length: None uses the tokenizer's own.
+          kind: a tokenizer class of transformers; None uses the one that the folder names.
+          clean: applied to every text first; a module-level function, so that it can be pickled.
 
         Raises:
-          WeightsError: `folder` has no tokenizer, or one that says no length when asked for it.
+          WeightsError: `folder` has no tokenizer, or one without a length where max_length is None.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -126,13 +127,13 @@ class Tokenizer:
         ids, mask = self.encode(texts)
         for text, full in zip(texts, mask.all(axis=1), strict=True):
             if full:
-                self._log.tell(text, str(self.max_length), self.cut)
+                self._log.add(text, str(self.max_length), self.cut)
         return ids, mask
 
     def encode(
         self, texts: Sequence[str]
     ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"]]:
-        """The same without a word of what is cut."""
+        """The same without logging."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"tokenizer: expected a sequence of texts, got {texts!r}")
         if not texts:
@@ -150,26 +151,27 @@ class Tokenizer:
         return ids, np.asarray(rows["attention_mask"], np.int32)
 
     def save(self, folder: Path) -> str:
-        """Writes the files of which transformers makes this tokenizer, cut at `max_length`.
+        """Writes this tokenizer for transformers, with `max_length` as its own length.
 
         Returns:
-          Its class there.
+          The transformers class that loads the folder.
 
         Raises:
-          WeightsError: it is none of transformers'.
+          WeightsError: as for `RuCLIPTokenizer.to_fast`.
         """
-        kind = type(self._tokenizer).__name__
-        if not hasattr(transformers, kind):
-            raise WeightsError(f"a {kind} can't be written for transformers, which has none")
+        if isinstance(self._tokenizer, RuCLIPTokenizer):
+            tokenizer, name = self._tokenizer.to_fast(), "PreTrainedTokenizerFast"
+        else:
+            tokenizer, name = self._tokenizer, type(self._tokenizer).__name__
         with self._lock:
-            own = self._tokenizer.model_max_length
-            self._tokenizer.model_max_length = self.max_length
-            self._tokenizer.save_pretrained(folder)
-            self._tokenizer.model_max_length = own
-        return kind
+            own = tokenizer.model_max_length
+            tokenizer.model_max_length = self.max_length
+            tokenizer.save_pretrained(folder)
+            tokenizer.model_max_length = own
+        return name
 
     def cut(self, text: str) -> str:
-        """What of `text` is beyond `max_length`; "" if nothing is."""
+        """The part of `text` beyond `max_length`; "" if it fits."""
         text = self._cleaned(text)
         with self._lock:
             fast = self._tokenizer.is_fast
@@ -194,10 +196,10 @@ class Tokenizer:
 
 
 class BlankTokenizer:
-    """The length of a tokenizer whose files aren't here: every text is padding alone.
+    """Stands in for a tokenizer whose files are missing: every text is all padding.
 
     Attributes:
-      max_length: tokens of every row.
+      max_length: tokens per row.
     """
 
     def __init__(self, max_length: int):
@@ -217,7 +219,7 @@ class BlankTokenizer:
         return blank, blank.copy()
 
     def cut(self, text: str) -> str:
-        """Nothing is known to be cut."""
+        """No part of `text` is known to be cut, so ""."""
         del text
         return ""
 
@@ -225,12 +227,12 @@ class BlankTokenizer:
 class JoinedTokenizer:
     """The tokenizers of several encoders: their ids and masks side by side on the length axis.
 
-    Texts -> ids and mask [B, L1 + L2 + ...], which `models.text.ConcatenatedTowers` takes apart
-    again. It may be pickled, and called from several threads.
+    Texts -> ids and mask [B, L1 + L2 + ...], the input of `models.text.towers.ConcatenatedTowers`.
+    It can be pickled and called from several threads.
 
     Attributes:
-      parts: one an encoder.
-      max_length: columns of ids and mask, the sum of the parts'.
+      parts: one per encoder.
+      max_length: columns of ids and mask, the sum over the parts.
     """
 
     def __init__(self, parts: Sequence[Tokenizer | BlankTokenizer]):
@@ -247,11 +249,11 @@ class JoinedTokenizer:
         full = np.all([mask.all(axis=1) for mask in masks], axis=0)
         for text, cut in zip(texts, full, strict=True):
             if cut:
-                self._log.tell(text, lengths, self.cut)
+                self._log.add(text, lengths, self.cut)
         return np.concatenate(ids, axis=1), np.concatenate(masks, axis=1)
 
     def cut(self, text: str) -> str:
-        """What of `text` none of the encoders sees; "" if one of them sees it all."""
+        """The part of `text` that no encoder sees; "" if one of them sees all of it."""
         return min((part.cut(text) for part in self.parts), key=len)
 
 
@@ -259,5 +261,5 @@ AnyTokenizer = Tokenizer | BlankTokenizer | JoinedTokenizer
 
 
 def join(tokenizers: Sequence[Tokenizer | BlankTokenizer]) -> AnyTokenizer:
-    """One tokenizer of several; the only one as it is."""
+    """Joins several tokenizers; a single one is returned as it is."""
     return tokenizers[0] if len(tokenizers) == 1 else JoinedTokenizer(tokenizers)

@@ -1,15 +1,15 @@
-"""The vocabularies of YouTokenToMe, with which ruCLIP was trained, as a tokenizer of transformers.
+"""ruCLIP's tokenizer, a YouTokenToMe vocabulary, as a tokenizer of transformers.
 
-YouTokenToMe (VKCOM) is a byte pair encoder in C++ that has had no release since 2020 and does not
-build for the Pythons of today. Its model is a text file:
+YouTokenToMe (VKCOM) is a byte pair encoder in C++ without a release since 2020; it does not build
+for current Pythons. Its model is a text file:
 
     C M                     numbers of characters and merges
     <code point> <id>       C lines
-    <id> <id> <new id>      M lines, the earlier the sooner merged
+    <id> <id> <new id>      M lines in order of priority, highest first
     <unk> <pad> <bos> <eos>
 
-Every word begins with U+2581 for the space before it; a run of characters that the model does not
-know is one unknown token.
+Every word begins with U+2581 for the space before it. Consecutive unknown characters are one
+unknown token.
 """
 
 import itertools
@@ -19,14 +19,19 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from pea_jax.weights.errors import WeightsError
 
 _SPACE = "\u2581"
-#: What the C++ takes for white space: isspace in the C locale, and the mark itself.
-_WORDS = re.compile(rf"[^ \t\n\v\f\r{_SPACE}]+")
+#: White space in the C++: isspace in the C locale, and the mark itself.
+_BLANKS = f" \t\n\v\f\r{_SPACE}"
+_WORDS = re.compile(f"[^{_BLANKS}]+")
+#: str.lower has one rule that depends on context: a capital sigma at the end of a word.
+_FINAL_SIGMA = r"\p{Cased}\p{Case_Ignorable}*\K\u03a3(?!\p{Case_Ignorable}*\p{Cased})"
 
 _SPECIAL = ("<UNK>", "<PAD>", "<BOS>", "<EOS>")
+_ROLES = ("unk_token", "pad_token", "bos_token", "eos_token")
 
 
 class _Model(NamedTuple):
@@ -34,9 +39,9 @@ class _Model(NamedTuple):
 
     Attributes:
       characters: their ids.
-      merges: the rank and the id of what a pair of ids becomes.
+      merges: pair of ids -> rank of the merge, and the id of the result.
       special: the ids of `_SPECIAL`.
-      spelled: the text of every other id.
+      spelled: text of every other id.
     """
 
     characters: dict[str, int]
@@ -48,7 +53,7 @@ class _Model(NamedTuple):
 class RuCLIPTokenizer(transformers.PythonBackend):
     """ruCLIP's tokens: lower case, <BOS> text <EOS>, padded with <PAD>.
 
-    A token is written as its id: two merges may spell the same.
+    A token's name is its id, since two merges may spell the same text.
     """
 
     model_input_names: ClassVar = ["input_ids", "attention_mask"]
@@ -57,10 +62,9 @@ class RuCLIPTokenizer(transformers.PythonBackend):
     def __init__(self, vocab_file: str | Path, **options):
         self.vocab_file = str(vocab_file)
         self._model = _read(Path(vocab_file))
-        # One cache an object, of words: a data set repeats them.
+        # Data sets repeat words.
         self._word = lru_cache(maxsize=1 << 16)(self._merge)
-        roles = ("unk_token", "pad_token", "bos_token", "eos_token")
-        super().__init__(**(dict(zip(roles, _SPECIAL, strict=True)) | options))
+        super().__init__(**(dict(zip(_ROLES, _SPECIAL, strict=True)) | options))
 
     @property
     def vocab_size(self) -> int:
@@ -68,7 +72,7 @@ class RuCLIPTokenizer(transformers.PythonBackend):
         return len(self._model.spelled) + len(self._model.special)
 
     def get_vocab(self) -> dict[str, int]:
-        """Tokens by their ids."""
+        """Token names -> ids."""
         return {str(index): index for index in self._model.spelled} | self._model.special
 
     def build_inputs_with_special_tokens(
@@ -90,13 +94,57 @@ class RuCLIPTokenizer(transformers.PythonBackend):
         return names.get(index, str(index))
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text that tokens spell."""
+        """The text of the tokens."""
         special, spelled = self._model.special, self._model.spelled
         texts = (token if token in special else spelled[int(token)] for token in tokens)
         return "".join(texts).replace(_SPACE, " ").strip()
 
+    def to_fast(self) -> transformers.PreTrainedTokenizerFast:
+        """The same ids by the tokenizers library, for users without this package.
+
+        Raises:
+          WeightsError: two tokens have the same text; the library identifies tokens by text.
+        """
+        _, merges, special, spelled = self._model
+        vocabulary = {text: index for index, text in spelled.items()} | special
+        if len(vocabulary) < self.vocab_size:
+            raise WeightsError(
+                f"{self.vocab_file}: expected tokens of different texts, as the tokenizers "
+                f"library needs them, got {self.vocab_size - len(vocabulary)} twice"
+            )
+        pairs = sorted(merges, key=merges.__getitem__)
+        unknown, _, begin, end = _SPECIAL
+        fast = Tokenizer(
+            models.BPE(
+                vocabulary,
+                [(spelled[first], spelled[second]) for first, second in pairs],
+                unk_token=unknown,
+                fuse_unk=True,
+            )
+        )
+        fast.normalizer = normalizers.Sequence(
+            [normalizers.Replace(Regex(_FINAL_SIGMA), "\u03c2"), normalizers.Lowercase()]
+        )
+        fast.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(f"[{_BLANKS}]+"), "removed"),
+                pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always", split=False),
+            ]
+        )
+        fast.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A {end}",
+            special_tokens=[(name, special[name]) for name in (begin, end)],
+        )
+        fast.decoder = decoders.Metaspace(_SPACE, prepend_scheme="always")
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_object=fast,
+            model_input_names=self.model_input_names,
+            model_max_length=self.model_max_length,
+            **dict(zip(_ROLES, _SPECIAL, strict=True)),
+        )
+
     def _merge(self, word: str) -> tuple[str, ...]:
-        """The tokens of a word: the earliest merge that is possible, the leftmost first."""
+        """The tokens of a word: merges by rank, the leftmost first."""
         parts: list[int | None] = [self._model.characters[_SPACE]]
         for character in word:
             known = self._model.characters.get(character)

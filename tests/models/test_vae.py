@@ -7,8 +7,11 @@ import pytest
 from flax import nnx
 
 from pea_jax.models.vae import VAE, VAEConfig
-from pea_jax.weights.builtin_configs import VAE_15, VAE_XL
+from pea_jax.weights.builtin_configs import read_config
 from tests.models.random_module import random_module
+
+VAE_15 = read_config("sd15/vae/config.json")
+VAE_XL = read_config("sdxl/vae/config.json")
 
 TINY = {
     **VAE_15,

@@ -14,8 +14,13 @@ import pytest
 import sentencepiece
 import transformers
 
-from pea_jax.weights.encoder_folder import write_encoder
-from pea_jax.weights.language import load_language_encoder, read_language_config, read_tokenizers
+from pea_jax.weights.encoder_folder import write_encoders
+from pea_jax.weights.language import (
+    export_problems,
+    load_language_encoder,
+    read_language_config,
+    read_tokenizers,
+)
 from pea_jax.weights.load import WeightsError
 from tests.parity.reference import jitted, randomise, relative_error
 from tests.weights.conftest import native_tokenizer, write_json
@@ -378,26 +383,42 @@ def test_ids_and_tokens(case):
 
 def test_a_folder_for_transformers_is_the_same_encoder(case, tmp_path):
     """What an export holds: layouts that no class of transformers reads, made readable."""
-    (part,) = read_language_config(case.folder).parts
-    name = write_encoder(part, tmp_path / "encoder")
-    model = getattr(transformers, name).from_pretrained(tmp_path / "encoder").eval()
+    config = read_language_config(case.folder)
+    assert export_problems(config) == []
+    entries, cleaned = write_encoders(tmp_path, config, LENGTH)
+    model, saved = (
+        getattr(transformers, entries[name][1]).from_pretrained(tmp_path / name)
+        for name in ("language_encoder", "language_tokenizer")
+    )
+    model.eval()
     ids, mask = (torch.from_numpy(array) for array in case.tokenize(TEXTS))
     with torch.no_grad():
         want = case.tokens(ids, mask)
         got = model(ids, attention_mask=mask)[0]
     assert relative_error(got, want) < TOLERANCE
 
-    (tokenizer,) = read_tokenizers(read_language_config(case.folder), LENGTH)
-    if case.folder.name == "ru_clip":
-        with pytest.raises(WeightsError, match="can't be written for transformers"):
-            tokenizer.save(tmp_path / "tokenizer")
-        return
-    kind = tokenizer.save(tmp_path / "tokenizer")
-    saved = getattr(transformers, kind).from_pretrained(tmp_path / "tokenizer")
+    (tokenizer,) = read_tokenizers(config, LENGTH)
     assert saved.model_max_length == LENGTH
+    assert cleaned == (tokenizer.clean is not None)
     texts = [tokenizer.clean(text) if tokenizer.clean else text for text in TEXTS]
     rows = saved(texts, padding="max_length", truncation=True, return_tensors="np")
     np.testing.assert_array_equal(rows.input_ids, ids)
+
+
+def test_three_encoders_are_written(tmp_path):
+    makers = (t5_encoder, ru_clip, chinese_clip)
+    folders = [make(tmp_path / make.__name__).folder for make in makers]
+    config = read_language_config("+".join(map(str, folders)))
+    entries, _ = write_encoders(tmp_path / "out", config, LENGTH)
+    assert {name: kind for name, (_, kind) in entries.items()} == {
+        "language_encoder": "T5EncoderModel",
+        "language_tokenizer": "T5Tokenizer",
+        "language_encoder_2": "CLIPTextModel",
+        "language_tokenizer_2": "PreTrainedTokenizerFast",
+        "language_encoder_3": "BertModel",
+        "language_tokenizer_3": "BertTokenizer",
+    }
+    assert {folder.name for folder in (tmp_path / "out").iterdir()} == set(entries)
 
 
 def test_two_encoders_are_concatenated(tmp_path):
@@ -407,12 +428,10 @@ def test_two_encoders_are_concatenated(tmp_path):
     config = read_language_config(name)
     assert config.width == 128 + 32
     assert config.longest == 18  # XLM-R's; T5 takes any
-    with pytest.raises(WeightsError, match="expected one language encoder, got 2"):
-        _ = config.folder
     with pytest.raises(WeightsError, match="at most 18 tokens, got 77"):
         load_language_encoder(name)
     encoder = load_language_encoder(name, max_length=LENGTH)
-    assert encoder.folders == (first.folder, second.folder)
+    assert [part.folder for part in config.parts] == [first.folder, second.folder]
     assert (encoder.width, encoder.tokenizer.max_length) == (160, 2 * LENGTH)
     ids, mask = encoder.tokenizer(TEXTS)
     rows = [part.tokenize(TEXTS) for part in (first, second)]

@@ -8,7 +8,7 @@ import pytest
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.models.rngs import OneKey
 from pea_jax.models.unet.unet import UNet, UNetConfig
-from pea_jax.weights.builtin_configs import UNET_15, UNET_XL
+from pea_jax.weights import builtin_configs
 from pea_jax.weights.load import load_module
 from tests.parity.reference import (
     from_torch,
@@ -19,6 +19,9 @@ from tests.parity.reference import (
     save,
     to_torch,
 )
+
+UNET_15 = builtin_configs.read_config("sd15/unet/config.json")
+UNET_XL = builtin_configs.read_config("sdxl/unet/config.json")
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 from pea_jax.cli import main
 from pea_jax.tasks import convert
 from pea_jax.weights.adapters import load_adapter, read_adapter, read_adapter_config
-from pea_jax.weights.pickles import read_pickle, serialize_pickle
+from pea_jax.weights.load import read_tensors
+from pea_jax.weights.pickles import serialize_pickle
 from tests.weights.test_adapters import LAYOUTS, METADATA, SDXL, adapter_of, file_of
 
 NAMES = ("--language-encoder", "some/encoder", "--base", "some/base")
@@ -54,7 +55,7 @@ def test_there_and_back_is_bit_equal(tmp_path, layout):
     assert_equal(load_file(ours / "adapter.safetensors"), tensors)
     theirs = convert.convert(ours, output=tmp_path / "theirs", format="torch")
     assert [file.name for file in theirs.iterdir()] == ["pytorch_model.bin"]
-    assert_equal(read_pickle(theirs / "pytorch_model.bin"), tensors)
+    assert_equal(read_tensors(theirs / "pytorch_model.bin"), tensors)
     again = convert.convert(theirs / "pytorch_model.bin", output=tmp_path / "again")
     assert_equal(load_file(again / "adapter.safetensors"), tensors)
 

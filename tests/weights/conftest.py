@@ -67,8 +67,8 @@ MODEL_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-#: SDXL in small: three levels, two text encoders, of which the second one's projected vector is
-#: what the UNet is told besides the time ids.
+#: SDXL in small: three levels and two text encoders; the UNet takes the projected vector of the
+#: second one besides the time ids.
 UNET_XL = {
     **UNET,
     "block_out_channels": [8, 8, 16],

@@ -129,12 +129,12 @@ def test_from_the_hub_only_what_is_needed_comes(sd_folder, tmp_path, monkeypatch
         (hub.repository / extra).parent.mkdir(exist_ok=True)
         (hub.repository / extra).write_text("{}")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    config = read_base_config("some/model")
+    config = read_base_config("some/model@v1")
     assert not [name for name in hub.fetched if name.endswith(".safetensors")]
     assert config.folder == hub.snapshot
-    load_base(BaseSpec("some/model"))
+    load_base(BaseSpec("some/model@v1"))
     assert hub.fetched == needed
-    assert set(hub.requests) == {("some/model", None)}
+    assert set(hub.requests) == {("some/model", "v1")}
 
 
 def test_parts_that_do_not_fit_each_other_are_refused(folder):

@@ -16,28 +16,28 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
 @pytest.fixture(autouse=True)
-def _told_again():
-    locate._published.cache_clear()
+def _warn_again():
+    locate._builtin_folder.cache_clear()
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_can_be_compiled_without_the_hub(file):
     """The tests have no network (HF_HUB_OFFLINE)."""
     model = configs.load(file).model
-    base = read_base_config(model.base, published_too=True)
-    language = read_language_config(model.language_encoder, published_too=True)
+    base = read_base_config(model.base, allow_builtin=True)
+    language = read_language_config(model.language_encoder, allow_builtin=True)
     assert base.unet.cross_attention_dim
     assert language.width
 
 
 @pytest.mark.parametrize("name", builtin_configs.ENCODERS)
 def test_an_encoder_has_a_width(name):
-    assert read_language_config(name, published_too=True).width in (768, 1024, 2048)
+    assert read_language_config(name, allow_builtin=True).width in (768, 1024, 2048)
 
 
-@pytest.mark.parametrize("name", builtin_configs.BASE_IDS)
+@pytest.mark.parametrize("name", builtin_configs.BASES)
 def test_a_base_has_parts_that_fit(name):
-    assert len(read_base_config(name, published_too=True).text_encoders) in (1, 2)
+    assert len(read_base_config(name, allow_builtin=True).text_encoders) in (1, 2)
 
 
 def test_an_abstract_model_is_shapes_and_lengths(caplog):
@@ -60,6 +60,16 @@ def test_an_abstract_model_is_shapes_and_lengths(caplog):
 def test_weights_are_never_taken_from_there():
     with pytest.raises(WeightsError, match="nor to be had from the Hugging Face Hub"):
         load_base(BaseSpec("segmind/SSD-1B"))
+
+
+def test_they_do_not_stand_in_for_a_revision():
+    with pytest.raises(WeightsError, match="segmind/SSD-1B@v1: neither a folder here"):
+        read_base_config("segmind/SSD-1B@v1", allow_builtin=True)
+
+
+def test_every_config_belongs_to_a_model():
+    folders = {folder.name for folder in builtin_configs.CONFIGS.iterdir()}
+    assert folders == {*builtin_configs.BASES.values(), *builtin_configs.ENCODERS.values()}
 
 
 def test_a_model_that_is_neither_reached_nor_known_is_named():

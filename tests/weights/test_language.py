@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from pea_jax.models.text.bert import Bert, BertConfig
 from pea_jax.models.text.clip import CLIPText
 from pea_jax.runtime import parallel
-from pea_jax.weights import encoders, registry
+from pea_jax.weights import builtin_configs, encoder_files, registry
 from pea_jax.weights.language import load_language_encoder, read_language_config
 from pea_jax.weights.load import WeightsError
 from tests.models.random_module import random_module
@@ -44,14 +44,13 @@ def test_tower_tokenizer_and_width(xlmr_folder):
     encoder = load_language_encoder(xlmr_folder)
     assert_same(encoder.tower, random_module(BUILDS["language"][0]))
     assert encoder.width == 24
-    assert encoder.folders == (xlmr_folder,)
     ids, mask = encoder.tokenizer(["一个红色的大圆形", ""])
     assert ids.shape == (2, 16)  # the tokenizer's own length
     tokens = jax.eval_shape(encoder.tower, ids, mask).tokens
     assert tokens.shape == (2, 16, encoder.width)
 
 
-def test_the_length_that_is_asked_for(xlmr_folder):
+def test_another_length(xlmr_folder):
     assert load_language_encoder(xlmr_folder, max_length=9).tokenizer.max_length == 9
     # 20 positions, of which RoBERTa keeps two for itself.
     assert read_language_config(xlmr_folder).longest == 18
@@ -136,7 +135,10 @@ def count(config: BertConfig) -> int:
 
 def test_the_text_towers_that_open_clip_knows_by_name():
     """The published parameters of XLM-R, without the poolers of 1,049,600 and 590,592."""
-    sizes = {name: BertConfig.from_dict(one) for name, one in encoders.OPEN_CLIP_TEXT.items()}
+    sizes = {
+        name: BertConfig.from_dict(builtin_configs.read_config(f"{name}/config.json"))
+        for name in encoder_files.OPEN_CLIP_TEXT
+    }
     assert count(sizes["xlm-roberta-large"]) == 559_890_432 - 1_049_600
     assert count(sizes["xlm-roberta-base"]) == 278_043_648 - 590_592
     assert {config.longest for config in sizes.values()} == {512}
@@ -226,8 +228,9 @@ def test_a_name_between_plusses_is_not_empty(name):
 
 def test_a_folder_with_a_plus_in_its_name_is_one(xlmr_folder, tmp_path):
     folder = shutil.copytree(xlmr_folder, tmp_path / "a+b")
-    assert read_language_config(folder).folders == (folder,)
-    assert read_language_config(str(folder)).width == 24
+    for name in (folder, str(folder)):
+        (part,) = read_language_config(name).parts
+        assert part.folder == folder
 
 
 def test_two_encoders_by_name_and_folder(xlmr_folder, tmp_path, monkeypatch):
@@ -246,7 +249,8 @@ def test_two_encoders_by_name_and_folder(xlmr_folder, tmp_path, monkeypatch):
     hub = FakeHub(tmp_path)
     write_open_clip(hub.repository)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    assert read_language_config(f"mul_clip+{xlmr_folder}").width == 1024 + 24
+    assert read_language_config(f"mul_clip@v1+{xlmr_folder}").width == 1024 + 24
+    assert hub.requests == [(registry.SHORT_NAMES["mul_clip"].repository, "v1")]
 
 
 @pytest.mark.parametrize(
@@ -276,13 +280,16 @@ def test_a_registered_name_is_its_repository(tmp_path, monkeypatch):
     hub = FakeHub(tmp_path)
     write_open_clip(hub.repository)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    for name in ("mul_clip", registry.ENCODERS["mul_clip"].repository):
-        config = read_language_config(name, revision="v1")
+    repository = registry.SHORT_NAMES["mul_clip"].repository
+    for name in ("mul_clip", repository):
+        config = read_language_config(f"{name}@v1")
         assert (config.width, config.longest) == (1024, 512)
-    assert set(hub.requests) == {(registry.ENCODERS["mul_clip"].repository, "v1")}
+    assert set(hub.requests) == {(repository, "v1")}
     assert hub.fetched == {"tokenizer.json"}
-    monkeypatch.setitem(encoders.OPEN_CLIP_TEXT, "xlm-roberta-large", XLMR)
-    encoder = load_language_encoder("mul_clip", max_length=9)
+    monkeypatch.setattr(builtin_configs, "CONFIGS", tmp_path)
+    write_json(tmp_path / "xlm-roberta-large" / "config.json", XLMR)
+    encoder = load_language_encoder("mul_clip@v1", max_length=9)
+    assert set(hub.requests) == {(repository, "v1")}
     assert_same(encoder.tower, random_module(BUILDS["language"][0]))
     assert hub.fetched == {"tokenizer.json", "open_clip_model.safetensors"}
 
@@ -291,28 +298,30 @@ def test_a_folder_of_a_registered_name_is_written_with_a_dot(xlmr_folder, tmp_pa
     shutil.copytree(xlmr_folder, tmp_path / "mt5")
     monkeypatch.chdir(tmp_path)
     assert read_language_config("./mt5").width == 24
-    asked = FakeHub(tmp_path / "hub")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", asked)
+    hub = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
     with pytest.raises(AssertionError, match="patterns that match nothing"):
         read_language_config("mt5")
-    assert asked.requests == [("google/mt5-xl", None)]
+    assert hub.requests == [("google/mt5-xl", None)]
 
 
 def test_the_registry_names_the_five_languages_of_the_paper():
-    assert {"zh", "ja", "ko", "ru", "it"} < set(registry.ENCODERS)
-    assert {"mul_clip", "chinese_clip", "alt_clip", "alt_clip_m9", "mt5"} < set(registry.ENCODERS)
-    for name, one in registry.ENCODERS.items():
+    assert {"zh", "ja", "ko", "ru", "it"} < set(registry.SHORT_NAMES)
+    assert {"mul_clip", "chinese_clip", "alt_clip", "alt_clip_m9", "mt5"} < set(
+        registry.SHORT_NAMES
+    )
+    for name, one in registry.SHORT_NAMES.items():
         assert one.repository.count("/") == 1, name
-        assert one.architecture is None or one.architecture in encoders.OPEN_CLIP_TEXT, name
+        assert one.architecture is None or one.architecture in encoder_files.OPEN_CLIP_TEXT, name
 
 
 def test_the_length_of_a_registered_encoder(tmp_path, monkeypatch):
-    """clip-italian says none in its tokenizer; 77 is the registry's."""
+    """clip-italian's tokenizer has none; 77 is the registry's."""
     hub = FakeHub(tmp_path)
     text = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2}
     values = {"model_type": "vision-text-dual-encoder", "text_config": text}
     write_json(hub.repository / "config.json", values)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
     (part,) = read_language_config("it").parts
-    assert (part.layout.length, part.tower.hidden_size) == (77, 32)
-    assert part.tower.num_hidden_layers == 12  # what transformers leaves out is BERT base's
+    assert (part.kind.length, part.config.hidden_size) == (77, 32)
+    assert part.config.num_hidden_layers == 12  # what transformers leaves out is BERT base's

@@ -90,7 +90,7 @@ def test_files_of_every_precision_are_cast_on_read(saved, stored, wanted):
     np.testing.assert_array_equal(np.asarray(kernel), expected)
 
 
-def test_every_misfit_is_told_at_once_with_shapes_and_file(saved):
+def test_every_misfit_is_reported_at_once_with_shapes_and_file(saved):
     _, file, tensors = saved
     tensors["other.weight"] = np.zeros((2, 2), np.float32)
     tensors["conv.weight"] = np.zeros((11, 9, 2, 3), np.float32)

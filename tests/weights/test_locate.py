@@ -1,4 +1,4 @@
-"""Which files are found in a folder, and which are asked of the Hub."""
+"""Which files are found in a folder, and which are requested from the Hub."""
 
 import json
 import shutil
@@ -16,7 +16,6 @@ from pea_jax.weights.locate import (
     prefers_half,
     read_json,
     resolve,
-    weight_files,
 )
 
 STEM = "diffusion_pytorch_model"
@@ -93,11 +92,24 @@ def test_a_file_is_refused(tmp_path):
         resolve(file)
 
 
-def test_the_hub_is_asked_for_the_patterns_only(hub):
+def test_only_the_patterns_are_requested(hub):
     touch(hub.repository, "config.json", "unet/config.json", "unet/weights.bin")
-    assert resolve("some/model", patterns=["unet/config.json"], revision="v1") == hub.snapshot
-    assert hub.requests == [("some/model", "v1")]
+    assert resolve("some/model", patterns=["unet/config.json"]) == hub.snapshot
+    assert hub.requests == [("some/model", None)]
     assert hub.fetched == {"unet/config.json"}
+
+
+def test_a_revision_follows_the_id(hub, tmp_path, monkeypatch):
+    touch(hub.repository, "config.json")
+    assert resolve("some/model@refs/pr/1") == hub.snapshot
+    assert hub.requests == [("some/model", "refs/pr/1")]
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "some/model@v1/config.json")
+    assert resolve("some/model@v1") == Path("some/model@v1")  # an existing folder wins
+    assert len(hub.requests) == 1
+    for name in ("some/model@", "@v1"):
+        with pytest.raises(WeightsError, match=f"^{name}: expected id@revision, got an empty part"):
+            resolve(name)
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder", "a model", "../nowhere"])
@@ -113,8 +125,9 @@ def test_a_name_that_leads_nowhere_is_one_line(name):
 
 def test_a_repository_that_moved_names_its_new_home():
     gone = "runwayml/stable-diffusion-v1-5"
-    with pytest.raises(WeightsError, match=f"now at {MOVED[gone]}"):
-        resolve(gone)
+    for name in (gone, f"{gone}@fp16"):
+        with pytest.raises(WeightsError, match=f"^{name}: .* now at {MOVED[gone]}"):
+            resolve(name)
 
 
 # A repository with both precisions, and files beside them that nobody needs.
@@ -143,7 +156,7 @@ STEMS = {"unet": STEM, "text_encoder": "model"}
 @pytest.mark.parametrize(("half", "suffix"), [(True, ".fp16.safetensors"), (False, ".safetensors")])
 def test_one_precision_is_fetched(hub, half, suffix):
     touch(hub.repository, *BOTH)
-    found = fetch_weights("some/model", STEMS, half=half, revision="v1")
+    found = fetch_weights("some/model@v1", STEMS, half=half)
     weights = {f"unet/{STEM}{suffix}", f"text_encoder/model{suffix}"}
     assert hub.fetched == weights | {"unet/config.json"}
     assert found == {
@@ -208,13 +221,14 @@ def test_pickles_in_shards_and_of_open_clip(tmp_path):
     shards = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
     touch(tmp_path / "t5", *shards)
     write_index(tmp_path / "t5" / "pytorch_model.bin.index.json", *shards)
-    assert weight_files(tmp_path / "t5", "model") == [tmp_path / "t5" / name for name in shards]
+    found = fetch_weights(tmp_path, {"t5": "model"})
+    assert found == {"t5": [tmp_path / "t5" / name for name in shards]}
     pickled = touch(tmp_path / "clip", "open_clip_pytorch_model.bin")
-    found = weight_files(tmp_path / "clip", "open_clip_model")
-    assert found == [pickled / "open_clip_pytorch_model.bin"]
+    found = fetch_weights(pickled, {"": "open_clip_model"})
+    assert found == {"": [pickled / "open_clip_pytorch_model.bin"]}
 
 
-def test_a_repository_without_a_config_is_asked_for_what_it_has(hub):
+def test_a_repository_without_a_config(hub):
     touch(hub.repository, "tokenizer.json", "open_clip_pytorch_model.bin")
     fetch_weights("some/model", {"": "open_clip_model"}, beside="tokenizer.json")
     assert hub.fetched == {"tokenizer.json", "open_clip_pytorch_model.bin"}
@@ -231,12 +245,12 @@ def test_a_repository_without_weights_is_refused_for_every_part(hub):
         fetch_weights("some/model", STEMS)
 
 
-def test_a_local_folder_prefers_the_asked_precision_and_takes_the_other(tmp_path):
+def test_a_local_folder_prefers_one_precision_and_takes_the_other(tmp_path):
     touch(tmp_path / "both", "model.safetensors", "model.fp16.safetensors")
     touch(tmp_path / "half", "model.fp16.safetensors")
     touch(tmp_path / "full", "model.safetensors")
     names = {
-        (folder, half): weight_files(tmp_path / folder, "model", half=half)[0].name
+        (folder, half): fetch_weights(tmp_path, {folder: "model"}, half=half)[folder][0].name
         for folder in ("both", "half", "full")
         for half in (True, False)
     }
@@ -253,14 +267,14 @@ def test_a_local_folder_prefers_the_asked_precision_and_takes_the_other(tmp_path
     }
 
 
-def test_what_a_folder_has_instead_is_told(tmp_path):
+def test_the_error_lists_what_a_folder_has_instead(tmp_path):
     touch(tmp_path / "unet", "flax_model.msgpack")
     with pytest.raises(
         WeightsError, match=r"expected model\.safetensors, .* got flax_model\.msgpack"
     ):
-        weight_files(tmp_path / "unet", "model")
+        fetch_weights(tmp_path, {"unet": "model"})
     with pytest.raises(WeightsError, match="vae: no such folder"):
-        weight_files(tmp_path / "vae", "model")
+        fetch_weights(tmp_path, {"vae": "model"})
 
 
 @pytest.mark.parametrize(
@@ -278,7 +292,7 @@ def test_what_a_folder_has_instead_is_told(tmp_path):
 def test_a_broken_index_is_refused(tmp_path, content, problem):
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(WeightsError, match=problem):
-        weight_files(tmp_path, "model")
+        fetch_weights(tmp_path, {"": "model"})
 
 
 def test_a_missing_json_names_itself(tmp_path):

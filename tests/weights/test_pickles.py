@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pea_jax.runtime import parallel
-from pea_jax.weights.load import WeightsError, load_module, read_header
-from pea_jax.weights.pickles import is_pickle, open_pickle, read_pickle
+from pea_jax.weights.load import WeightsError, load_module, read_header, read_tensors
+from pea_jax.weights.pickles import is_pickle, open_pickle
 from pea_jax.weights.save import save_module
 from tests.models.random_module import random_module
 from tests.weights.test_load import _Large, _Layers, assert_same, flat
@@ -61,7 +61,7 @@ def test_a_training_checkpoint(saved):
 
 def test_a_prefix_of_some_tensors_is_part_of_their_name(tmp_path):
     torch.save({"module.a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "a.bin")
-    assert set(read_pickle(tmp_path / "a.bin")) == {"module.a", "b"}
+    assert set(read_tensors(tmp_path / "a.bin")) == {"module.a", "b"}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_prefix_of_some_tensors_is_part_of_their_name(tmp_path):
 def test_every_type_arrives_as_it_is(tmp_path, stored, expected):
     values = torch.tensor([[1.5, -2.0], [0.25, 3.0]]).to(stored)
     torch.save({"a": values, "scalar": values[0, 0].clone()}, tmp_path / "a.bin")
-    arrays = read_pickle(tmp_path / "a.bin")
+    arrays = read_tensors(tmp_path / "a.bin")
     assert arrays["a"].dtype == expected
     np.testing.assert_array_equal(arrays["a"].astype(np.float64), values.double().numpy())
     assert arrays["scalar"].shape == ()
@@ -96,7 +96,7 @@ def test_views_of_one_storage(tmp_path):
     """A transposed tensor and one that shares its storage, as tied weights are saved."""
     whole = torch.arange(6.0).reshape(2, 3)
     torch.save({"whole": whole, "turned": whole.T, "part": whole[1]}, tmp_path / "a.bin")
-    arrays = read_pickle(tmp_path / "a.bin")
+    arrays = read_tensors(tmp_path / "a.bin")
     np.testing.assert_array_equal(arrays["turned"], whole.T.numpy())
     np.testing.assert_array_equal(arrays["part"], [3, 4, 5])
 
@@ -114,7 +114,7 @@ def test_each_device_gets_its_part(tmp_path, zipped):
 
 
 def test_a_part_is_read_and_no_more(tmp_path):
-    """Of a file that is larger than what is asked of it, most pages stay on disk."""
+    """Most pages of a large file stay on disk."""
     size = 1 << 23
     torch.save({"large": torch.ones(size), "small": torch.ones(4)}, tmp_path / "a.bin")
     resident = _resident()
@@ -141,7 +141,7 @@ def test_arrays_outlive_their_file(tmp_path):
     np.testing.assert_array_equal(array, np.ones(1000))
 
 
-def test_misfits_are_told_as_for_safetensors(saved):
+def test_misfits_are_reported_as_for_safetensors(saved):
     _, tensors, file = saved
     tensors["norm.weight"] = torch.zeros(13, dtype=torch.int32)
     tensors["other"] = torch.zeros(2)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from pea_jax.runtime import parallel
 from pea_jax.runtime.storage import replace_bytes
 from pea_jax.weights.load import load_module
-from pea_jax.weights.save import save_module
+from pea_jax.weights.save import save_module, tensors_of
 from tests.models.random_module import random_module
 
 
@@ -39,12 +39,17 @@ def test_names_and_layout_are_those_of_pytorch(tmp_path):
     )
 
 
-def test_dtype_and_metadata(tmp_path):
+def test_metadata_and_other_names(tmp_path):
     file = tmp_path / "model.safetensors"
-    save_module(random_module(_Layers), file, dtype=jnp.float16, metadata={"step": "7"})
+    save_module(random_module(_Layers), file, renamed=[(r"^fc\.", "linear."), ("linear", "l")])
     with safe_open(file, framework="np") as handle:
-        assert handle.metadata() == {"format": "pt", "step": "7"}
-        assert handle.get_slice("fc.weight").get_dtype() == "F16"
+        assert handle.metadata() == {"format": "pt"}
+        assert set(handle.keys()) == {"l.weight", "l.bias", "conv.weight", "conv.bias"}
+
+
+def test_dtype():
+    tensors = tensors_of(random_module(_Layers), dtype=jnp.float16)
+    assert {value.dtype for value in tensors.values()} == {np.dtype(np.float16)}
 
 
 def test_a_module_that_is_spread_over_devices_is_saved_whole(tmp_path):

@@ -47,7 +47,7 @@ def test_one_text_is_not_a_sequence_of_letters():
         Tokenizer(english_tokenizer(), 6)("abc")
 
 
-def test_a_long_text_is_cut_before_its_end_token_and_told_of_once(caplog):
+def test_a_long_text_is_cut_before_its_end_token_and_logged_once(caplog):
     tokenizer = Tokenizer(english_tokenizer(), 6)
     with caplog.at_level(logging.WARNING):
         ids, mask = tokenizer(["abc defg", "abcd"])
@@ -73,14 +73,14 @@ def test_what_is_cut():
     assert tokenizer(["abcdefgh"])[0].shape == (1, 6)
 
 
-def test_not_every_cut_of_a_large_data_set_is_told(caplog, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "MAX_TOLD", 3)
+def test_not_every_cut_of_a_large_data_set_is_logged(caplog, monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "MAX_LOGGED", 3)
     tokenizer = Tokenizer(english_tokenizer(), 4)
     with caplog.at_level(logging.WARNING):
         tokenizer([letter * 5 for letter in "abcdefgh"])
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 4
-    assert messages[-1] == "more than 3 texts were cut; the others are not told of"
+    assert messages[-1] == "more than 3 texts were cut; the others are not logged"
 
 
 def test_a_tokenizer_may_be_pickled():
@@ -92,7 +92,7 @@ def test_a_tokenizer_may_be_pickled():
 
 
 def test_a_tokenizer_may_be_called_from_several_threads():
-    """A fast tokenizer that is asked for two lengths at once raises "Already borrowed"."""
+    """A fast tokenizer that is called with two lengths at once raises "Already borrowed"."""
     tokenizer = Tokenizer(english_tokenizer(), 6)
     texts = ["abc", "abcdefgh", "", "abcd efgh"] * 50
     expected, _ = tokenizer(texts)
@@ -105,9 +105,9 @@ def test_a_tokenizer_may_be_called_from_several_threads():
 def test_from_a_folder(tmp_path):
     english_tokenizer(model_max_length=7).save_pretrained(tmp_path)
     assert Tokenizer.from_folder(tmp_path).max_length == 7
-    given = Tokenizer.from_folder(tmp_path, 5)
-    assert given.max_length == 5
-    np.testing.assert_array_equal(given(["ab"])[0], Tokenizer(english_tokenizer(), 5)(["ab"])[0])
+    shorter = Tokenizer.from_folder(tmp_path, 5)
+    assert shorter.max_length == 5
+    np.testing.assert_array_equal(shorter(["ab"])[0], Tokenizer(english_tokenizer(), 5)(["ab"])[0])
 
 
 def test_from_the_files_of_an_old_release(tmp_path):

@@ -78,6 +78,12 @@ class AltCLIPTextConfig:
         """The longest prompt, in tokens."""
         return self.roberta.longest
 
+    def to_transformers(self) -> tuple[str, dict[str, Any]]:
+        """The transformers class of this tower, and its config.json."""
+        values = dataclasses.asdict(self)
+        values |= values.pop("roberta") | {"model_type": "altclip_text_model"}
+        return "AltCLIPTextModel", values
+
 
 class AltCLIPText(nnx.Module):
     """Token ids -> transformation(pre_LN(XLM-R)), of every token."""

@@ -21,6 +21,9 @@ from pea_jax.models.attention.core import dot_product_attention
 from pea_jax.models.sizes import not_counts
 from pea_jax.models.text.towers import TextOutput
 
+#: Each kind's class in transformers.
+_CLASSES = {"bert": "BertModel", "roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel"}
+
 #: Each kind's padding id, where a config does not say it.
 _PADDING = {"bert": 0, "roberta": 1, "xlm-roberta": 1}
 
@@ -114,6 +117,10 @@ class BertConfig:
     def longest(self) -> int:
         """The longest prompt, in tokens: 512 for every published model."""
         return self.max_position_embeddings - self.first_position
+
+    def to_transformers(self) -> tuple[str, dict[str, Any]]:
+        """The transformers class of this tower, and its config.json."""
+        return _CLASSES[self.model_type], {**dataclasses.asdict(self), "hidden_act": "gelu"}
 
 
 class Bert(nnx.Module):

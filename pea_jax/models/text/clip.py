@@ -119,6 +119,10 @@ class CLIPTextConfig:
         """The longest prompt, in tokens."""
         return self.max_position_embeddings
 
+    def to_transformers(self) -> tuple[str, dict[str, Any]]:
+        """The transformers class of this tower, and its config.json."""
+        return "CLIPTextModel", {"model_type": "clip_text_model", **dataclasses.asdict(self)}
+
 
 class CLIPText(nnx.Module):
     """Token ids -> hidden states, and the end-of-text token's as the pooled vector.

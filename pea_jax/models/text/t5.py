@@ -117,6 +117,10 @@ class T5Config:
         """Prompts may be of any length: positions are relative."""
         return None
 
+    def to_transformers(self) -> tuple[str, dict[str, Any]]:
+        """The transformers class of this tower, and its config.json."""
+        return "T5EncoderModel", {"model_type": "t5", **dataclasses.asdict(self)}
+
 
 #: Where transformers' MT5Config has another default than its T5Config.
 _MT5 = {

@@ -1,15 +1,8 @@
-"""The config.json of published text towers that `pea_jax.weights.published` does not list."""
+"""The config.json of published text towers, most of which the package does not include."""
 
-from pea_jax.weights.builtin_configs import XLM_R
+from pea_jax.weights.builtin_configs import read_config
 
-# FacebookAI/xlm-roberta-base
-XLM_R_BASE = {
-    **XLM_R,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-}
+XLM_R_BASE = read_config("xlm-roberta-base/config.json")
 # FacebookAI/roberta-base
 ROBERTA_BASE = {**XLM_R_BASE, "model_type": "roberta", "vocab_size": 50265}
 # google-bert/bert-base-chinese

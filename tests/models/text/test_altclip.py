@@ -6,8 +6,10 @@ import pytest
 from flax import nnx
 
 from pea_jax.models.text.altclip import AltCLIPText, AltCLIPTextConfig
-from pea_jax.weights.builtin_configs import ALT_CLIP
+from pea_jax.weights.builtin_configs import read_config
 from pea_jax.weights.names import key_of
+
+ALT_CLIP = read_config("alt_clip/config.json")
 
 TEXT = ALT_CLIP["text_config"]
 

@@ -7,10 +7,12 @@ import pytest
 from flax import nnx
 
 from pea_jax.models.text.bert import Bert, BertConfig
-from pea_jax.weights.builtin_configs import XLM_R
+from pea_jax.weights.builtin_configs import read_config
 from pea_jax.weights.names import key_of
 from tests.models.random_module import random_module
 from tests.models.text.configs import BERT_CHINESE, CHINESE_CLIP_H, ROBERTA_BASE, XLM_R_BASE
+
+XLM_R = read_config("xlm-roberta-large/config.json")
 
 TINY = {
     **XLM_R,

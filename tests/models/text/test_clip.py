@@ -7,9 +7,13 @@ import pytest
 from flax import nnx
 
 from pea_jax.models.text.clip import CLIPText, CLIPTextConfig
-from pea_jax.weights.builtin_configs import CLIP_BIG_G, CLIP_H, CLIP_L
+from pea_jax.weights.builtin_configs import read_config
 from pea_jax.weights.names import key_of
 from tests.models.random_module import random_module
+
+CLIP_L = read_config("sdxl/text_encoder/config.json")
+CLIP_H = read_config("sd21/text_encoder/config.json")
+CLIP_BIG_G = read_config("sdxl/text_encoder_2/config.json")
 
 TINY = {
     **CLIP_L,

@@ -8,9 +8,11 @@ from flax import nnx
 
 from pea_jax.models.text import t5
 from pea_jax.models.text.t5 import T5Config, T5Encoder
-from pea_jax.weights.builtin_configs import MT5
+from pea_jax.weights.builtin_configs import read_config
 from pea_jax.weights.names import key_of
 from tests.models.random_module import random_module
+
+MT5 = read_config("mt5-xl/config.json")
 
 TINY = T5Config(vocab_size=16, d_model=8, d_kv=3, d_ff=12, num_layers=2, num_heads=2)
 

@@ -11,15 +11,15 @@ from flax import nnx
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.models.rngs import OneKey
 from pea_jax.models.unet.unet import UNet, UNetConfig
-from pea_jax.weights.builtin_configs import (
-    UNET_15,
-    UNET_21,
-    UNET_INPAINTING,
-    UNET_SSD1B,
-    UNET_TURBO,
-    UNET_XL,
-)
+from pea_jax.weights.builtin_configs import read_config
 from tests.models.random_module import random_module
+
+UNET_15 = read_config("sd15/unet/config.json")
+UNET_21 = read_config("sd21/unet/config.json")
+UNET_XL = read_config("sdxl/unet/config.json")
+UNET_TURBO = read_config("sdxl-turbo/unet/config.json")
+UNET_INPAINTING = read_config("sdxl-inpainting/unet/config.json")
+UNET_SSD1B = read_config("ssd1b/unet/config.json")
 
 TINY = {
     **UNET_15,
