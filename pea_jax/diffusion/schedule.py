@@ -10,20 +10,24 @@ A network predicts e ("epsilon": SD 1.x, SDXL) or v ("v_prediction": SD 2.1).
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-BETA_SCHEDULES = ("scaled_linear", "linear")
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
-FINAL_SIGMAS_TYPES = ("zero", "sigma_min")
+from pea_jax.runtime.config_fields import (
+    COUNT,
+    FLAG,
+    NUMBER,
+    Config,
+    field,
+    one_of,
+    optional,
+    require,
+)
 
-# Scheduler classes of diffusers whose training schedule is the one above. Which of them a folder
-# names does not matter: it is a default solver, and ours is chosen when sampling.
+#: Scheduler classes of diffusers whose training schedule is the one above. Which of them a file
+#: names has no effect: it is only a default solver, and the solver is chosen at sampling time.
 SCHEDULER_CLASSES = (
     "DDIMScheduler",
     "DDPMScheduler",
@@ -34,45 +38,47 @@ SCHEDULER_CLASSES = (
     "PNDMScheduler",
 )
 
-# Options of those classes that are not built here: the values that mean "off".
-_OFF: dict[str, tuple[Any, ...]] = {
-    "algorithm_type": ("dpmsolver++",),
-    "clip_sample": (False,),
-    "flow_shift": (1, 1.0),
-    "interpolation_type": ("linear",),
-    "lambda_min_clipped": (-float("inf"),),
-    "rescale_betas_zero_snr": (False,),
-    "sigma_max": (None,),
-    "sigma_min": (None,),
-    "solver_order": (2,),
-    "solver_type": ("midpoint",),
-    "thresholding": (False,),
-    "timestep_type": ("discrete",),
-    "trained_betas": (None,),
-    "use_beta_sigmas": (False, None),
-    "use_dynamic_shifting": (False,),
-    "use_exponential_sigmas": (False, None),
-    "use_flow_sigmas": (False, None),
-    "use_karras_sigmas": (False, None),
-    "use_lu_lambdas": (False, None),
-    # The DDPM sampler's choice of a posterior variance; "learned" ones need a second output.
-    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+#: Options of those classes that are not implemented, with the values that switch them off.
+_OFF = {
+    "_class_name": one_of(*SCHEDULER_CLASSES),
+    "algorithm_type": one_of("dpmsolver++"),
+    "clip_sample": one_of(False),
+    "flow_shift": one_of(1, 1.0),
+    "interpolation_type": one_of("linear"),
+    "lambda_min_clipped": one_of(-float("inf")),
+    "rescale_betas_zero_snr": one_of(False),
+    "sigma_max": one_of(None),
+    "sigma_min": one_of(None),
+    "solver_order": one_of(2),
+    "solver_type": one_of("midpoint"),
+    "thresholding": one_of(False),
+    "timestep_type": one_of("discrete"),
+    "trained_betas": one_of(None),
+    "use_beta_sigmas": one_of(False, None),
+    "use_dynamic_shifting": one_of(False),
+    "use_exponential_sigmas": one_of(False, None),
+    "use_flow_sigmas": one_of(False, None),
+    "use_karras_sigmas": one_of(False, None),
+    "use_lu_lambdas": one_of(False, None),
+    # The posterior variance of the DDPM sampler; "learned" ones need a second output.
+    "variance_type": one_of(
+        None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"
+    ),
 }
 
-# Parameters of options that are off, and of solvers that are not ours.
-_WITHOUT_EFFECT = frozenset(
-    {
-        "clip_sample_range",
-        "dynamic_thresholding_ratio",
-        "sample_max_value",
-        "skip_prk_steps",
-        "time_shift_type",
-    }
+
+#: Parameters of options that are off, and of solvers of diffusers.
+_WITHOUT_EFFECT = (
+    "clip_sample_range",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "skip_prk_steps",
+    "time_shift_type",
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class Schedule(Config, label="noise schedule", only=_OFF, ignored=("_*", *_WITHOUT_EFFECT)):
     """A training schedule and how sampling visits it; the fields of a `scheduler_config.json`.
 
     The defaults are those of diffusers for a file that leaves a field out.
@@ -93,66 +99,26 @@ class Schedule:
         euler_at_final: DPM-Solver++ takes a first-order last step.
     """
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
-    prediction_type: str = "epsilon"
-    timestep_spacing: str | None = None
-    steps_offset: int = 0
-    set_alpha_to_one: bool = True
-    final_sigmas_type: str = "zero"
-    lower_order_final: bool = True
-    euler_at_final: bool = False
+    num_train_timesteps: int = field(COUNT, 1000)
+    beta_start: float = field(NUMBER, 0.0001)
+    beta_end: float = field(NUMBER, 0.02)
+    beta_schedule: str = field(one_of("scaled_linear", "linear"), "linear")
+    prediction_type: str = field(one_of("epsilon", "v_prediction"), "epsilon")
+    timestep_spacing: str | None = field(optional(one_of("leading", "trailing", "linspace")), None)
+    steps_offset: int = field(require("an integer", lambda value: type(value) is int), 0)
+    set_alpha_to_one: bool = field(FLAG, True)
+    final_sigmas_type: str = field(one_of("zero", "sigma_min"), "zero")
+    lower_order_final: bool = field(FLAG, True)
+    euler_at_final: bool = field(FLAG, False)
 
-    def __post_init__(self) -> None:
-        choices = {
-            "beta_schedule": BETA_SCHEDULES,
-            "prediction_type": PREDICTION_TYPES,
-            "timestep_spacing": (None, *TIMESTEP_SPACINGS),
-            "final_sigmas_type": FINAL_SIGMAS_TYPES,
-        }
-        problems = [
-            f"{name} is {getattr(self, name)!r}, expected one of {allowed}"
-            for name, allowed in choices.items()
-            if getattr(self, name) not in allowed
+    def misfits(self) -> list[str]:
+        """The variances must lie in (0, 1) and not decrease."""
+        if 0 < self.beta_start <= self.beta_end < 1:
+            return []
+        return [
+            f"beta_start and beta_end are {self.beta_start} and {self.beta_end}, expected "
+            "0 < beta_start <= beta_end < 1"
         ]
-        if self.num_train_timesteps < 1:
-            problems.append(f"num_train_timesteps is {self.num_train_timesteps}, expected 1 or up")
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            problems.append(
-                f"beta_start and beta_end are {self.beta_start} and {self.beta_end}, expected "
-                "0 < beta_start <= beta_end < 1"
-            )
-        if problems:
-            raise ValueError("unsupported noise schedule: " + "; ".join(problems))
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "Schedule":
-        """The schedule of a `scheduler_config.json`.
-
-        Args:
-            config: the file's content. Its `_class_name` may be any of `SCHEDULER_CLASSES`.
-
-        Raises:
-            ValueError: naming every entry that is unknown or has an unsupported value.
-        """
-        fields = {field.name for field in dataclasses.fields(cls)}
-        problems = []
-        name = config.get("_class_name", SCHEDULER_CLASSES[0])
-        if name not in SCHEDULER_CLASSES:
-            problems.append(f"_class_name is {name!r}, expected one of {SCHEDULER_CLASSES}")
-        for entry, value in config.items():
-            if entry.startswith("_") or entry in fields or entry in _WITHOUT_EFFECT:
-                continue
-            if entry not in _OFF:
-                problems.append(f"{entry} is {value!r}, which is not an entry known here")
-            elif value not in _OFF[entry]:
-                expected = " or ".join(repr(off) for off in _OFF[entry])
-                problems.append(f"{entry} is {value!r}, only {expected} is supported")
-        if problems:
-            raise ValueError("unsupported scheduler_config.json: " + "; ".join(problems))
-        return cls(**{entry: value for entry, value in config.items() if entry in fields})
 
     @functools.cached_property
     def alphas_cumprod(self) -> Float[np.ndarray, "T"]:

@@ -15,11 +15,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pea_jax.models.conditioning import Conditioning
-from pea_jax.models.sizes import not_counts
+from pea_jax.runtime.config_fields import COUNT, FLAG, Config, field, optional
 
 
 @dataclasses.dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(Config, label="adapter config"):
     """The shape of an adapter.
 
     Attributes:
@@ -32,24 +32,21 @@ class AdapterConfig:
             other such adapter was ever made and its keys could not be told from those of one.
     """
 
-    input_width: int
-    hidden_width: int
-    output_width: int
-    projector_layers: int = 3
-    pooled_width: int | None = None
-    bias: bool = False
+    input_width: int = field(COUNT)
+    hidden_width: int = field(COUNT)
+    output_width: int = field(COUNT)
+    projector_layers: int = field(COUNT, 3)
+    pooled_width: int | None = field(optional(COUNT), None)
+    bias: bool = field(FLAG, False)
 
-    def __post_init__(self):
-        """Raise ValueError, naming every field that cannot be."""
-        names = ["input_width", "hidden_width", "output_width", "projector_layers"]
-        names += [] if self.pooled_width is None else ["pooled_width"]
-        problems = not_counts(dataclasses.asdict(self), names)
+    def misfits(self) -> list[str]:
+        """The projector has two layers or more, and biases only beside a pooled vector."""
+        problems = []
         if self.projector_layers == 1:
             problems.append("projector_layers: expected at least 2, got 1")
         if self.bias and self.pooled_width is None:
             problems.append("bias: expected false without a pooled_width, got true")
-        if problems:
-            raise ValueError(f"adapter config: {'; '.join(problems)}")
+        return problems
 
 
 class _Gelu(nnx.Module):

@@ -16,37 +16,41 @@ from jaxtyping import Array, Float
 
 from pea_jax.models.attention.core import dot_product_attention
 from pea_jax.models.blocks import Downsample, GroupNorm, ResnetBlock, Upsample, conv3x3
-from pea_jax.models.sizes import not_counts
+from pea_jax.runtime.config_fields import (
+    COUNT,
+    FLAG,
+    NUMBER,
+    Config,
+    Rule,
+    field,
+    one_of,
+    per_level,
+    require,
+)
 
 GROUP_NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
-
-#: Values of a config.json that the network does not depend on.
-_INFORMATIVE = frozenset({"sample_size"})
-
-#: The only supported values of the rest.
-_FIXED = {
-    "_class_name": "AutoencoderKL",
-    "act_fn": "silu",
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
-}
-
-_COUNTS = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
 
 #: Of the pictures that one device encodes or decodes at a time (`rows_at_once`). With 128 channels
 #: of 16 bits that is 67 MB a layer, in products of 262,144 rows: more would not fill a chip better.
 _PIXELS_AT_ONCE = 512 * 512
 
-_BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+
+#: Fields that change the network, with their only supported values.
+_ONLY = {
+    "_class_name": one_of("AutoencoderKL"),
+    "act_fn": one_of("silu"),
+    "shift_factor": one_of(None),
+    "latents_mean": one_of(None),
+    "latents_std": one_of(None),
+    "use_quant_conv": one_of(True),
+    "use_post_quant_conv": one_of(True),
+    "mid_block_add_attention": one_of(True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Config, label="VAE config", only=_ONLY, ignored=("_*", "sample_size")):
     """The shape of an autoencoder, in the names and with the defaults of diffusers.
 
     Attributes:
@@ -61,61 +65,38 @@ class VAEConfig:
             loader's concern alone.
     """
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.18215
-    force_upcast: bool = True
+    in_channels: int = field(COUNT, 3)
+    out_channels: int = field(COUNT, 3)
+    latent_channels: int = field(COUNT, 4)
+    block_out_channels: tuple[int, ...] = field(
+        per_level(COUNT), (64,), multiple_of="norm_num_groups"
+    )
+    layers_per_block: int = field(COUNT, 1)
+    norm_num_groups: int = field(COUNT, 32)
+    scaling_factor: float = field(NUMBER, 0.18215)
+    force_upcast: bool = field(FLAG, True)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "VAEConfig":
-        """The config of a checkpoint's config.json.
-
-        Raises:
-            ValueError: every key that is unknown, and every value that is not supported.
-        """
-        fields = {field.name for field in dataclasses.fields(cls)}
-        problems = [
-            f"{key}: expected {_FIXED[key]!r}, got {value!r}"
-            for key, value in values.items()
-            if key in _FIXED and value != _FIXED[key]
-        ]
+        """The config in a checkpoint's config.json; every level must have the one block type."""
         widths = values.get("block_out_channels", cls.block_out_channels)
-        if not isinstance(widths, list | tuple) or not widths:
-            raise ValueError(f"VAE config: block_out_channels: expected a list, got {widths!r}")
-        problems += not_counts(values, _COUNTS)
-        for width in widths:
-            problems += not_counts({"block_out_channels": width}, ["block_out_channels"])
-        for key, kind in _BLOCK_TYPES.items():
-            got = list(values.get(key, [kind]))
-            if got != [kind] * len(widths):
-                problems.append(f"{key}: expected {len(widths)} of {kind!r}, got {got}")
-        known = fields | _FIXED.keys() | _BLOCK_TYPES.keys() | _INFORMATIVE
-        problems += [
-            f"{key}: unknown, got {value!r}"
-            for key, value in values.items()
-            if key not in known and not key.startswith("_")
-        ]
-        if problems:
-            raise ValueError(f"VAE config: {'; '.join(problems)}")
-        taken = {key: value for key, value in values.items() if key in fields}
-        return cls(**{**taken, "block_out_channels": tuple(widths)})
-
-    def __post_init__(self):
-        """Raise ValueError where the groups do not divide the widths."""
-        if any(width % self.norm_num_groups for width in self.block_out_channels):
-            raise ValueError(
-                "VAE config: block_out_channels: expected multiples of norm_num_groups "
-                f"({self.norm_num_groups}), got {list(self.block_out_channels)}"
-            )
+        levels = len(widths) if isinstance(widths, list | tuple) else 1
+        down, up = "DownEncoderBlock2D", "UpDecoderBlock2D"
+        return super().from_dict(
+            {"down_block_types": [down], "up_block_types": [up], **values},
+            down_block_types=_repeated(down, levels),
+            up_block_types=_repeated(up, levels),
+        )
 
     @property
     def downsampling_factor(self) -> int:
         """Pixels to a latent, along one side: 8 for Stable Diffusion."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+
+def _repeated(block_type: str, levels: int) -> Rule:
+    expected = (block_type,) * levels
+    return require(f"{levels} of {block_type!r}", lambda value: value == expected)
 
 
 class VAE(nnx.Module):

@@ -64,7 +64,7 @@ def test_scaling_factor():
         ({"shift_factor": 0.1}, "shift_factor: expected None, got 0.1"),
         ({"use_post_quant_conv": False}, "use_post_quant_conv"),
         ({"use_quant_conv": False}, "use_quant_conv"),
-        ({"invented": 1}, "invented: unknown, got 1"),
+        ({"invented": 1}, "invented: not a known field, got 1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

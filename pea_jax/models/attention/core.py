@@ -1,7 +1,5 @@
 """The attention core that every network shares: self, cross and causal, masked or not."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -63,16 +61,6 @@ def dot_product_attention(
             f"attention implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}"
         )
     plain = mask is None and bias is None and scale is None and not causal
-    xla = functools.partial(
-        jax.nn.dot_product_attention,
-        mask=mask,
-        bias=bias,
-        scale=scale,
-        is_causal=causal,
-        implementation="xla",
-    )
-    cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    kernel = functools.partial(splash.splash_attention, mesh=mesh)
     if implementation == "auto":
         implementation = choose(
             platform(mesh),
@@ -90,7 +78,18 @@ def dot_product_attention(
         )
     elif implementation == "cudnn":
         _check_cudnn(query)
-    return {"xla": xla, "cudnn": cudnn, "splash": kernel}[implementation](query, key, value)
+    if implementation == "splash":
+        return splash.splash_attention(query, key, value, mesh=mesh)
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        is_causal=causal,
+        implementation=implementation,
+    )
 
 
 def platform(mesh: Mesh | None) -> str:

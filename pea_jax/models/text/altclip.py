@@ -13,9 +13,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from pea_jax.models.sizes import not_counts
 from pea_jax.models.text.bert import Bert, BertConfig
+from pea_jax.models.text.clip import text_config
 from pea_jax.models.text.towers import TextOutput
+from pea_jax.runtime.config_fields import COUNT, Config, field, one_of
 
 #: The defaults of transformers' AltCLIPTextConfig: XLM-R large.
 _DEFAULTS = {
@@ -32,7 +33,12 @@ _DEFAULTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class AltCLIPTextConfig:
+class AltCLIPTextConfig(
+    Config,
+    label="AltCLIP config",
+    only={"model_type": one_of("altclip", "altclip_text_model")},
+    ignored=("*",),
+):
     """The shape of AltCLIP's text tower.
 
     Attributes:
@@ -41,32 +47,18 @@ class AltCLIPTextConfig:
     """
 
     roberta: BertConfig
-    project_dim: int
+    project_dim: int = field(COUNT)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AltCLIPTextConfig":
-        """The config of an AltCLIP's config.json, gaps filled as transformers does.
+        """The config in a checkpoint's config.json, of the tower alone or of a whole AltCLIP.
 
-        A whole AltCLIP nests it in "text_config". Where a "text_config_dict" lies beside, it alone
-        counts, its gaps filled from the defaults.
-
-        Raises:
-            ValueError: the config is of another model, or values of it are not supported.
+        A field that is left out, or null, has the default of transformers.
         """
-        if values.get("model_type") not in ("altclip", "altclip_text_model"):
-            raise ValueError(
-                "AltCLIP config: model_type: expected 'altclip' or 'altclip_text_model', "
-                f"got {values.get('model_type')!r}"
-            )
-        for nested in ("text_config_dict", "text_config"):
-            if values.get(nested) is not None:
-                values = values[nested]
-                break
-        values = _DEFAULTS | {key: value for key, value in values.items() if value is not None}
-        if problems := not_counts(values, ["project_dim"]):
-            raise ValueError(f"AltCLIP config: {'; '.join(problems)}")
-        roberta = BertConfig.from_dict(values | {"model_type": "xlm-roberta"})
-        return cls(roberta, values["project_dim"])
+        stated = {key: value for key, value in text_config(values).items() if value is not None}
+        filled = {"model_type": None, **_DEFAULTS, **stated}
+        roberta = BertConfig.from_dict({**filled, "model_type": "xlm-roberta"})
+        return super().from_dict({**filled, "roberta": roberta})
 
     @property
     def hidden_size(self) -> int:

@@ -18,33 +18,24 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pea_jax.models.attention.core import dot_product_attention
-from pea_jax.models.sizes import not_counts
 from pea_jax.models.text.towers import TextOutput
+from pea_jax.runtime.config_fields import COUNT, NUMBER, TOKEN_ID, Config, field, one_of
 
 #: Each kind's padding id, where a config does not say it.
 _PADDING = {"bert": 0, "roberta": 1, "xlm-roberta": 1}
 
-#: The only supported values of what changes the network.
-_FIXED = {
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
 
-_COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
+#: Fields that change the network, with their only supported values.
+_ONLY = {
+    "hidden_act": one_of("gelu"),
+    "position_embedding_type": one_of("absolute"),
+    "is_decoder": one_of(False),
+    "add_cross_attention": one_of(False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
+class BertConfig(Config, label="BERT config", only=_ONLY, ignored=("*",)):
     """The shape of an encoder, in the names of transformers.
 
     Attributes:
@@ -55,55 +46,29 @@ class BertConfig:
         num_attention_heads: heads; they divide the width.
         intermediate_size: width inside the MLP.
         max_position_embeddings: rows of the position embedding; see `longest`.
+        pad_token_id: the padding id, on which RoBERTa's positions depend.
         type_vocab_size: rows of the token type embedding.
         layer_norm_eps: of every layer norm.
-        pad_token_id: the padding id, on which RoBERTa's positions depend.
     """
 
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    type_vocab_size: int
-    layer_norm_eps: float
-    pad_token_id: int
-
-    def __post_init__(self):
-        """Raise ValueError where the heads do not divide the width."""
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                "BERT config: hidden_size: expected a multiple of num_attention_heads "
-                f"({self.num_attention_heads}), got {self.hidden_size}"
-            )
+    model_type: str = field(one_of(*_PADDING))
+    vocab_size: int = field(COUNT)
+    hidden_size: int = field(COUNT, multiple_of="num_attention_heads")
+    num_hidden_layers: int = field(COUNT)
+    num_attention_heads: int = field(COUNT)
+    intermediate_size: int = field(COUNT)
+    max_position_embeddings: int = field(COUNT)
+    pad_token_id: int = field(TOKEN_ID)
+    type_vocab_size: int = field(COUNT, 2)
+    layer_norm_eps: float = field(NUMBER, 1e-12)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
-        """The config of a checkpoint's config.json.
-
-        Raises:
-            ValueError: every size that is missing and every value that is not supported.
-        """
-        defaults = {"layer_norm_eps": 1e-12, "type_vocab_size": 2}
-        if values.get("model_type") in _PADDING:
-            defaults["pad_token_id"] = _PADDING[values["model_type"]]
-        fields = [field.name for field in dataclasses.fields(cls)]
-        taken = defaults | {key: values[key] for key in fields if values.get(key) is not None}
-        problems = [
-            f"{key}: expected {_FIXED[key]!r}, got {values[key]!r}"
-            for key in _FIXED
-            if key in values and values[key] != _FIXED[key]
-        ]
-        if taken.get("model_type", "bert") not in _PADDING:
-            got = taken["model_type"]
-            problems.append(f"model_type: expected one of {[*_PADDING]}, got {got!r}")
-        problems += not_counts(taken, _COUNTS)
-        problems += [f"{key}: missing" for key in fields if key not in taken]
-        if problems:
-            raise ValueError(f"BERT config: {'; '.join(problems)}")
-        return cls(**taken)
+        """The config in a checkpoint's config.json; a field that is null counts as left out."""
+        kind = values.get("model_type")
+        defaults = {"pad_token_id": _PADDING[kind]} if kind in _PADDING else {}
+        fields = {key: v for key, v in values.items() if v is not None or key in _ONLY}
+        return super().from_dict(defaults | fields)
 
     @property
     def first_position(self) -> int:

@@ -15,8 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pea_jax.models.attention.core import dot_product_attention
-from pea_jax.models.sizes import not_counts
 from pea_jax.models.text.towers import TextOutput
+from pea_jax.runtime.config_fields import COUNT, FLAG, NUMBER, TOKEN_ID, Config, field, one_of
 
 #: Before transformers 4.31 every config said so, whatever the tokenizer's id was.
 LEGACY_EOS = 2
@@ -34,18 +34,26 @@ def _gelu(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
 
 _ACTIVATIONS: dict[str, Callable] = {"quick_gelu": _quick_gelu, "gelu": _gelu}
 
-_COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-)
+
+def text_config(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The text tower's part of the config.json of a whole CLIP; the config of a tower as it is.
+
+    A whole CLIP nests it in "text_config". Where there is a "text_config_dict" too, transformers
+    uses it instead, with defaults for what it leaves out, and so does this.
+    """
+    for key in ("text_config_dict", "text_config"):
+        if values.get(key) is not None:
+            return {**values[key], "model_type": values.get("model_type")}
+    return values
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPTextConfig:
+class CLIPTextConfig(
+    Config,
+    label="CLIP text config",
+    only={"model_type": one_of("clip", "clip_text_model")},
+    ignored=("*",),
+):
     """The shape of a CLIP text tower, in the names and with the defaults of transformers.
 
     Attributes:
@@ -64,55 +72,22 @@ class CLIPTextConfig:
             passes no mask to this tower otherwise, and Stable Diffusion's configs do not set it.
     """
 
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    eos_token_id: int = 49407
-    projection_dim: int | None = 512
-    use_attention_mask: bool = False
-
-    def __post_init__(self):
-        """Raise ValueError where the heads do not divide the width."""
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                "CLIP text config: hidden_size: expected a multiple of num_attention_heads "
-                f"({self.num_attention_heads}), got {self.hidden_size}"
-            )
+    vocab_size: int = field(COUNT, 49408)
+    hidden_size: int = field(COUNT, 512, multiple_of="num_attention_heads")
+    intermediate_size: int = field(COUNT, 2048)
+    num_hidden_layers: int = field(COUNT, 12)
+    num_attention_heads: int = field(COUNT, 8)
+    max_position_embeddings: int = field(COUNT, 77)
+    hidden_act: str = field(one_of(*_ACTIVATIONS), "quick_gelu")
+    layer_norm_eps: float = field(NUMBER, 1e-5)
+    eos_token_id: int = field(TOKEN_ID, 49407)
+    projection_dim: int | None = 512  # checked where the projection is used
+    use_attention_mask: bool = field(FLAG, False)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CLIPTextConfig":
-        """The config of a checkpoint's config.json, of the tower alone or of a whole CLIP.
-
-        A whole CLIP nests it in "text_config". Where a "text_config_dict" lies beside, it alone
-        counts, its gaps filled from the defaults: that is what transformers does.
-
-        Raises:
-            ValueError: the config is of another model, or values of it are not supported.
-        """
-        if values.get("model_type", "clip") not in ("clip", "clip_text_model"):
-            raise ValueError(
-                "CLIP text config: model_type: expected 'clip' or 'clip_text_model', "
-                f"got {values['model_type']!r}"
-            )
-        for nested in ("text_config_dict", "text_config"):
-            if values.get(nested) is not None:
-                values = values[nested]
-                break
-        fields = {field.name for field in dataclasses.fields(cls)}
-        values = {key: value for key, value in values.items() if key in fields}
-        problems = not_counts(values, _COUNTS)
-        if (activation := values.get("hidden_act", cls.hidden_act)) not in _ACTIVATIONS:
-            problems.append(f"hidden_act: expected one of {[*_ACTIVATIONS]}, got {activation!r}")
-        if type(end := values.get("eos_token_id", cls.eos_token_id)) is not int:
-            problems.append(f"eos_token_id: expected one id, got {end!r}")
-        if problems:
-            raise ValueError(f"CLIP text config: {'; '.join(problems)}")
-        return cls(**values)
+        """The config in a checkpoint's config.json, of the tower alone or of a whole CLIP."""
+        return super().from_dict(text_config(values))
 
     @property
     def longest(self) -> int:
@@ -144,8 +119,8 @@ class CLIPText(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        if projected and (problems := not_counts(vars(config), ["projection_dim"])):
-            raise ValueError(f"CLIP text config: {problems[0]}")
+        if projected and (expected := COUNT(width := config.projection_dim)):
+            raise ValueError(f"{config.label}: projection_dim: expected {expected}, got {width!r}")
         leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         self.projected = projected

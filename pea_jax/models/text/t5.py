@@ -19,8 +19,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pea_jax.models.attention.core import dot_product_attention
-from pea_jax.models.sizes import not_counts
 from pea_jax.models.text.towers import TextOutput
+from pea_jax.runtime.config_fields import COUNT, NUMBER, Config, field, one_of
 
 #: Patterns of the keys that published files hold beside the encoder: the decoder, its head, and the
 #: embedding once more by the name that the encoder has for it. A file that has the embedding by
@@ -33,20 +33,18 @@ _ACTIVATIONS: dict[str, Callable] = {
     "gated-gelu": functools.partial(jax.nn.gelu, approximate=True),
 }
 
-_COUNTS = (
-    "vocab_size",
-    "d_model",
-    "d_kv",
-    "d_ff",
-    "num_layers",
-    "num_heads",
-    "relative_attention_num_buckets",
-    "relative_attention_max_distance",
-)
+#: Where transformers' MT5Config has another default than its T5Config.
+_MT5 = {
+    "vocab_size": 250112,
+    "d_ff": 1024,
+    "num_layers": 8,
+    "num_heads": 6,
+    "feed_forward_proj": "gated-gelu",
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config:
+class T5Config(Config, label="T5 config", only={"model_type": one_of("t5", "mt5")}, ignored=("*",)):
     """The shape of an encoder, in the names and with the defaults of transformers.
 
     Attributes:
@@ -63,49 +61,33 @@ class T5Config:
             approximation.
     """
 
-    vocab_size: int = 32128
-    d_model: int = 512
-    d_kv: int = 64
-    d_ff: int = 2048
-    num_layers: int = 6
-    num_heads: int = 8
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-    feed_forward_proj: str = "relu"
-
-    def __post_init__(self):
-        """Raise ValueError where the buckets leave no room for one or for several distances."""
-        half = self.relative_attention_num_buckets // 2
-        if half < 2 or self.relative_attention_max_distance <= half // 2:
-            raise ValueError(
-                "T5 config: expected relative_attention_num_buckets of at least 4 and a "
-                "relative_attention_max_distance above a quarter of them, got "
-                f"{self.relative_attention_num_buckets} and {self.relative_attention_max_distance}"
-            )
+    vocab_size: int = field(COUNT, 32128)
+    d_model: int = field(COUNT, 512)
+    d_kv: int = field(COUNT, 64)
+    d_ff: int = field(COUNT, 2048)
+    num_layers: int = field(COUNT, 6)
+    num_heads: int = field(COUNT, 8)
+    relative_attention_num_buckets: int = field(COUNT, 32)
+    relative_attention_max_distance: int = field(COUNT, 128)
+    layer_norm_epsilon: float = field(NUMBER, 1e-6)
+    feed_forward_proj: str = field(one_of(*_ACTIVATIONS), "relu")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "T5Config":
-        """The config of a checkpoint's config.json.
+        """The config in a checkpoint's config.json, with the defaults of its model_type."""
+        defaults = _MT5 if values.get("model_type") == "mt5" else {}
+        return super().from_dict({**defaults, **values})
 
-        Raises:
-            ValueError: the config is of another model, or values of it are not supported.
-        """
-        if values.get("model_type", "t5") not in ("t5", "mt5"):
-            raise ValueError(
-                f"T5 config: model_type: expected 't5' or 'mt5', got {values['model_type']!r}"
-            )
-        defaults = {} if values.get("model_type", "t5") == "t5" else _MT5
-        fields = {field.name for field in dataclasses.fields(cls)}
-        values = defaults | {key: value for key, value in values.items() if key in fields}
-        problems = not_counts(values, _COUNTS)
-        activation = values.get("feed_forward_proj", cls.feed_forward_proj)
-        if activation not in _ACTIVATIONS:
-            expected = [*_ACTIVATIONS]
-            problems.append(f"feed_forward_proj: expected one of {expected}, got {activation!r}")
-        if problems:
-            raise ValueError(f"T5 config: {'; '.join(problems)}")
-        return cls(**values)
+    def misfits(self) -> list[str]:
+        """Each direction needs a bucket for one distance and a bucket for several."""
+        half = self.relative_attention_num_buckets // 2
+        if half >= 2 and self.relative_attention_max_distance > half // 2:
+            return []
+        return [
+            "expected relative_attention_num_buckets of at least 4 and a "
+            "relative_attention_max_distance above a quarter of them, got "
+            f"{self.relative_attention_num_buckets} and {self.relative_attention_max_distance}"
+        ]
 
     @property
     def hidden_size(self) -> int:
@@ -116,16 +98,6 @@ class T5Config:
     def longest(self) -> None:
         """Prompts may be of any length: positions are relative."""
         return None
-
-
-#: Where transformers' MT5Config has another default than its T5Config.
-_MT5 = {
-    "vocab_size": 250112,
-    "d_ff": 1024,
-    "num_layers": 8,
-    "num_heads": 6,
-    "feed_forward_proj": "gated-gelu",
-}
 
 
 class T5Encoder(nnx.Module):
