@@ -79,24 +79,25 @@ _WITHOUT_EFFECT = (
 
 @dataclasses.dataclass(frozen=True)
 class Schedule(Config, label="noise schedule", only=_OFF, ignored=("_*", *_WITHOUT_EFFECT)):
-    """A training schedule and how sampling visits it; the fields of a `scheduler_config.json`.
+    """A training schedule and its use in sampling; the fields of a `scheduler_config.json`.
 
-    The defaults are those of diffusers for a file that leaves a field out.
+    The defaults are those of diffusers for a file without the field.
 
     Attributes:
-        num_train_timesteps: T; the network has seen the timesteps 0 .. T - 1.
+        num_train_timesteps: T; the network was trained on the timesteps 0 .. T - 1.
         beta_start: variance of the noise that timestep 0 adds.
         beta_end: variance of the noise that timestep T - 1 adds.
         beta_schedule: `linear`, or `scaled_linear` (linear in the square root of beta).
-        prediction_type: what the network predicts, `epsilon` or `v_prediction`.
-        timestep_spacing: which timesteps a solver visits (arXiv 2305.08891, table 2); None leaves
-            it to the solver: `leading` for DDIM, `linspace` for the others.
+        prediction_type: the network's prediction, `epsilon` or `v_prediction`.
+        timestep_spacing: which timesteps a solver uses (arXiv 2305.08891, table 2); None is the
+            solver's own choice: `leading` for DDIM, `linspace` for the others.
         steps_offset: added to every timestep of the `leading` spacing.
-        set_alpha_to_one: DDIM's last step arrives at a = 1 if true, else at a_0.
-        final_sigmas_type: Euler's and DPM-Solver++'s last step arrives at no noise (`zero`) or at
-            the noise of timestep 0 (`sigma_min`).
-        lower_order_final: DPM-Solver++ takes a first-order last step when it has fewer than 15.
-        euler_at_final: DPM-Solver++ takes a first-order last step.
+        set_alpha_to_one: whether DDIM's last step ends at a = 1; if false, it ends at a_0.
+        final_sigmas_type: whether the last step of Euler and DPM-Solver++ ends without noise
+            (`zero`) or at the noise of timestep 0 (`sigma_min`).
+        lower_order_final: whether DPM-Solver++'s last step is of first order with fewer than 15
+            steps.
+        euler_at_final: whether DPM-Solver++'s last step is always of first order.
     """
 
     num_train_timesteps: int = field(COUNT, 1000)
@@ -124,8 +125,8 @@ class Schedule(Config, label="noise schedule", only=_OFF, ignored=("_*", *_WITHO
     def alphas_cumprod(self) -> Float[np.ndarray, "T"]:
         """a_t of every training timestep, [T], fp32.
 
-        Rounded to fp32 where diffusers rounds: 1 - a_0 is about 1e-3, so that the last bits of a
-        show in it, and checkpoints were trained with these very numbers.
+        Rounded to fp32 where diffusers rounds: 1 - a_0 is about 1e-3, so the last bits of a matter,
+        and checkpoints were trained with exactly these numbers.
         """
         if self.beta_schedule == "linear":
             betas = _linspace(self.beta_start, self.beta_end, self.num_train_timesteps)
@@ -137,11 +138,11 @@ class Schedule(Config, label="noise schedule", only=_OFF, ignored=("_*", *_WITHO
 
 
 def _linspace(start: float, end: float, count: int) -> Float[np.ndarray, " T"]:
-    """`count` equidistant numbers in fp32, counted from the nearer end, as PyTorch does."""
+    """`count` equidistant numbers in fp32, computed from the nearer end, as in PyTorch."""
     if count == 1:
         return np.array([start], np.float32)
     first, last = np.float32(start), np.float32(end)
-    # PyTorch's fused multiply-add rounds once, like fp64 that is rounded at the end.
+    # PyTorch's fused multiply-add rounds once; so does fp64 arithmetic with a final rounding.
     step = np.float64((last - first) / np.float32(count - 1))
     index = np.arange(count)
     return np.where(
@@ -154,7 +155,7 @@ def add_noise(
     noise: Float[Array, "B *rest"],
     alpha_bar: Float[Array, " B"],
 ) -> Float[Array, "B *rest"]:
-    """x_t = sqrt(a_t) x0 + sqrt(1 - a_t) e, with `alpha_bar` the a_t of each sample."""
+    """x_t = sqrt(a_t) x0 + sqrt(1 - a_t) e; `alpha_bar` has the a_t of each sample."""
     alpha_bar = _over(alpha_bar, latents)
     return jnp.sqrt(alpha_bar) * latents + jnp.sqrt(1 - alpha_bar) * noise
 
@@ -164,7 +165,7 @@ def velocity(
     noise: Float[Array, "B *rest"],
     alpha_bar: Float[Array, " B"],
 ) -> Float[Array, "B *rest"]:
-    """v_t = sqrt(a_t) e - sqrt(1 - a_t) x0, with `alpha_bar` the a_t of each sample."""
+    """v_t = sqrt(a_t) e - sqrt(1 - a_t) x0; `alpha_bar` has the a_t of each sample."""
     alpha_bar = _over(alpha_bar, latents)
     return jnp.sqrt(alpha_bar) * noise - jnp.sqrt(1 - alpha_bar) * latents
 
@@ -175,12 +176,12 @@ def target(
     noise: Float[Array, "B *rest"],
     alpha_bar: Float[Array, " B"],
 ) -> Float[Array, "B *rest"]:
-    """What the network is to predict for `add_noise(latents, noise, alpha_bar)`."""
+    """The training target of the network for `add_noise(latents, noise, alpha_bar)`."""
     if schedule.prediction_type == "v_prediction":
         return velocity(latents, noise, alpha_bar)
     return noise
 
 
 def _over(per_sample: Float[Array, " B"], array: Float[Array, "B *_"]) -> Float[Array, "B *_"]:
-    """One number a sample, shaped to multiply `array`."""
+    """One number per sample, in a shape that broadcasts against `array`."""
     return per_sample.reshape(per_sample.shape[0], *(1,) * (array.ndim - 1))

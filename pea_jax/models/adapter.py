@@ -23,13 +23,14 @@ class AdapterConfig(Config, label="adapter config"):
     """The shape of an adapter.
 
     Attributes:
-        input_width: of the language encoder's tokens.
-        hidden_width: between the projector's linear layers.
-        output_width: of the conditioning's tokens; 768 for SD 1.x, 1024 for SD 2.x, 2048 for SDXL.
-        projector_layers: how many linear layers the projector has, at least 2.
-        pooled_width: of the pooled vector, 1280 for SDXL; None for SD 1.x and 2.x, which have none.
-        bias: whether the projector's linear layers have biases; only with a pooled vector, as no
-            other such adapter was ever made and its keys could not be told from those of one.
+        input_width: width of the language encoder's tokens.
+        hidden_width: width between the projector's linear layers.
+        output_width: width of the conditioning's tokens: 768 for SD 1.x, 1024 for SD 2.x, 2048 for
+            SDXL.
+        projector_layers: number of linear layers in the projector, at least 2.
+        pooled_width: width of the pooled vector, 1280 for SDXL; None for SD 1.x and 2.x.
+        bias: whether the projector's linear layers have biases. It requires a pooled vector: no
+            other adapter was published with biases, and its keys would be ambiguous.
     """
 
     input_width: int = field(COUNT)
@@ -50,7 +51,7 @@ class AdapterConfig(Config, label="adapter config"):
 
 
 class _Gelu(nnx.Module):
-    """The exact (erf) GELU as a layer: the odd places of the projector, as in the files."""
+    """The exact (erf) GELU as a layer; it has the odd indices of the projector, as in the files."""
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return jax.nn.gelu(x, approximate=False)
@@ -59,15 +60,15 @@ class _Gelu(nnx.Module):
 class Adapter(nnx.Module):
     """Tokens of a language encoder -> the conditioning that a UNet was trained on.
 
-        h = projector(layernorm(x))    Linear, then GELU and Linear for each further one; biases
-                                       only where config.bias says so
+        h = projector(layernorm(x))    Linear, then GELU and Linear for each further layer;
+                                       biases only with config.bias
 
         SD 1.x, 2.x:  tokens = h
         SDXL:         pooled = mean of h over all tokens, padding included
                       tokens = fc(GELU(h))                                fc has a bias
 
-    GELU is the exact one; the layer norm has eps 1e-5 and its statistics are in float32. Weights
-    start as PyTorch's do, uniform in +-1/sqrt(fan_in).
+    GELU is the exact one; the layer norm has eps 1e-5 and its statistics are in float32. The
+    initialization is PyTorch's: uniform in +-1/sqrt(fan_in).
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Adapter(nnx.Module):
             tokens [B, L, output_width], and pooled [B, pooled_width] or None.
 
         Raises:
-            ValueError: `tokens` have another width than the adapter's input.
+            ValueError: the width of `tokens` is not the adapter's input_width.
         """
         if tokens.shape[-1] != self.config.input_width:
             raise ValueError(

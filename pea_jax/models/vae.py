@@ -31,8 +31,8 @@ from pea_jax.runtime.config_fields import (
 GROUP_NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
 
-#: Of the pictures that one device encodes or decodes at a time (`rows_at_once`). With 128 channels
-#: of 16 bits that is 67 MB a layer, in products of 262,144 rows: more would not fill a chip better.
+#: Pixels that one device encodes or decodes at a time (`rows_at_once`). With 128 channels of 16
+#: bits this is 67 MB per layer, in products of 262,144 rows: more would not use a chip better.
 _PIXELS_AT_ONCE = 512 * 512
 
 
@@ -54,15 +54,17 @@ class VAEConfig(Config, label="VAE config", only=_ONLY, ignored=("_*", "sample_s
     """The shape of an autoencoder, in the names and with the defaults of diffusers.
 
     Attributes:
-        in_channels: of the images that are encoded.
-        out_channels: of the images that are decoded.
-        latent_channels: of the latents.
-        block_out_channels: width of each level, the finest first; each but the last halves.
-        layers_per_block: resnets of a level of the encoder; the decoder has one more.
-        norm_num_groups: of every group norm.
-        scaling_factor: the UNet sees scaling_factor * latents; `encode` and `decode` leave it out.
-        force_upcast: whether 16 bits are too few for this network, says SDXL's config; of the
-            loader's concern alone.
+        in_channels: channels of the images to encode.
+        out_channels: channels of the decoded images.
+        latent_channels: channels of the latents.
+        block_out_channels: width of each level, finest first; every level but the last halves the
+            resolution.
+        layers_per_block: resnets per level of the encoder; the decoder has one more.
+        norm_num_groups: groups of every group norm.
+        scaling_factor: the UNet gets scaling_factor * latents; `encode` and `decode` do not apply
+            it.
+        force_upcast: whether the network needs more than 16 bits, as SDXL's does; only the loader
+            uses it.
     """
 
     in_channels: int = field(COUNT, 3)
@@ -78,7 +80,7 @@ class VAEConfig(Config, label="VAE config", only=_ONLY, ignored=("_*", "sample_s
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "VAEConfig":
-        """The config in a checkpoint's config.json; every level must have the one block type."""
+        """The config in a checkpoint's config.json, where all levels have the same block type."""
         widths = values.get("block_out_channels", cls.block_out_channels)
         levels = len(widths) if isinstance(widths, list | tuple) else 1
         down, up = "DownEncoderBlock2D", "UpDecoderBlock2D"
@@ -90,7 +92,7 @@ class VAEConfig(Config, label="VAE config", only=_ONLY, ignored=("_*", "sample_s
 
     @property
     def downsampling_factor(self) -> int:
-        """Pixels to a latent, along one side: 8 for Stable Diffusion."""
+        """Pixels per latent along one side: 8 for Stable Diffusion."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
@@ -123,14 +125,14 @@ class VAE(nnx.Module):
     def encode(
         self, images: Float[Array, "B H W C"]
     ) -> tuple[Float[Array, "B h w Z"], Float[Array, "B h w Z"]]:
-        """The Gaussian posterior of the latents, neither sampled nor scaled.
+        """The Gaussian posterior of the latents, not sampled and not scaled.
 
         Args:
             images: [B, H, W, in_channels] in [-1, 1]; H and W multiples of the downsampling factor.
 
         Returns:
-            mean and logvar, [B, H/factor, W/factor, latent_channels] each, of the compute dtype;
-            logvar clipped to [-30, 20], as diffusers does. A sample is
+            mean and logvar, [B, H/factor, W/factor, latent_channels] each, in the compute dtype;
+            logvar is clipped to [-30, 20], as in diffusers. A sample is
             mean + exp(logvar / 2) * noise.
 
         Raises:
@@ -147,20 +149,21 @@ class VAE(nnx.Module):
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
     def decode(self, latents: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
-        """Images of latents that are already divided by the scaling factor.
+        """The images of latents that are already divided by the scaling factor.
 
         Returns:
-            [B, factor * h, factor * w, out_channels], about [-1, 1] and not clipped, of the compute
+            [B, factor * h, factor * w, out_channels], about [-1, 1] and not clipped, in the compute
             dtype.
         """
         return self.decoder(self.post_quant_conv(latents))
 
 
 def rows_at_once(height: int, width: int) -> int:
-    """How many pictures of a size, in pixels, a device is to encode or decode at a time.
+    """The number of images, `height` x `width` pixels each, to encode or decode at a time.
 
-    All rows at once would ask for as much memory as a training step's gradient: a picture has 64
-    times as many places as its latents (docs/performance.md, "Training, by preflight").
+    All rows of a batch at once would need as much memory as a training step's gradient, because an
+    image has 64 times as many positions as its latents (docs/performance.md, "Training, by
+    preflight").
     """
     return max(1, _PIXELS_AT_ONCE // (height * width))
 
@@ -227,7 +230,7 @@ class _Decoder(nnx.Module):
 
 
 class _DownBlock(nnx.Module):
-    """Resnets, then a halving that pads below and to the right only: DownEncoderBlock2D."""
+    """Resnets, then a downsampler that pads only below and to the right: DownEncoderBlock2D."""
 
     def __init__(
         self,
@@ -251,7 +254,7 @@ class _DownBlock(nnx.Module):
 
 
 class _UpBlock(nnx.Module):
-    """Resnets, then a doubling: UpDecoderBlock2D."""
+    """Resnets, then an upsampler: UpDecoderBlock2D."""
 
     def __init__(
         self,
@@ -284,7 +287,7 @@ class _MidBlock(nnx.Module):
 
 
 class _Attention(nnx.Module):
-    """x + to_out(attention(group_norm(x))) over all positions, with one head of the full width."""
+    """x + to_out(attention(group_norm(x))) over all positions, with one full-width head."""
 
     def __init__(self, channels: int, groups: int, **leaf):
         self.group_norm = GroupNorm(channels, groups, GROUP_NORM_EPS, **leaf)
@@ -303,7 +306,7 @@ class _Attention(nnx.Module):
 def _resnets(
     in_channels: int, out_channels: int, count: int, groups: int, **leaf
 ) -> list[ResnetBlock]:
-    """`count` resnets that know no time, of which the first changes the width."""
+    """`count` resnets without a time embedding; the first one changes the width."""
     widths = [in_channels] + [out_channels] * (count - 1)
     return [
         ResnetBlock(width, out_channels, groups=groups, eps=GROUP_NORM_EPS, **leaf)

@@ -42,7 +42,7 @@ class AltCLIPTextConfig(
     """The shape of AltCLIP's text tower.
 
     Attributes:
-        roberta: of the XLM-R inside.
+        roberta: the config of its XLM-R.
         project_dim: width of the tokens.
     """
 
@@ -53,7 +53,7 @@ class AltCLIPTextConfig(
     def from_dict(cls, values: Mapping[str, Any]) -> "AltCLIPTextConfig":
         """The config in a checkpoint's config.json, of the tower alone or of a whole AltCLIP.
 
-        A field that is left out, or null, has the default of transformers.
+        Fields that are left out or null have the defaults of transformers.
         """
         stated = {key: value for key, value in text_config(values).items() if value is not None}
         filled = {"model_type": None, **_DEFAULTS, **stated}
@@ -72,7 +72,7 @@ class AltCLIPTextConfig(
 
 
 class AltCLIPText(nnx.Module):
-    """Token ids -> transformation(pre_LN(XLM-R)), of every token."""
+    """Token ids -> transformation(pre_LN(XLM-R)) for every token."""
 
     def __init__(
         self,
@@ -92,11 +92,11 @@ class AltCLIPText(nnx.Module):
 
         Args:
             ids: [B, L], L at most `config.longest`.
-            mask: [B, L], nonzero for the tokens to look at; None for all of them. In a prompt that
-                is masked whole, every token gets the mean over all values.
+            mask: [B, L], nonzero for tokens that are attended to; None for all of them. In a fully
+                masked prompt every token gets the mean of all values.
 
         Returns:
-            tokens [B, L, project_dim], all projected; pooled [B, project_dim], the first of them;
+            tokens [B, L, project_dim], all projected; pooled [B, project_dim], the first token;
             hidden_states of the XLM-R, before the norm and the projection.
 
         Raises:
@@ -106,7 +106,7 @@ class AltCLIPText(nnx.Module):
 
 
 class _TextModel(nnx.Module):
-    """The XLM-R, a layer norm with its eps, and a linear layer with a bias."""
+    """The XLM-R, a layer norm with the same eps, and a linear layer with a bias."""
 
     def __init__(self, config: AltCLIPTextConfig, **leaf):
         width = config.roberta.hidden_size

@@ -1,10 +1,9 @@
 """BERT, RoBERTa and XLM-R encoders, as transformers has them.
 
-One architecture, of which RoBERTa and XLM-R number the positions differently. Sources: Devlin et
-al. 2019 (arXiv 1810.04805), Liu et al. 2019 (1907.11692), Conneau et al. 2020 (1911.02116). The
-keys are those of the bare model: embeddings.*, encoder.layer.*; what published files put before
-them ("bert.", "roberta.") is the loader's to drop. The heads and the pooler of those files are not
-part of a text tower.
+One architecture; RoBERTa and XLM-R number the positions differently. Sources: Devlin et al. 2019
+(arXiv 1810.04805), Liu et al. 2019 (1907.11692), Conneau et al. 2020 (1911.02116). The keys are
+those of the bare model: embeddings.*, encoder.layer.*. The loader drops the prefixes of published
+files ("bert.", "roberta."). The heads and the pooler of those files are not part of a text tower.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from pea_jax.models.attention.core import dot_product_attention
 from pea_jax.models.text.towers import TextOutput
 from pea_jax.runtime.config_fields import COUNT, NUMBER, TOKEN_ID, Config, field, one_of
 
-#: Each kind's padding id, where a config does not say it.
+#: The padding id of each model_type, for configs without one.
 _PADDING = {"bert": 0, "roberta": 1, "xlm-roberta": 1}
 
 
@@ -48,7 +47,7 @@ class BertConfig(Config, label="BERT config", only=_ONLY, ignored=("*",)):
         max_position_embeddings: rows of the position embedding; see `longest`.
         pad_token_id: the padding id, on which RoBERTa's positions depend.
         type_vocab_size: rows of the token type embedding.
-        layer_norm_eps: of every layer norm.
+        layer_norm_eps: eps of every layer norm.
     """
 
     model_type: str = field(one_of(*_PADDING))
@@ -72,7 +71,7 @@ class BertConfig(Config, label="BERT config", only=_ONLY, ignored=("*",)):
 
     @property
     def first_position(self) -> int:
-        """The position of the first token: RoBERTa keeps the rows up to padding's for itself."""
+        """The position of the first token: RoBERTa reserves the rows up to that of padding."""
         return 0 if self.model_type == "bert" else self.pad_token_id + 1
 
     @property
@@ -82,7 +81,7 @@ class BertConfig(Config, label="BERT config", only=_ONLY, ignored=("*",)):
 
 
 class Bert(nnx.Module):
-    """Token ids -> hidden states, each token seeing every other that is not masked."""
+    """Token ids -> hidden states; each token attends to all tokens that are not masked."""
 
     def __init__(
         self,
@@ -107,9 +106,9 @@ class Bert(nnx.Module):
 
         Args:
             ids: [B, L], L at most `config.longest`.
-            mask: [B, L], nonzero for the tokens to look at; None for all of them. In a prompt that
-                is masked whole, every token gets the mean over all values.
-            token_types: [B, L]; None for zeros, a prompt being one segment.
+            mask: [B, L], nonzero for tokens that are attended to; None for all of them. In a fully
+                masked prompt every token gets the mean of all values.
+            token_types: [B, L]; None for zeros, since a prompt is one segment.
 
         Returns:
             tokens [B, L, D], the last hidden state; pooled is None.
@@ -149,9 +148,9 @@ class _Embeddings(nnx.Module):
 
 
 def _positions(ids: Int[Array, "B L"], config: BertConfig) -> Int[Array, "B L"]:
-    """BERT: 0, 1, 2, ... RoBERTa: padding sits at its own id, the rest count on from there.
+    """BERT: 0, 1, 2, ... RoBERTa: padding has its own id, other tokens count up from there.
 
-    RoBERTa's positions come from the ids, not from the mask.
+    RoBERTa's positions depend on the ids, not on the mask.
     """
     if config.model_type == "bert":
         return jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
@@ -160,7 +159,7 @@ def _positions(ids: Int[Array, "B L"], config: BertConfig) -> Int[Array, "B L"]:
 
 
 class _Encoder(nnx.Module):
-    """The layers; gives the state before the first one and after each."""
+    """The layers; returns the state before the first one and after each."""
 
     def __init__(self, config: BertConfig, **leaf):
         self.layer = nnx.List([_Layer(config, **leaf) for _ in range(config.num_hidden_layers)])
@@ -178,7 +177,7 @@ class _Encoder(nnx.Module):
 
 
 class _Layer(nnx.Module):
-    """x = attention(x);  x = output(gelu(intermediate(x)), x), the norms coming after the sums."""
+    """x = attention(x);  x = output(gelu(intermediate(x)), x), with the norms after the sums."""
 
     def __init__(self, config: BertConfig, **leaf):
         width, inner = config.hidden_size, config.intermediate_size
@@ -240,7 +239,7 @@ class _Output(nnx.Module):
 
 
 class _Dense(nnx.Module):
-    """A linear layer under the key that the checkpoint gives it."""
+    """A linear layer with the key that it has in the checkpoint."""
 
     def __init__(self, in_width: int, out_width: int, **leaf):
         self.dense = nnx.Linear(in_width, out_width, **leaf)
@@ -250,7 +249,7 @@ class _Dense(nnx.Module):
 
 
 def _layer_norm(config: BertConfig, **leaf) -> nnx.LayerNorm:
-    """A layer norm whose variance is taken about the mean, in float32."""
+    """A layer norm whose variance is computed about the mean, in float32."""
     return nnx.LayerNorm(
         config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, **leaf
     )

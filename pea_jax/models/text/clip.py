@@ -18,7 +18,7 @@ from pea_jax.models.attention.core import dot_product_attention
 from pea_jax.models.text.towers import TextOutput
 from pea_jax.runtime.config_fields import COUNT, FLAG, NUMBER, TOKEN_ID, Config, field, one_of
 
-#: Before transformers 4.31 every config said so, whatever the tokenizer's id was.
+#: The eos_token_id of every config before transformers 4.31, whatever the tokenizer's id was.
 LEGACY_EOS = 2
 
 
@@ -36,10 +36,10 @@ _ACTIVATIONS: dict[str, Callable] = {"quick_gelu": _quick_gelu, "gelu": _gelu}
 
 
 def text_config(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The text tower's part of the config.json of a whole CLIP; the config of a tower as it is.
+    """The text tower's part of a whole CLIP's config.json; the config of a tower unchanged.
 
-    A whole CLIP nests it in "text_config". Where there is a "text_config_dict" too, transformers
-    uses it instead, with defaults for what it leaves out, and so does this.
+    A whole CLIP nests it in "text_config". If there is also a "text_config_dict", it is used
+    instead, and the defaults fill its gaps, as in transformers.
     """
     for key in ("text_config_dict", "text_config"):
         if values.get(key) is not None:
@@ -63,13 +63,13 @@ class CLIPTextConfig(
         num_hidden_layers: layers.
         num_attention_heads: heads; they divide the width.
         max_position_embeddings: the longest prompt, in tokens.
-        hidden_act: "quick_gelu" or "gelu" (the exact one).
-        layer_norm_eps: of every layer norm.
-        eos_token_id: where the pooled vector is taken; 2 marks a config of before transformers 4.31
-            and stands for the highest id of the prompt.
+        hidden_act: "quick_gelu", or "gelu" for the exact one.
+        layer_norm_eps: eps of every layer norm.
+        eos_token_id: token at which the pooled vector is taken; 2 marks a config from before
+            transformers 4.31 and stands for the highest id of the prompt.
         projection_dim: width of the text projection, where a checkpoint has one.
-        use_attention_mask: whether the diffusion model was trained with padding masked. diffusers
-            passes no mask to this tower otherwise, and Stable Diffusion's configs do not set it.
+        use_attention_mask: whether the diffusion model was trained with padding masked. Otherwise
+            diffusers passes no mask to this tower. Stable Diffusion's configs do not set it.
     """
 
     vocab_size: int = field(COUNT, 49408)
@@ -96,18 +96,18 @@ class CLIPTextConfig(
 
 
 class CLIPText(nnx.Module):
-    """Token ids -> hidden states, and the end-of-text token's as the pooled vector.
+    """Token ids -> hidden states, and that of the end-of-text token as the pooled vector.
 
     Args:
         config: the sizes.
         projected: whether the pooled vector goes through `text_projection`, a matrix without bias
             (CLIPTextModelWithProjection, SDXL's second tower).
-        rngs: the keys of the parameters.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        rngs: random keys for the parameters.
+        dtype: compute type.
+        param_dtype: type of the parameters.
 
     Raises:
-        ValueError: it is to be projected and the config does not say to what width.
+        ValueError: `projected` without a projection_dim in the config.
     """
 
     def __init__(
@@ -137,13 +137,13 @@ class CLIPText(nnx.Module):
 
         Args:
             ids: [B, L], L at most max_position_embeddings.
-            mask: [B, L], nonzero for the tokens to look at, besides the causal mask; None for all
-                of them, which is how Stable Diffusion was trained (see `use_attention_mask`). A
-                token that is left nothing to look at gets the mean over all values.
+            mask: [B, L], nonzero for tokens that are attended to, in addition to the causal mask.
+                None for all of them, as Stable Diffusion was trained (see `use_attention_mask`). A
+                token that can attend to nothing gets the mean of all values.
 
         Returns:
-            tokens [B, L, D] after the final layer norm; pooled of them at the end-of-text token,
-            [B, D], or [B, projection_dim] where it is projected; hidden_states before that norm.
+            tokens [B, L, D] after the final layer norm; pooled, the one at the end-of-text token,
+            [B, D], or [B, projection_dim] if projected; hidden_states before that norm.
 
         Raises:
             ValueError: the prompts are longer than the position embeddings.
@@ -176,8 +176,8 @@ class _TextModel(nnx.Module):
 def _end_of_text(ids: Int[Array, "B L"], eos_token_id: int) -> Int[Array, "B"]:
     """The first position of the end-of-text token; 0 where a prompt has none.
 
-    With the legacy id it is the first position of the prompt's highest id, for the end of text is
-    the last entry of OpenAI's vocabulary.
+    With the legacy id it is the first position of the prompt's highest id, because the end of text
+    is the last entry of OpenAI's vocabulary.
     """
     if eos_token_id == LEGACY_EOS:
         return jnp.argmax(ids, axis=-1)
@@ -201,7 +201,7 @@ class _Embeddings(nnx.Module):
 
 
 class _Encoder(nnx.Module):
-    """The layers; gives the state before the first one and after each."""
+    """The layers; returns the state before the first one and after each."""
 
     def __init__(self, config: CLIPTextConfig, **leaf):
         self.layers = nnx.List([_Layer(config, **leaf) for _ in range(config.num_hidden_layers)])
@@ -269,7 +269,7 @@ class _MLP(nnx.Module):
 
 
 def _layer_norm(config: CLIPTextConfig, **leaf) -> nnx.LayerNorm:
-    """A layer norm whose variance is taken about the mean, in float32."""
+    """A layer norm whose variance is computed about the mean, in float32."""
     return nnx.LayerNorm(
         config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, **leaf
     )

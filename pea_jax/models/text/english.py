@@ -1,4 +1,4 @@
-"""The base model's own text side, as its UNet knows it."""
+"""The English text encoders that a base model was trained with."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,18 @@ from pea_jax.models.conditioning import Conditioning
 
 
 class EnglishText(nnx.Module):
-    """Token ids -> the conditioning that the UNet was trained on, by one CLIP tower or by two.
+    """Token ids -> the conditioning that the UNet was trained on, from one CLIP tower or two.
 
         SD 1.x, 2.x   tokens = the tower's last hidden state, after its final norm
         SDXL          tokens = hidden_states[-2] of both towers, side by side on the feature axis
                       pooled = the second tower's pooled vector, projected
 
-    A tower is told of padding only where its config asks for it: the others were trained on, and
-    attend to, padding as to any token. Source: SDXL (arXiv 2307.01952), section 2.1, and diffusers'
-    pipelines of the two families.
+    A tower gets the padding mask only if its config has use_attention_mask; other towers were
+    trained to attend to padding like to any token. Source: SDXL (arXiv 2307.01952), section 2.1,
+    and diffusers' pipelines of the two families.
 
     Args:
-        towers: one, or SDXL's two, of which the second has a projection.
+        towers: one, or the two of SDXL, where the second has a projection.
     """
 
     def __init__(self, towers: Sequence[nnx.Module]):
@@ -35,8 +35,8 @@ class EnglishText(nnx.Module):
         """Encode prompts.
 
         Args:
-            ids: [B, L]; of two towers [B, 2 L], the first one's and then the second one's.
-            mask: nonzero for tokens, 0 for padding; likewise.
+            ids: [B, L]; for two towers [B, 2 L], first those of the first tower.
+            mask: nonzero for tokens, 0 for padding; same shape.
 
         Returns:
             tokens [B, L, D], and pooled [B, P] or None.

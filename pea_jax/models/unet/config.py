@@ -132,18 +132,16 @@ class UNetConfig(Config, label="UNet config", only=_ONLY, ignored=("_*", *_AVERA
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "UNetConfig":
         """The config in a checkpoint's unet/config.json."""
-        fields = cls.fields()
         widths = values.get("block_out_channels", cls.block_out_channels)
         levels = len(widths) if isinstance(widths, list | tuple) else 1
-        spread = {key: values.get(key, fields[key].default[0]) for key in _SPREAD}
-        spread = {
-            key: value if isinstance(value, list | tuple) else [value] * levels
-            for key, value in spread.items()
-        }
+        spread = {}
+        for key in _SPREAD:
+            value = values.get(key, cls.fields()[key].default[0])
+            spread[key] = value if isinstance(value, list | tuple) else [value] * levels
         return super().from_dict({**values, **spread})
 
     def misfits(self) -> list[str]:
-        """Lists of unequal length, and sizes that do not divide or are not there."""
+        """Lists of unequal length, and sizes that are missing or do not divide each other."""
         channels = self.block_out_channels
         lists = {
             key: value
