@@ -24,7 +24,7 @@ def test_reads_fields_by_their_names_in_the_file():
 def test_one_error_names_every_problem():
     """A user would otherwise find them one by one."""
     values = {"widths": [4, 0], "num_groups": True, "kind": "b", "extra": "1", "invented": 0}
-    with pytest.raises(ValueError, match="^example: ") as error:
+    with pytest.raises(ValueError, match=r"^example: ") as error:
         Example.from_dict(values)
     assert str(error.value) == (
         "example: kind: expected 'a' or None, got 'b'; "
