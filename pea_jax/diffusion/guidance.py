@@ -1,6 +1,6 @@
 """Classifier-free guidance and its rescaling.
 
-The strengths are traced scalars: changing them compiles nothing.
+The strengths are traced scalars: a change does not recompile.
 """
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def classifier_free_guidance(
 ) -> Float[Array, "B *rest"]:
     """u + scale (c - u): away from the unconditional prediction (arXiv 2207.12598, eq. 6).
 
-    In the convention of Stable Diffusion, where `scale` 1 is no guidance and 0 no prompt.
+    In Stable Diffusion's convention, a `scale` of 1 is no guidance and 0 ignores the prompt.
     """
     return unconditional + scale * (conditional - unconditional)
 
@@ -24,15 +24,15 @@ def rescale(
     conditional: Float[Array, "B *rest"],
     amount: float | Float[Array, ""],
 ) -> Float[Array, "B *rest"]:
-    """Gives `guided` the contrast of `conditional` again (arXiv 2305.08891, eq. 15 and 16).
+    """Restores the contrast of `conditional` in `guided` (arXiv 2305.08891, eq. 15 and 16).
 
     Guidance raises the standard deviation of a prediction, which over-exposes images.
 
     Args:
         guided: the prediction after guidance.
         conditional: the prediction before it.
-        amount: 0 leaves `guided` as it is, 1 gives every sample the standard deviation of its
-            conditional prediction; 0.7 is the paper's choice.
+        amount: 0 returns `guided` unchanged, 1 matches every sample's standard deviation to that
+            of its conditional prediction; the paper uses 0.7.
     """
     axes = tuple(range(1, guided.ndim))
     contrast = jnp.std(conditional, axes, keepdims=True) / jnp.std(guided, axes, keepdims=True)

@@ -15,45 +15,43 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pea_jax.models.conditioning import Conditioning
-from pea_jax.models.sizes import not_counts
+from pea_jax.runtime.config_fields import COUNT, FLAG, Config, field, optional
 
 
 @dataclasses.dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(Config, label="adapter config"):
     """The shape of an adapter.
 
     Attributes:
-        input_width: of the language encoder's tokens.
-        hidden_width: between the projector's linear layers.
-        output_width: of the conditioning's tokens; 768 for SD 1.x, 1024 for SD 2.x, 2048 for SDXL.
-        projector_layers: how many linear layers the projector has, at least 2.
-        pooled_width: of the pooled vector, 1280 for SDXL; None for SD 1.x and 2.x, which have none.
-        bias: whether the projector's linear layers have biases; only with a pooled vector, as no
-            other such adapter was ever made and its keys could not be told from those of one.
+        input_width: width of the language encoder's tokens.
+        hidden_width: width between the projector's linear layers.
+        output_width: width of the conditioning's tokens: 768 for SD 1.x, 1024 for SD 2.x, 2048 for
+            SDXL.
+        projector_layers: number of linear layers in the projector, at least 2.
+        pooled_width: width of the pooled vector, 1280 for SDXL; None for SD 1.x and 2.x.
+        bias: whether the projector's linear layers have biases. It requires a pooled vector: no
+            other adapter was published with biases, and its keys would be ambiguous.
     """
 
-    input_width: int
-    hidden_width: int
-    output_width: int
-    projector_layers: int = 3
-    pooled_width: int | None = None
-    bias: bool = False
+    input_width: int = field(COUNT)
+    hidden_width: int = field(COUNT)
+    output_width: int = field(COUNT)
+    projector_layers: int = field(COUNT, 3)
+    pooled_width: int | None = field(optional(COUNT), None)
+    bias: bool = field(FLAG, False)
 
-    def __post_init__(self):
-        """Raise ValueError, naming every field that cannot be."""
-        names = ["input_width", "hidden_width", "output_width", "projector_layers"]
-        names += [] if self.pooled_width is None else ["pooled_width"]
-        problems = not_counts(dataclasses.asdict(self), names)
+    def misfits(self) -> list[str]:
+        """The projector has two layers or more, and biases only beside a pooled vector."""
+        problems = []
         if self.projector_layers == 1:
             problems.append("projector_layers: expected at least 2, got 1")
         if self.bias and self.pooled_width is None:
             problems.append("bias: expected false without a pooled_width, got true")
-        if problems:
-            raise ValueError(f"adapter config: {'; '.join(problems)}")
+        return problems
 
 
 class _Gelu(nnx.Module):
-    """The exact (erf) GELU as a layer: the odd places of the projector, as in the files."""
+    """The exact (erf) GELU as a layer; it has the odd indices of the projector, as in the files."""
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return jax.nn.gelu(x, approximate=False)
@@ -62,15 +60,15 @@ class _Gelu(nnx.Module):
 class Adapter(nnx.Module):
     """Tokens of a language encoder -> the conditioning that a UNet was trained on.
 
-        h = projector(layernorm(x))    Linear, then GELU and Linear for each further one; biases
-                                       only where config.bias says so
+        h = projector(layernorm(x))    Linear, then GELU and Linear for each further layer;
+                                       biases only with config.bias
 
         SD 1.x, 2.x:  tokens = h
         SDXL:         pooled = mean of h over all tokens, padding included
                       tokens = fc(GELU(h))                                fc has a bias
 
-    GELU is the exact one; the layer norm has eps 1e-5 and its statistics are in float32. Weights
-    start as PyTorch's do, uniform in +-1/sqrt(fan_in).
+    GELU is the exact one; the layer norm has eps 1e-5 and its statistics are in float32. The
+    initialization is PyTorch's: uniform in +-1/sqrt(fan_in).
     """
 
     def __init__(
@@ -120,7 +118,7 @@ class Adapter(nnx.Module):
             tokens [B, L, output_width], and pooled [B, pooled_width] or None.
 
         Raises:
-            ValueError: `tokens` have another width than the adapter's input.
+            ValueError: the width of `tokens` is not the adapter's input_width.
         """
         if tokens.shape[-1] != self.config.input_width:
             raise ValueError(

@@ -44,7 +44,7 @@ def timestep_embedding(
 def resize_nearest(
     x: Float[Array, "B H W C"], size: tuple[int, int]
 ) -> Float[Array, "B height width C"]:
-    """y[i, j] = x[floor(i H / height), floor(j W / width)], as torch's "nearest" has it."""
+    """y[i, j] = x[floor(i H / height), floor(j W / width)], as PyTorch's "nearest"."""
     batch, height, width, channels = x.shape
     if size == (2 * height, 2 * width):  # a broadcast, which fuses into the convolution's input
         x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
@@ -55,21 +55,21 @@ def resize_nearest(
 
 
 def recomputed(module: Callable, on: bool = True) -> Callable:
-    """`module`, of which a gradient keeps the inputs alone and runs the rest a second time.
+    """`module`, with a gradient that stores only the inputs and runs the module a second time.
 
-    Without `on`, `module` itself. Values and gradients are the same either way.
+    With `on` False, `module` itself. Values and gradients are the same either way.
     """
-    # A function of its own for every call: what a module closes over may belong to an outer trace.
+    # A new function for every call: a module may close over values of an outer trace.
     return jax.checkpoint(lambda *arguments: module(*arguments)) if on else module
 
 
 class GroupNorm(nnx.Module):
-    """(x - mean) / sqrt(var + eps) * scale + bias, the moments being those of each group.
+    """(x - mean) / sqrt(var + eps) * scale + bias, with the mean and variance of each group.
 
-    Wu and He 2018 (arXiv 1803.08494), in float32, the variance taken about the mean: E[x^2] -
-    E[x]^2 cancels where a group's mean is large. Moments are taken of each channel first and then
-    of each group's channels, since an axis of C/groups entries, where nnx.GroupNorm takes them, is
-    shorter than any vector unit: on CPUs this is 3 to 15 times faster.
+    Wu and He 2018 (arXiv 1803.08494), in float32. The variance is taken about the mean, because
+    E[x^2] - E[x]^2 cancels where a group's mean is large. Means are taken over each channel first
+    and then over a group's channels. nnx.GroupNorm reduces an axis of C/groups entries, which is
+    shorter than any vector unit; on CPUs this is 3 to 15 times faster.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class GroupNorm(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        del rngs  # nothing is drawn
+        del rngs  # no parameter is random
         self.scale = nnx.Param(jnp.ones(channels, param_dtype))
         self.bias = nnx.Param(jnp.zeros(channels, param_dtype))
         self.groups, self.eps, self.dtype = groups, eps, dtype
@@ -97,7 +97,7 @@ class GroupNorm(nnx.Module):
         return (centred * (jax.lax.rsqrt(variance + self.eps) * scale) + bias).astype(self.dtype)
 
     def _group_mean(self, channels: Float[Array, "B C"]) -> Float[Array, "B 1 1 C"]:
-        """The mean over each group's channels, for each of them."""
+        """The mean over the channels of each group, repeated for each channel."""
         groups = channels.reshape(len(channels), self.groups, -1)
         mean = jnp.broadcast_to(jnp.mean(groups, -1, keepdims=True), groups.shape)
         return mean.reshape(len(channels), 1, 1, -1)
@@ -120,13 +120,13 @@ class TimestepEmbedding(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """A residual block, told the time where the network has one.
+    """A residual block, conditioned on the time where the network has one.
 
         h = conv1(silu(norm1(x))) + time_emb_proj(silu(t))
         y = (shortcut(x) + conv2(silu(norm2(h)))) / output_scale
 
     The shortcut is a 1x1 convolution where the width changes, else the identity. silu(t) is the
-    same for every block, so the caller computes it once and passes it in.
+    same for every block, so the caller computes it once.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Nearest-neighbour to the given size (twice the input's where none is given), then a 3x3."""
+    """Nearest-neighbour resizing to `size` (default: twice the input's), then a 3x3 convolution."""
 
     def __init__(self, channels: int, **leaf):
         self.conv = conv3x3(channels, channels, **leaf)
@@ -215,9 +215,10 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B Q D"]:
         attend = self._attend
         if core.platform(self.mesh) == "tpu":
-            # A gradient keeps query, key and value as they are here, with what splash gives, and
-            # makes the rest again. By heads, rows of 64 take the room of 128 in a TPU's memory,
-            # and the float32 probabilities of cross-attention are most of what it would keep.
+            # The gradient stores query, key and value before they are split into heads, and the
+            # result of splash; it recomputes the rest. Split into heads, rows of 64 would take the
+            # space of 128 in a TPU's memory, and the float32 probabilities of cross-attention
+            # would take most of the space.
             attend = jax.checkpoint(
                 attend, policy=jax.checkpoint_policies.save_only_these_names(splash.RESULT)
             )
@@ -248,7 +249,7 @@ class GEGLU(nnx.Module):
 
 
 class NoParameters(nnx.Module):
-    """Holds the place of a layer without parameters in a numbered list of a checkpoint."""
+    """A placeholder for a layer without parameters in a numbered list of a checkpoint."""
 
 
 class FeedForward(nnx.Module):
@@ -266,7 +267,7 @@ class FeedForward(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class TransformerSpec:
-    """What the spatial transformers of one level have in common."""
+    """The sizes and options of a spatial transformer."""
 
     heads: int
     layers: int
@@ -274,14 +275,14 @@ class TransformerSpec:
     linear_projection: bool
     only_cross_attention: bool = False
     implementation: str = "auto"
-    mesh: Mesh | None = None  # of the devices that the batch is split over
-    recompute: bool = False  # in a gradient, each TransformerBlock by itself
+    mesh: Mesh | None = None  # devices that the batch is split over
+    recompute: bool = False  # the gradient recomputes each TransformerBlock separately
 
 
 class TransformerBlock(nnx.Module):
     """x += attn1(norm1 x);  x += attn2(norm2 x, tokens);  x += ff(norm3 x).
 
-    attn1 looks at x itself, or at the tokens too where only_cross_attention.
+    attn1 attends to x; with only_cross_attention it attends to the tokens, as attn2 does.
     """
 
     def __init__(self, width: int, spec: TransformerSpec, **leaf):
@@ -306,10 +307,10 @@ class TransformerBlock(nnx.Module):
 
 
 class SpatialTransformer(nnx.Module):
-    """x + proj_out(blocks(proj_in(norm(x)), tokens)), the pixels being the sequence.
+    """x + proj_out(blocks(proj_in(norm(x)), tokens)), with the pixels as the sequence.
 
-    The projections are 1x1 convolutions (SD 1.x) or the same thing as Linear (SD 2.x): they differ
-    in the checkpoint's shapes alone.
+    The projections are 1x1 convolutions (SD 1.x) or the equivalent Linear (SD 2.x), which differ
+    only in the shapes of the checkpoint.
     """
 
     def __init__(self, channels: int, spec: TransformerSpec, *, groups: int, **leaf):

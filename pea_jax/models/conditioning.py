@@ -1,4 +1,4 @@
-"""What a text side hands to a UNet."""
+"""The text input of a UNet."""
 
 import dataclasses
 import typing
@@ -11,11 +11,11 @@ from jaxtyping import Array, Float
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """The one currency between text and UNet: teacher, student and plug-ins take and give it.
+    """The text input of a UNet, from teacher, student and plug-ins alike.
 
     Attributes:
         tokens: what the cross-attention layers attend to, [B, L, D].
-        pooled: one vector a prompt, [B, P]; None for families that have none (SD 1.x, SD 2.x).
+        pooled: one vector per prompt, [B, P]; None in families without one (SD 1.x, SD 2.x).
     """
 
     tokens: Float[Array, "B L D"]

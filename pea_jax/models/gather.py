@@ -1,4 +1,4 @@
-"""Weights that are split over devices, made whole layer by layer."""
+"""Gathering of weights that are split over devices, one layer at a time."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from jaxtyping import Array
 
 
 def gather_at_use(module: nnx.Module, sharding: Sharding) -> None:
-    """Makes every Linear and Conv within `module` bring its kernel to `sharding` when it runs.
+    """Makes every Linear and Conv within `module` gather its kernel when it runs.
 
-    A gradient with respect to the inputs brings it there a second time, and keeps nothing from the
-    forward pass: no kernel stays whole from the one to the other. Nothing is computed twice, since
-    that gradient needs no more of a layer than its kernel.
+    The gradient with respect to the inputs gathers the kernel a second time, so no whole kernel is
+    stored between the forward and the backward pass. Nothing is computed twice, because this
+    gradient needs only the kernel of a layer.
 
     Args:
-        module: is changed in place; its parameters are not.
-        sharding: the whole array on every device, that is.
+        module: changed in place, except for its parameters.
+        sharding: of a gathered kernel: the whole array on every device.
     """
     for _, part in nnx.iter_graph(module):
         if isinstance(part, nnx.Linear):
@@ -29,15 +29,16 @@ def gather_at_use(module: nnx.Module, sharding: Sharding) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Gathered:
-    """An operation of an input and a kernel; equal to another of the same, as jit asks for."""
+    """An operation on an input and a kernel; a dataclass, because jit compares it by value."""
 
     operation: Callable[..., Array]
     sharding: Sharding
 
     def __call__(self, x: Array, kernel: Array, *arguments, **options) -> Array:
         def run(x: Array, kernel: Array) -> Array:
-            # Without this barrier libtpu 0.0.42.1 takes the two passes' gathers for one, although
-            # jax.checkpoint puts one before the second, where the step puts one before both.
+            # Without this barrier libtpu 0.0.42.1 merges the gathers of the two passes, although
+            # jax.checkpoint puts a barrier before the second one: it drops a barrier that follows
+            # another, and the train step has one before both.
             split = jax.lax.optimization_barrier(kernel)
             whole = jax.lax.with_sharding_constraint(split, self.sharding)
             return self.operation(x, whole, *arguments, **options)

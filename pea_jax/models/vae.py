@@ -16,102 +16,84 @@ from jaxtyping import Array, Float
 
 from pea_jax.models.attention.core import dot_product_attention
 from pea_jax.models.blocks import Downsample, GroupNorm, ResnetBlock, Upsample, conv3x3
-from pea_jax.models.sizes import not_counts
+from pea_jax.runtime.config_fields import (
+    COUNT,
+    FLAG,
+    NUMBER,
+    Config,
+    Rule,
+    field,
+    one_of,
+    per_level,
+    require,
+)
 
 GROUP_NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
 
-#: Values of a config.json that the network does not depend on.
-_INFORMATIVE = frozenset({"sample_size"})
-
-#: The only supported values of the rest.
-_FIXED = {
-    "_class_name": "AutoencoderKL",
-    "act_fn": "silu",
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
+#: Fields that change the network, with their only supported values.
+_ONLY = {
+    "_class_name": one_of("AutoencoderKL"),
+    "act_fn": one_of("silu"),
+    "shift_factor": one_of(None),
+    "latents_mean": one_of(None),
+    "latents_std": one_of(None),
+    "use_quant_conv": one_of(True),
+    "use_post_quant_conv": one_of(True),
+    "mid_block_add_attention": one_of(True),
 }
-
-_COUNTS = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
-
-_BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Config, label="VAE config", only=_ONLY, ignored=("_*", "sample_size")):
     """The shape of an autoencoder, in the names and with the defaults of diffusers.
 
     Attributes:
-        in_channels: of the images that are encoded.
-        out_channels: of the images that are decoded.
-        latent_channels: of the latents.
-        block_out_channels: width of each level, the finest first; each but the last halves.
-        layers_per_block: resnets of a level of the encoder; the decoder has one more.
-        norm_num_groups: of every group norm.
-        scaling_factor: the UNet sees scaling_factor * latents; `encode` and `decode` leave it out.
-        force_upcast: whether 16 bits are too few for this network, says SDXL's config; of the
-            loader's concern alone.
+        in_channels: channels of the images to encode.
+        out_channels: channels of the decoded images.
+        latent_channels: channels of the latents.
+        block_out_channels: width of each level, finest first; every level but the last halves the
+            resolution.
+        layers_per_block: resnets per level of the encoder; the decoder has one more.
+        norm_num_groups: groups of every group norm.
+        scaling_factor: the UNet gets scaling_factor * latents; `encode` and `decode` do not apply
+            it.
+        force_upcast: whether the network needs more than 16 bits, as SDXL's does; only the loader
+            uses it.
     """
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.18215
-    force_upcast: bool = True
+    in_channels: int = field(COUNT, 3)
+    out_channels: int = field(COUNT, 3)
+    latent_channels: int = field(COUNT, 4)
+    block_out_channels: tuple[int, ...] = field(
+        per_level(COUNT), (64,), multiple_of="norm_num_groups"
+    )
+    layers_per_block: int = field(COUNT, 1)
+    norm_num_groups: int = field(COUNT, 32)
+    scaling_factor: float = field(NUMBER, 0.18215)
+    force_upcast: bool = field(FLAG, True)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "VAEConfig":
-        """The config of a checkpoint's config.json.
-
-        Raises:
-            ValueError: every key that is unknown, and every value that is not supported.
-        """
-        fields = {field.name for field in dataclasses.fields(cls)}
-        problems = [
-            f"{key}: expected {_FIXED[key]!r}, got {value!r}"
-            for key, value in values.items()
-            if key in _FIXED and value != _FIXED[key]
-        ]
+        """The config in a checkpoint's config.json, where all levels have the same block type."""
         widths = values.get("block_out_channels", cls.block_out_channels)
-        if not isinstance(widths, list | tuple) or not widths:
-            raise ValueError(f"VAE config: block_out_channels: expected a list, got {widths!r}")
-        problems += not_counts(values, _COUNTS)
-        for width in widths:
-            problems += not_counts({"block_out_channels": width}, ["block_out_channels"])
-        for key, kind in _BLOCK_TYPES.items():
-            got = list(values.get(key, [kind]))
-            if got != [kind] * len(widths):
-                problems.append(f"{key}: expected {len(widths)} of {kind!r}, got {got}")
-        known = fields | _FIXED.keys() | _BLOCK_TYPES.keys() | _INFORMATIVE
-        problems += [
-            f"{key}: unknown, got {value!r}"
-            for key, value in values.items()
-            if key not in known and not key.startswith("_")
-        ]
-        if problems:
-            raise ValueError(f"VAE config: {'; '.join(problems)}")
-        taken = {key: value for key, value in values.items() if key in fields}
-        return cls(**{**taken, "block_out_channels": tuple(widths)})
-
-    def __post_init__(self):
-        """Raise ValueError where the groups do not divide the widths."""
-        if any(width % self.norm_num_groups for width in self.block_out_channels):
-            raise ValueError(
-                "VAE config: block_out_channels: expected multiples of norm_num_groups "
-                f"({self.norm_num_groups}), got {list(self.block_out_channels)}"
-            )
+        levels = len(widths) if isinstance(widths, list | tuple) else 1
+        down, up = "DownEncoderBlock2D", "UpDecoderBlock2D"
+        return super().from_dict(
+            {"down_block_types": [down], "up_block_types": [up], **values},
+            down_block_types=_repeated(down, levels),
+            up_block_types=_repeated(up, levels),
+        )
 
     @property
     def downsampling_factor(self) -> int:
-        """Pixels to a latent, along one side: 8 for Stable Diffusion."""
+        """Pixels per latent along one side: 8 for Stable Diffusion."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+
+def _repeated(block_type: str, levels: int) -> Rule:
+    expected = (block_type,) * levels
+    return require(f"{levels} of {block_type!r}", lambda value: value == expected)
 
 
 class VAE(nnx.Module):
@@ -138,14 +120,14 @@ class VAE(nnx.Module):
     def encode(
         self, images: Float[Array, "B H W C"]
     ) -> tuple[Float[Array, "B h w Z"], Float[Array, "B h w Z"]]:
-        """The Gaussian posterior of the latents, neither sampled nor scaled.
+        """The Gaussian posterior of the latents, not sampled and not scaled.
 
         Args:
             images: [B, H, W, in_channels] in [-1, 1]; H and W multiples of the downsampling factor.
 
         Returns:
-            mean and logvar, [B, H/factor, W/factor, latent_channels] each, of the compute dtype;
-            logvar clipped to [-30, 20], as diffusers does. A sample is
+            mean and logvar, [B, H/factor, W/factor, latent_channels] each, in the compute dtype;
+            logvar is clipped to [-30, 20], as in diffusers. A sample is
             mean + exp(logvar / 2) * noise.
 
         Raises:
@@ -162,10 +144,10 @@ class VAE(nnx.Module):
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
     def decode(self, latents: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
-        """Images of latents that are already divided by the scaling factor.
+        """The images of latents that are already divided by the scaling factor.
 
         Returns:
-            [B, factor * h, factor * w, out_channels], about [-1, 1] and not clipped, of the compute
+            [B, factor * h, factor * w, out_channels], about [-1, 1] and not clipped, in the compute
             dtype.
         """
         return self.decoder(self.post_quant_conv(latents))
@@ -233,7 +215,7 @@ class _Decoder(nnx.Module):
 
 
 class _DownBlock(nnx.Module):
-    """Resnets, then a halving that pads below and to the right only: DownEncoderBlock2D."""
+    """Resnets, then a downsampler that pads only below and to the right: DownEncoderBlock2D."""
 
     def __init__(
         self,
@@ -257,7 +239,7 @@ class _DownBlock(nnx.Module):
 
 
 class _UpBlock(nnx.Module):
-    """Resnets, then a doubling: UpDecoderBlock2D."""
+    """Resnets, then an upsampler: UpDecoderBlock2D."""
 
     def __init__(
         self,
@@ -290,7 +272,7 @@ class _MidBlock(nnx.Module):
 
 
 class _Attention(nnx.Module):
-    """x + to_out(attention(group_norm(x))) over all positions, with one head of the full width."""
+    """x + to_out(attention(group_norm(x))) over all positions, with one full-width head."""
 
     def __init__(self, channels: int, groups: int, **leaf):
         self.group_norm = GroupNorm(channels, groups, GROUP_NORM_EPS, **leaf)
@@ -309,7 +291,7 @@ class _Attention(nnx.Module):
 def _resnets(
     in_channels: int, out_channels: int, count: int, groups: int, **leaf
 ) -> list[ResnetBlock]:
-    """`count` resnets that know no time, of which the first changes the width."""
+    """`count` resnets without a time embedding; the first one changes the width."""
     widths = [in_channels] + [out_channels] * (count - 1)
     return [
         ResnetBlock(width, out_channels, groups=groups, eps=GROUP_NORM_EPS, **leaf)

@@ -10,7 +10,7 @@ import pytest
 from pea_jax.diffusion import schedule as schedules
 from pea_jax.diffusion.schedule import Schedule
 
-# scheduler/scheduler_config.json of SD 1.5 and of SD 2.1, as they are on the Hub.
+# scheduler/scheduler_config.json of SD 1.5 and of SD 2.1, as published on the Hub.
 SD15 = json.loads("""{
   "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012,
   "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": false,
@@ -63,7 +63,7 @@ def test_linear_betas():
     ],
 )
 def test_unsupported_value_names_itself(entry, value):
-    with pytest.raises(ValueError, match=re.escape(f"{entry} is {value!r}")):
+    with pytest.raises(ValueError, match=rf"{entry}: .*got {re.escape(repr(value))}"):
         Schedule.from_dict({**SD15, entry: value})
 
 
@@ -78,7 +78,7 @@ def test_betas_out_of_order():
 
 
 def test_noise_and_velocity_span_the_latents(rng):
-    """From x_t and v_t both x0 and e come back: x0 = sqrt(a) x_t - sqrt(1-a) v_t, and so on."""
+    """x0 and e can be computed from x_t and v_t: x0 = sqrt(a) x_t - sqrt(1-a) v_t, for example."""
     latents, noise = jnp.asarray(rng.standard_normal((2, 3, 4, 4, 2), np.float32))
     alpha_bar = jnp.asarray([0.999, 0.5, 0.005], jnp.float32)
     noisy = schedules.add_noise(latents, noise, alpha_bar)

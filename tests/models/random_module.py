@@ -1,4 +1,4 @@
-"""Modules with random parameters, made without compiling every initializer by itself."""
+"""Modules with random parameters, made without compiling each initializer."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from flax import nnx
 
 
 def random_module(build: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
-    """What `build` makes, its kernels about 1/sqrt(fan in), all else about 0.3."""
+    """The module from `build`, with kernels about 1/sqrt(fan in) and all else about 0.3."""
     rng = np.random.default_rng(seed)
     graph, state = nnx.split(nnx.eval_shape(build))
 

@@ -40,12 +40,12 @@ def abstract(config: AdapterConfig) -> Adapter:
     ],
 )
 def test_published_parameter_counts(config, parameters):
-    """The table of method.md; a bias too many or a width that is off would show here."""
+    """The table of method.md; an extra bias or a wrong width would show here."""
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract(config)))) == parameters
 
 
 def test_keys_are_those_of_the_released_files():
-    """An adapter under other keys could neither read a released file nor be read by its users."""
+    """With other keys, released files could not be read, nor ours by the authors' code."""
 
     def keys(config: AdapterConfig) -> set[str]:
         return {key_of(path) for path, _ in nnx.to_flat_state(nnx.state(abstract(config)))}
@@ -61,7 +61,7 @@ def _gelu(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("pooled_width", "bias"), [(None, False), (3, False), (3, True)])
 def test_formula(pooled_width, bias, rng):
-    """method.md in numpy, float64. A tanh GELU, a GELU too many or a masked mean would show."""
+    """method.md in numpy, float64. A tanh GELU, an extra GELU or a masked mean would show."""
     config = AdapterConfig(6, 8, 5, pooled_width=pooled_width, bias=bias)
     adapter = Adapter(config, rngs=nnx.Rngs(0))
     state = nnx.state(adapter)
@@ -90,7 +90,7 @@ def test_formula(pooled_width, bias, rng):
 
 
 def test_starts_as_pytorch_does():
-    """Uniform in +-1/sqrt(fan_in): another scale would be another start than the paper's."""
+    """Uniform in +-1/sqrt(fan_in): another scale would differ from the paper's start."""
     adapter = Adapter(AdapterConfig(64, 100, 50, pooled_width=25), rngs=nnx.Rngs(0))
     for layer, fan_in in [
         (adapter.projector[0], 64),
@@ -118,13 +118,13 @@ def test_starts_as_pytorch_does():
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_impossible_sizes_name_themselves(arguments, named):
-    """A width of 0 would make an adapter without parameters, and train nothing."""
+    """A width of 0 would make an adapter without parameters to train."""
     with pytest.raises(ValueError, match=named):
         AdapterConfig(**{"input_width": 4, "hidden_width": 4, "output_width": 4, **arguments})
 
 
 def test_wrong_width_is_refused():
-    """An encoder of another width than the adapter was trained for is told as that."""
+    """The error names the width of the encoder that the adapter was trained for."""
     adapter = Adapter(AdapterConfig(4, 4, 4), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"width 4 \(input_width\), got 5"):
         adapter(jnp.zeros((1, 2, 5)))

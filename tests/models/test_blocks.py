@@ -1,4 +1,4 @@
-"""Parts of a network whose numbers can be said without another library."""
+"""Parts of a network whose numbers can be computed without another library."""
 
 import jax.numpy as jnp
 import numpy as np

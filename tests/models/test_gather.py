@@ -1,4 +1,4 @@
-"""Kernels that are split over devices: whole while a layer runs, and no longer."""
+"""Kernels that are split over devices are whole only while their layer runs."""
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,8 @@ def test_values_and_gradients_are_the_same(mesh, x):
 
 @pytest.mark.parametrize("gathers", [True, False])
 def test_no_whole_kernel_is_kept_for_the_backward_pass(mesh, x, gathers):
-    """Were they gathered once, all of them would be whole at the peak of memory, and splitting them
-    would save nothing: the other way of the two."""
+    """If they were gathered once (the second case), all of them would be whole at the memory peak,
+    and splitting them would save nothing."""
     module = _split(random_module(Layers), mesh)
     if gathers:
         gather_at_use(module, parallel.replicated(mesh))
@@ -78,8 +78,8 @@ def test_no_whole_kernel_is_kept_for_the_backward_pass(mesh, x, gathers):
 
     def predict(x):
         whole = parallel.replicated(mesh)
-        given = weights if gathers else jax.lax.with_sharding_constraint(weights, whole)
-        return nnx.merge(graph, given)(x)
+        placed = weights if gathers else jax.lax.with_sharding_constraint(weights, whole)
+        return nnx.merge(graph, placed)(x)
 
     _, backward = jax.vjp(predict, x)
     kernels = {weight.shape for weight in jax.tree.leaves(weights) if weight.ndim > 1}
@@ -91,8 +91,8 @@ def test_no_whole_kernel_is_kept_for_the_backward_pass(mesh, x, gathers):
 @needs_libtpu
 @pytest.mark.parametrize("effort", [0.0, -1.0])
 def test_the_tpu_compiler_gathers_for_each_pass(effort):
-    """As in a step: a teacher, and then a student that begins when the teacher has ended. Were the
-    gathers of two passes one, every kernel would be whole from the one to the other."""
+    """As in a train step: a teacher, and then a student that starts when the teacher has ended. If
+    the gathers of both passes were merged, every kernel would be whole between them."""
     mesh = parallel.make_mesh(2, 2, topology.devices("v5e:2x2"))
     rule = parallel.parameter_sharding(mesh, min_size=1)
     module = nnx.eval_shape(lambda: Wide(rngs=nnx.Rngs(0)))
@@ -117,8 +117,8 @@ def test_the_tpu_compiler_gathers_for_each_pass(effort):
     assert counts.collectives["all-gather"] == (passes * layers, passes * layers * sent)
 
 
-def test_two_that_gather_alike_are_one_program(mesh):
-    """jit knows a module by its static side."""
+def test_equal_gathering_modules_share_a_program(mesh):
+    """jit compares the static parts of modules by value."""
     graphs = []
     for _ in range(2):
         module = random_module(Layers)

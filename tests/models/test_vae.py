@@ -29,7 +29,7 @@ def build(config: dict, **dtypes) -> VAE:
 
 @pytest.mark.parametrize("config", [VAE_15, VAE_XL], ids=["sd-1.5", "sdxl"])
 def test_published_parameter_count(config):
-    """A layer, bias or width that differs would show here."""
+    """A different layer, bias or width would show here."""
     state = nnx.state(nnx.eval_shape(lambda: build(config)))
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 83_653_863
 
@@ -45,7 +45,7 @@ def test_full_size_shapes():
 
 
 def test_scaling_factor():
-    """SD 1.5's config leaves it out, SDXL's has its own; the wrong scale looks like noise."""
+    """SD 1.5's config leaves it out, SDXL's has another; images of the wrong scale are noise."""
     assert VAEConfig.from_dict(VAE_15).scaling_factor == 0.18215
     assert VAEConfig.from_dict(VAE_XL).scaling_factor == 0.13025
 
@@ -67,17 +67,17 @@ def test_scaling_factor():
         ({"shift_factor": 0.1}, "shift_factor: expected None, got 0.1"),
         ({"use_post_quant_conv": False}, "use_post_quant_conv"),
         ({"use_quant_conv": False}, "use_quant_conv"),
-        ({"invented": 1}, "invented: unknown, got 1"),
+        ({"invented": 1}, "invented: not a known field, got 1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_unsupported_values_name_themselves(change, named):
-    """A value that was ignored would make another autoencoder than the checkpoint's."""
+    """If one were ignored, the autoencoder would differ from the checkpoint's."""
     with pytest.raises(ValueError, match=named):
         VAEConfig.from_dict({**TINY, **change})
 
 
-def test_all_unsupported_values_are_told_at_once():
+def test_all_unsupported_values_are_in_one_error():
     with pytest.raises(ValueError, match=r"act_fn.*shift_factor.*up_block_types.*invented"):
         VAEConfig.from_dict(
             {**TINY, "act_fn": "relu", "shift_factor": 1, "up_block_types": [], "invented": 0}
@@ -85,13 +85,13 @@ def test_all_unsupported_values_are_told_at_once():
 
 
 def test_size_that_does_not_divide_is_refused():
-    """It would else come back from `decode` smaller than it went in."""
+    """Otherwise `decode` would return a smaller image."""
     with pytest.raises(ValueError, match="multiples of 2, got 8x7"):
         nnx.eval_shape(lambda: build(TINY).encode(jnp.zeros((1, 8, 7, 3))))
 
 
 def test_logvar_is_clipped():
-    """An unclipped log variance of 1000 would sample infinite latents."""
+    """With a log variance of 1000, samples would be infinite."""
     blocks = {"down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"]}
     model = random_module(lambda: build({**TINY, **blocks, "block_out_channels": [4]}))
     moments = jnp.array([0.0] * 4 + [1000.0, -1000.0, 0.0, 0.0])

@@ -1,7 +1,5 @@
 """The attention core that every network shares: self, cross and causal, masked or not."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -12,10 +10,10 @@ from pea_jax.models.attention import splash
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
-#: From so many keys on, the logits that xla keeps are worth a kernel that keeps none.
+#: From this length on, a kernel that stores no logits is worth its cost.
 LONG = 1024
 
-#: The widest head that cuDNN takes on every GPU (from Hopper on it takes 256).
+#: The widest head that cuDNN supports on every GPU (from Hopper on: 256).
 CUDNN_HEAD_SIZE = 128
 
 
@@ -36,43 +34,33 @@ def dot_product_attention(
         softmax(scale query key^T + bias + log(mask)) value
 
     Logits accumulate in float32 from operands of the compute dtype, which is exact for bfloat16
-    products, and the scale, bias and softmax act on those float32 logits: what `upcast_attention`
-    asks for in a checkpoint's config holds for every call.
+    products. Scale, bias and softmax act on those float32 logits, so every call does what a
+    checkpoint's `upcast_attention` requests.
 
     Args:
         query: [B, Q, N, K].
         key: [B, L, N, K].
         value: [B, L, N, K].
-        mask: True where a query may look at a key; broadcastable to [B, N, Q, L], always of rank 4.
-        bias: what is added to the logits (T5's positions); broadcastable as `mask` is.
-        scale: of the logits before that; None is 1 / sqrt(K).
-        causal: query i sees keys 0..i only.
-        implementation: "xla" runs anywhere; "cudnn" is of GPUs and "splash" of TPUs; "auto" goes by
-            `choose` for the platform that the program is compiled for.
-        mesh: of the devices that B is split over, which "splash" must know, and by which "auto"
-            knows the platform; None for one device of the default one.
+        mask: True where a query attends to a key; of rank 4, broadcastable to [B, N, Q, L].
+        bias: added to the logits (T5's positions); broadcastable like `mask`.
+        scale: factor of the logits before the bias; None is 1 / sqrt(K).
+        causal: query i attends only to keys 0..i.
+        implementation: "xla" runs anywhere, "cudnn" on GPUs, "splash" on TPUs; "auto" lets
+            `choose` decide for the platform that the program is compiled for.
+        mesh: devices that B is split over; "splash" needs it, and "auto" reads the platform from
+            it. None is one device of the default platform.
 
     Returns:
         [B, Q, N, K], of the dtype of `query`.
 
     Raises:
-        ValueError: the implementation is unknown, or was asked for by name and can't do this.
+        ValueError: the implementation is unknown, or is not "auto" and does not support the inputs.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"attention implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}"
         )
     plain = mask is None and bias is None and scale is None and not causal
-    xla = functools.partial(
-        jax.nn.dot_product_attention,
-        mask=mask,
-        bias=bias,
-        scale=scale,
-        is_causal=causal,
-        implementation="xla",
-    )
-    cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    kernel = functools.partial(splash.splash_attention, mesh=mesh)
     if implementation == "auto":
         implementation = choose(
             platform(mesh),
@@ -90,13 +78,24 @@ def dot_product_attention(
         )
     elif implementation == "cudnn":
         _check_cudnn(query)
-    return {"xla": xla, "cudnn": cudnn, "splash": kernel}[implementation](query, key, value)
+    if implementation == "splash":
+        return splash.splash_attention(query, key, value, mesh=mesh)
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        is_causal=causal,
+        implementation=implementation,
+    )
 
 
 def platform(mesh: Mesh | None) -> str:
-    """What the program is compiled for: "cpu", "gpu" or "tpu".
+    """The platform that the program is compiled for: "cpu", "gpu" or "tpu".
 
-    A program for TPUs may be compiled on a machine without one: the mesh has their devices.
+    A mesh decides: a program for TPUs can be compiled on a machine without one.
     """
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
@@ -110,16 +109,17 @@ def choose(
     key_length: int,
     plain: bool,
 ) -> str:
-    """The implementation that "auto" takes.
+    """The implementation that "auto" stands for.
 
-    cuDNN on GPUs wherever it can: 16 bits, heads of a multiple of 8 up to `CUDNN_HEAD_SIZE`. Splash
-    on TPUs for long self-attention: its logits, [B, N, Q, L] in float32, are most of what a UNet
-    keeps and moves at high resolutions. Short sequences, masks, biases and the VAE's one head of
-    512 are xla's everywhere, and so are cross-attention's 77 keys on TPUs.
+    cuDNN on GPUs wherever it applies: 16-bit types, head sizes that are multiples of 8 up to
+    `CUDNN_HEAD_SIZE`. Splash on TPUs for long self-attention, whose logits, [B, N, Q, L] in
+    float32, are most of what a UNet stores and moves at high resolutions. XLA for everything else:
+    masks, biases, the VAE's one head of 512, and on TPUs short sequences such as the 77 keys of
+    cross-attention.
 
     Args:
         platform: "cpu", "gpu" or "tpu".
-        dtype: of query, key and value.
+        dtype: type of query, key and value.
         head_size: K.
         query_length: Q.
         key_length: L.

@@ -1,4 +1,4 @@
-"""Splash attention, the TPU kernel that keeps no logits, in the form that the networks call it."""
+"""Splash attention, a TPU kernel that stores no logits, with the interface of our networks."""
 
 import functools
 
@@ -12,16 +12,16 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-#: Queries and keys of one step of the kernel, where both lengths are multiples of it.
+#: Queries, or keys, in one step of the kernel, for lengths that are multiples of it.
 BLOCK = 512
 
-#: Other lengths are padded to multiples of this, which is then the queries' step.
+#: Other lengths are padded to multiples of this, which is then the step of the queries.
 STEP = 256
 
-#: The most keys of one step then: what the kernels need at once must fit into on-chip memory.
+#: The largest step of the keys then: the data of one step must fit into on-chip memory.
 MOST_KEYS = 1024
 
-#: The name that a policy of `jax.checkpoint` knows the kernel's result by, and its logsumexp.
+#: The name of the kernel's result and logsumexp for policies of `jax.checkpoint`.
 RESULT = "splash_attention"
 
 
@@ -33,24 +33,24 @@ def splash_attention(
     mesh: Mesh | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B Q N K"]:
-    """softmax(query key^T / sqrt(K)) value, every query looking at every key.
+    """softmax(query key^T / sqrt(K)) value; every query attends to every key.
 
-    The kernel is not partitioned by XLA, so it is mapped over the batch: each device of the mesh
-    runs it on its own rows. Lengths that its steps do not divide are padded, and no query looks at
-    a key that is padding.
+    XLA does not partition the kernel, so it is mapped over the batch: each device of the mesh runs
+    it on its own rows. Lengths that are not multiples of its steps are padded, and keys of the
+    padding are masked.
 
     Args:
         query: [B, Q, N, K].
         key: [B, L, N, K].
         value: [B, L, N, K].
-        mesh: of the devices that B is split over; None or a mesh of one maps nothing.
-        interpret: run the kernel's program anywhere, slowly; for tests.
+        mesh: devices that B is split over; None, or a mesh of one device, maps nothing.
+        interpret: run the kernel on any platform, slowly; for tests.
 
     Returns:
         [B, Q, N, K], of the dtype of `query`.
 
     Raises:
-        ValueError: a batch that does not divide.
+        ValueError: the number of devices does not divide the batch.
     """
     if not divides(query.shape[0], mesh):
         raise ValueError(
@@ -80,7 +80,7 @@ def divides(batch: int, mesh: Mesh | None) -> bool:
 
 
 def padded_length(length: int) -> int:
-    """The tokens that the kernel runs for so many."""
+    """The length to which the kernel pads a sequence."""
     step = STEP if length % BLOCK else BLOCK
     return -(-length // step) * step
 
@@ -115,7 +115,7 @@ def _kernel(heads: int, queries: int, keys: int, interpret: bool):
 
 
 def _step_of_keys(length: int) -> int:
-    """The most that divide a multiple of `STEP` and are whole rows of a TPU's registers."""
+    """The largest divisor of `length` that fills whole rows of a TPU's registers."""
     return max(size for size in range(128, MOST_KEYS + 1, 128) if length % size == 0)
 
 

@@ -13,9 +13,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from pea_jax.models.sizes import not_counts
 from pea_jax.models.text.bert import Bert, BertConfig
+from pea_jax.models.text.clip import text_config
 from pea_jax.models.text.towers import TextOutput
+from pea_jax.runtime.config_fields import COUNT, Config, field, one_of
 
 #: The defaults of transformers' AltCLIPTextConfig: XLM-R large.
 _DEFAULTS = {
@@ -32,41 +33,32 @@ _DEFAULTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class AltCLIPTextConfig:
+class AltCLIPTextConfig(
+    Config,
+    label="AltCLIP config",
+    only={"model_type": one_of("altclip", "altclip_text_model")},
+    ignored=("*",),
+):
     """The shape of AltCLIP's text tower.
 
     Attributes:
-        roberta: of the XLM-R inside.
+        roberta: the config of its XLM-R.
         project_dim: width of the tokens.
     """
 
     roberta: BertConfig
-    project_dim: int
+    project_dim: int = field(COUNT)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AltCLIPTextConfig":
-        """The config of an AltCLIP's config.json, gaps filled as transformers does.
+        """The config in a checkpoint's config.json, of the tower alone or of a whole AltCLIP.
 
-        A whole AltCLIP nests it in "text_config". Where a "text_config_dict" lies beside, it alone
-        counts, its gaps filled from the defaults.
-
-        Raises:
-            ValueError: the config is of another model, or values of it are not supported.
+        Fields that are left out or null have the defaults of transformers.
         """
-        if values.get("model_type") not in ("altclip", "altclip_text_model"):
-            raise ValueError(
-                "AltCLIP config: model_type: expected 'altclip' or 'altclip_text_model', "
-                f"got {values.get('model_type')!r}"
-            )
-        for nested in ("text_config_dict", "text_config"):
-            if values.get(nested) is not None:
-                values = values[nested]
-                break
-        values = _DEFAULTS | {key: value for key, value in values.items() if value is not None}
-        if problems := not_counts(values, ["project_dim"]):
-            raise ValueError(f"AltCLIP config: {'; '.join(problems)}")
-        roberta = BertConfig.from_dict(values | {"model_type": "xlm-roberta"})
-        return cls(roberta, values["project_dim"])
+        stated = {key: value for key, value in text_config(values).items() if value is not None}
+        filled = {"model_type": None, **_DEFAULTS, **stated}
+        roberta = BertConfig.from_dict({**filled, "model_type": "xlm-roberta"})
+        return super().from_dict({**filled, "roberta": roberta})
 
     @property
     def hidden_size(self) -> int:
@@ -86,7 +78,7 @@ class AltCLIPTextConfig:
 
 
 class AltCLIPText(nnx.Module):
-    """Token ids -> transformation(pre_LN(XLM-R)), of every token."""
+    """Token ids -> transformation(pre_LN(XLM-R)) for every token."""
 
     def __init__(
         self,
@@ -106,11 +98,11 @@ class AltCLIPText(nnx.Module):
 
         Args:
             ids: [B, L], L at most `config.longest`.
-            mask: [B, L], nonzero for the tokens to look at; None for all of them. In a prompt that
-                is masked whole, every token gets the mean over all values.
+            mask: [B, L], nonzero for tokens that are attended to; None for all of them. In a fully
+                masked prompt every token gets the mean of all values.
 
         Returns:
-            tokens [B, L, project_dim], all projected; pooled [B, project_dim], the first of them;
+            tokens [B, L, project_dim], all projected; pooled [B, project_dim], the first token;
             hidden_states of the XLM-R, before the norm and the projection.
 
         Raises:
@@ -120,7 +112,7 @@ class AltCLIPText(nnx.Module):
 
 
 class _TextModel(nnx.Module):
-    """The XLM-R, a layer norm with its eps, and a linear layer with a bias."""
+    """The XLM-R, a layer norm with the same eps, and a linear layer with a bias."""
 
     def __init__(self, config: AltCLIPTextConfig, **leaf):
         width = config.roberta.hidden_size

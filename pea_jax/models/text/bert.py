@@ -1,10 +1,9 @@
 """BERT, RoBERTa and XLM-R encoders, as transformers has them.
 
-One architecture, of which RoBERTa and XLM-R number the positions differently. Sources: Devlin et
-al. 2019 (arXiv 1810.04805), Liu et al. 2019 (1907.11692), Conneau et al. 2020 (1911.02116). The
-keys are those of the bare model: embeddings.*, encoder.layer.*; what published files put before
-them ("bert.", "roberta.") is the loader's to drop. The heads and the pooler of those files are not
-part of a text tower.
+One architecture; RoBERTa and XLM-R number the positions differently. Sources: Devlin et al. 2019
+(arXiv 1810.04805), Liu et al. 2019 (1907.11692), Conneau et al. 2020 (1911.02116). The keys are
+those of the bare model: embeddings.*, encoder.layer.*. The loader drops the prefixes of published
+files ("bert.", "roberta."). The heads and the pooler of those files are not part of a text tower.
 """
 
 import dataclasses
@@ -18,36 +17,27 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pea_jax.models.attention.core import dot_product_attention
-from pea_jax.models.sizes import not_counts
 from pea_jax.models.text.towers import TextOutput
+from pea_jax.runtime.config_fields import COUNT, NUMBER, TOKEN_ID, Config, field, one_of
 
-#: Each kind's class in transformers.
+#: The transformers class of each model_type.
 _CLASSES = {"bert": "BertModel", "roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel"}
 
-#: Each kind's padding id, where a config does not say it.
+#: The padding id of each model_type, for configs without one.
 _PADDING = {"bert": 0, "roberta": 1, "xlm-roberta": 1}
 
-#: The only supported values of what changes the network.
-_FIXED = {
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
 
-_COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
+#: Fields that change the network, with their only supported values.
+_ONLY = {
+    "hidden_act": one_of("gelu"),
+    "position_embedding_type": one_of("absolute"),
+    "is_decoder": one_of(False),
+    "add_cross_attention": one_of(False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
+class BertConfig(Config, label="BERT config", only=_ONLY, ignored=("*",)):
     """The shape of an encoder, in the names of transformers.
 
     Attributes:
@@ -58,59 +48,33 @@ class BertConfig:
         num_attention_heads: heads; they divide the width.
         intermediate_size: width inside the MLP.
         max_position_embeddings: rows of the position embedding; see `longest`.
-        type_vocab_size: rows of the token type embedding.
-        layer_norm_eps: of every layer norm.
         pad_token_id: the padding id, on which RoBERTa's positions depend.
+        type_vocab_size: rows of the token type embedding.
+        layer_norm_eps: eps of every layer norm.
     """
 
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    type_vocab_size: int
-    layer_norm_eps: float
-    pad_token_id: int
-
-    def __post_init__(self):
-        """Raise ValueError where the heads do not divide the width."""
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                "BERT config: hidden_size: expected a multiple of num_attention_heads "
-                f"({self.num_attention_heads}), got {self.hidden_size}"
-            )
+    model_type: str = field(one_of(*_PADDING))
+    vocab_size: int = field(COUNT)
+    hidden_size: int = field(COUNT, multiple_of="num_attention_heads")
+    num_hidden_layers: int = field(COUNT)
+    num_attention_heads: int = field(COUNT)
+    intermediate_size: int = field(COUNT)
+    max_position_embeddings: int = field(COUNT)
+    pad_token_id: int = field(TOKEN_ID)
+    type_vocab_size: int = field(COUNT, 2)
+    layer_norm_eps: float = field(NUMBER, 1e-12)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
-        """The config of a checkpoint's config.json.
-
-        Raises:
-            ValueError: every size that is missing and every value that is not supported.
-        """
-        defaults = {"layer_norm_eps": 1e-12, "type_vocab_size": 2}
-        if values.get("model_type") in _PADDING:
-            defaults["pad_token_id"] = _PADDING[values["model_type"]]
-        fields = [field.name for field in dataclasses.fields(cls)]
-        taken = defaults | {key: values[key] for key in fields if values.get(key) is not None}
-        problems = [
-            f"{key}: expected {_FIXED[key]!r}, got {values[key]!r}"
-            for key in _FIXED
-            if key in values and values[key] != _FIXED[key]
-        ]
-        if taken.get("model_type", "bert") not in _PADDING:
-            got = taken["model_type"]
-            problems.append(f"model_type: expected one of {[*_PADDING]}, got {got!r}")
-        problems += not_counts(taken, _COUNTS)
-        problems += [f"{key}: missing" for key in fields if key not in taken]
-        if problems:
-            raise ValueError(f"BERT config: {'; '.join(problems)}")
-        return cls(**taken)
+        """The config in a checkpoint's config.json; a field that is null counts as left out."""
+        kind = values.get("model_type")
+        defaults = {"pad_token_id": _PADDING[kind]} if kind in _PADDING else {}
+        fields = {key: v for key, v in values.items() if v is not None or key in _ONLY}
+        return super().from_dict(defaults | fields)
 
     @property
     def first_position(self) -> int:
-        """The position of the first token: RoBERTa keeps the rows up to padding's for itself."""
+        """The position of the first token: RoBERTa reserves the rows up to that of padding."""
         return 0 if self.model_type == "bert" else self.pad_token_id + 1
 
     @property
@@ -124,7 +88,7 @@ class BertConfig:
 
 
 class Bert(nnx.Module):
-    """Token ids -> hidden states, each token seeing every other that is not masked."""
+    """Token ids -> hidden states; each token attends to all tokens that are not masked."""
 
     def __init__(
         self,
@@ -149,9 +113,9 @@ class Bert(nnx.Module):
 
         Args:
             ids: [B, L], L at most `config.longest`.
-            mask: [B, L], nonzero for the tokens to look at; None for all of them. In a prompt that
-                is masked whole, every token gets the mean over all values.
-            token_types: [B, L]; None for zeros, a prompt being one segment.
+            mask: [B, L], nonzero for tokens that are attended to; None for all of them. In a fully
+                masked prompt every token gets the mean of all values.
+            token_types: [B, L]; None for zeros, since a prompt is one segment.
 
         Returns:
             tokens [B, L, D], the last hidden state; pooled is None.
@@ -191,9 +155,9 @@ class _Embeddings(nnx.Module):
 
 
 def _positions(ids: Int[Array, "B L"], config: BertConfig) -> Int[Array, "B L"]:
-    """BERT: 0, 1, 2, ... RoBERTa: padding sits at its own id, the rest count on from there.
+    """BERT: 0, 1, 2, ... RoBERTa: padding has its own id, other tokens count up from there.
 
-    RoBERTa's positions come from the ids, not from the mask.
+    RoBERTa's positions depend on the ids, not on the mask.
     """
     if config.model_type == "bert":
         return jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
@@ -202,7 +166,7 @@ def _positions(ids: Int[Array, "B L"], config: BertConfig) -> Int[Array, "B L"]:
 
 
 class _Encoder(nnx.Module):
-    """The layers; gives the state before the first one and after each."""
+    """The layers; returns the state before the first one and after each."""
 
     def __init__(self, config: BertConfig, **leaf):
         self.layer = nnx.List([_Layer(config, **leaf) for _ in range(config.num_hidden_layers)])
@@ -220,7 +184,7 @@ class _Encoder(nnx.Module):
 
 
 class _Layer(nnx.Module):
-    """x = attention(x);  x = output(gelu(intermediate(x)), x), the norms coming after the sums."""
+    """x = attention(x);  x = output(gelu(intermediate(x)), x), with the norms after the sums."""
 
     def __init__(self, config: BertConfig, **leaf):
         width, inner = config.hidden_size, config.intermediate_size
@@ -282,7 +246,7 @@ class _Output(nnx.Module):
 
 
 class _Dense(nnx.Module):
-    """A linear layer under the key that the checkpoint gives it."""
+    """A linear layer with the key that it has in the checkpoint."""
 
     def __init__(self, in_width: int, out_width: int, **leaf):
         self.dense = nnx.Linear(in_width, out_width, **leaf)
@@ -292,7 +256,7 @@ class _Dense(nnx.Module):
 
 
 def _layer_norm(config: BertConfig, **leaf) -> nnx.LayerNorm:
-    """A layer norm whose variance is taken about the mean, in float32."""
+    """A layer norm whose variance is computed about the mean, in float32."""
     return nnx.LayerNorm(
         config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, **leaf
     )

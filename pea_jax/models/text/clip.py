@@ -15,10 +15,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pea_jax.models.attention.core import dot_product_attention
-from pea_jax.models.sizes import not_counts
 from pea_jax.models.text.towers import TextOutput
+from pea_jax.runtime.config_fields import COUNT, FLAG, NUMBER, TOKEN_ID, Config, field, one_of
 
-#: Before transformers 4.31 every config said so, whatever the tokenizer's id was.
+#: The eos_token_id of every config before transformers 4.31, whatever the tokenizer's id was.
 LEGACY_EOS = 2
 
 
@@ -34,18 +34,26 @@ def _gelu(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
 
 _ACTIVATIONS: dict[str, Callable] = {"quick_gelu": _quick_gelu, "gelu": _gelu}
 
-_COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-)
+
+def text_config(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The text tower's part of a whole CLIP's config.json; the config of a tower unchanged.
+
+    A whole CLIP nests it in "text_config". If there is also a "text_config_dict", it is used
+    instead, and the defaults fill its gaps, as in transformers.
+    """
+    for key in ("text_config_dict", "text_config"):
+        if values.get(key) is not None:
+            return {**values[key], "model_type": values.get("model_type")}
+    return values
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPTextConfig:
+class CLIPTextConfig(
+    Config,
+    label="CLIP text config",
+    only={"model_type": one_of("clip", "clip_text_model")},
+    ignored=("*",),
+):
     """The shape of a CLIP text tower, in the names and with the defaults of transformers.
 
     Attributes:
@@ -55,64 +63,31 @@ class CLIPTextConfig:
         num_hidden_layers: layers.
         num_attention_heads: heads; they divide the width.
         max_position_embeddings: the longest prompt, in tokens.
-        hidden_act: "quick_gelu" or "gelu" (the exact one).
-        layer_norm_eps: of every layer norm.
-        eos_token_id: where the pooled vector is taken; 2 marks a config of before transformers 4.31
-            and stands for the highest id of the prompt.
+        hidden_act: "quick_gelu", or "gelu" for the exact one.
+        layer_norm_eps: eps of every layer norm.
+        eos_token_id: token at which the pooled vector is taken; 2 marks a config from before
+            transformers 4.31 and stands for the highest id of the prompt.
         projection_dim: width of the text projection, where a checkpoint has one.
-        use_attention_mask: whether the diffusion model was trained with padding masked. diffusers
-            passes no mask to this tower otherwise, and Stable Diffusion's configs do not set it.
+        use_attention_mask: whether the diffusion model was trained with padding masked. Otherwise
+            diffusers passes no mask to this tower. Stable Diffusion's configs do not set it.
     """
 
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    eos_token_id: int = 49407
-    projection_dim: int | None = 512
-    use_attention_mask: bool = False
-
-    def __post_init__(self):
-        """Raise ValueError where the heads do not divide the width."""
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                "CLIP text config: hidden_size: expected a multiple of num_attention_heads "
-                f"({self.num_attention_heads}), got {self.hidden_size}"
-            )
+    vocab_size: int = field(COUNT, 49408)
+    hidden_size: int = field(COUNT, 512, multiple_of="num_attention_heads")
+    intermediate_size: int = field(COUNT, 2048)
+    num_hidden_layers: int = field(COUNT, 12)
+    num_attention_heads: int = field(COUNT, 8)
+    max_position_embeddings: int = field(COUNT, 77)
+    hidden_act: str = field(one_of(*_ACTIVATIONS), "quick_gelu")
+    layer_norm_eps: float = field(NUMBER, 1e-5)
+    eos_token_id: int = field(TOKEN_ID, 49407)
+    projection_dim: int | None = 512  # checked where the projection is used
+    use_attention_mask: bool = field(FLAG, False)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CLIPTextConfig":
-        """The config of a checkpoint's config.json, of the tower alone or of a whole CLIP.
-
-        A whole CLIP nests it in "text_config". Where a "text_config_dict" lies beside, it alone
-        counts, its gaps filled from the defaults: that is what transformers does.
-
-        Raises:
-            ValueError: the config is of another model, or values of it are not supported.
-        """
-        if values.get("model_type", "clip") not in ("clip", "clip_text_model"):
-            raise ValueError(
-                "CLIP text config: model_type: expected 'clip' or 'clip_text_model', "
-                f"got {values['model_type']!r}"
-            )
-        for nested in ("text_config_dict", "text_config"):
-            if values.get(nested) is not None:
-                values = values[nested]
-                break
-        fields = {field.name for field in dataclasses.fields(cls)}
-        values = {key: value for key, value in values.items() if key in fields}
-        problems = not_counts(values, _COUNTS)
-        if (activation := values.get("hidden_act", cls.hidden_act)) not in _ACTIVATIONS:
-            problems.append(f"hidden_act: expected one of {[*_ACTIVATIONS]}, got {activation!r}")
-        if type(end := values.get("eos_token_id", cls.eos_token_id)) is not int:
-            problems.append(f"eos_token_id: expected one id, got {end!r}")
-        if problems:
-            raise ValueError(f"CLIP text config: {'; '.join(problems)}")
-        return cls(**values)
+        """The config in a checkpoint's config.json, of the tower alone or of a whole CLIP."""
+        return super().from_dict(text_config(values))
 
     @property
     def longest(self) -> int:
@@ -125,18 +100,18 @@ class CLIPTextConfig:
 
 
 class CLIPText(nnx.Module):
-    """Token ids -> hidden states, and the end-of-text token's as the pooled vector.
+    """Token ids -> hidden states, and that of the end-of-text token as the pooled vector.
 
     Args:
         config: the sizes.
         projected: whether the pooled vector goes through `text_projection`, a matrix without bias
             (CLIPTextModelWithProjection, SDXL's second tower).
-        rngs: the keys of the parameters.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        rngs: random keys for the parameters.
+        dtype: compute type.
+        param_dtype: type of the parameters.
 
     Raises:
-        ValueError: it is to be projected and the config does not say to what width.
+        ValueError: `projected` without a projection_dim in the config.
     """
 
     def __init__(
@@ -148,8 +123,8 @@ class CLIPText(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        if projected and (problems := not_counts(vars(config), ["projection_dim"])):
-            raise ValueError(f"CLIP text config: {problems[0]}")
+        if projected and (expected := COUNT(width := config.projection_dim)):
+            raise ValueError(f"{config.label}: projection_dim: expected {expected}, got {width!r}")
         leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         self.projected = projected
@@ -166,13 +141,13 @@ class CLIPText(nnx.Module):
 
         Args:
             ids: [B, L], L at most max_position_embeddings.
-            mask: [B, L], nonzero for the tokens to look at, besides the causal mask; None for all
-                of them, which is how Stable Diffusion was trained (see `use_attention_mask`). A
-                token that is left nothing to look at gets the mean over all values.
+            mask: [B, L], nonzero for tokens that are attended to, in addition to the causal mask.
+                None for all of them, as Stable Diffusion was trained (see `use_attention_mask`). A
+                token that can attend to nothing gets the mean of all values.
 
         Returns:
-            tokens [B, L, D] after the final layer norm; pooled of them at the end-of-text token,
-            [B, D], or [B, projection_dim] where it is projected; hidden_states before that norm.
+            tokens [B, L, D] after the final layer norm; pooled, the one at the end-of-text token,
+            [B, D], or [B, projection_dim] if projected; hidden_states before that norm.
 
         Raises:
             ValueError: the prompts are longer than the position embeddings.
@@ -205,8 +180,8 @@ class _TextModel(nnx.Module):
 def _end_of_text(ids: Int[Array, "B L"], eos_token_id: int) -> Int[Array, "B"]:
     """The first position of the end-of-text token; 0 where a prompt has none.
 
-    With the legacy id it is the first position of the prompt's highest id, for the end of text is
-    the last entry of OpenAI's vocabulary.
+    With the legacy id it is the first position of the prompt's highest id, because the end of text
+    is the last entry of OpenAI's vocabulary.
     """
     if eos_token_id == LEGACY_EOS:
         return jnp.argmax(ids, axis=-1)
@@ -230,7 +205,7 @@ class _Embeddings(nnx.Module):
 
 
 class _Encoder(nnx.Module):
-    """The layers; gives the state before the first one and after each."""
+    """The layers; returns the state before the first one and after each."""
 
     def __init__(self, config: CLIPTextConfig, **leaf):
         self.layers = nnx.List([_Layer(config, **leaf) for _ in range(config.num_hidden_layers)])
@@ -298,7 +273,7 @@ class _MLP(nnx.Module):
 
 
 def _layer_norm(config: CLIPTextConfig, **leaf) -> nnx.LayerNorm:
-    """A layer norm whose variance is taken about the mean, in float32."""
+    """A layer norm whose variance is computed about the mean, in float32."""
     return nnx.LayerNorm(
         config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, **leaf
     )

@@ -2,8 +2,8 @@
 
 Sources: Raffel et al. 2020 (arXiv 1910.10683), section 2.1; Shazeer 2020 (2002.05202) for the gated
 MLP of mT5 (Xue et al. 2021, 2010.11934). The keys are those of the published checkpoints:
-shared.weight, encoder.block.*, encoder.final_layer_norm.weight. The decoder is not part of it, and
-`BESIDE` says what else the published files hold.
+shared.weight, encoder.block.*, encoder.final_layer_norm.weight. The decoder is not part of it;
+`BESIDE` lists the other keys of published files.
 """
 
 import dataclasses
@@ -19,110 +19,21 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pea_jax.models.attention.core import dot_product_attention
-from pea_jax.models.sizes import not_counts
 from pea_jax.models.text.towers import TextOutput
+from pea_jax.runtime.config_fields import COUNT, NUMBER, Config, field, one_of
 
-#: Patterns of the keys that published files hold beside the encoder: the decoder, its head, and the
-#: embedding once more by the name that the encoder has for it. A file that has the embedding by
-#: that name alone loads too (`weights.names.ALIASES`).
+#: Patterns of the keys that published files have beside the encoder's: the decoder, its head, and a
+#: second copy of the embedding under the encoder's name for it. A file that has only this copy
+#: loads too (`weights.names.ALIASES`).
 BESIDE = (r"encoder\.embed_tokens\.weight", r"decoder\..*", r"lm_head\.weight")
 
-#: "gated-gelu" is the tanh approximation, whatever its name says.
+#: "gated-gelu" is the tanh approximation, despite its name.
 _ACTIVATIONS: dict[str, Callable] = {
     "relu": jax.nn.relu,
     "gated-gelu": functools.partial(jax.nn.gelu, approximate=True),
 }
 
-_COUNTS = (
-    "vocab_size",
-    "d_model",
-    "d_kv",
-    "d_ff",
-    "num_layers",
-    "num_heads",
-    "relative_attention_num_buckets",
-    "relative_attention_max_distance",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class T5Config:
-    """The shape of an encoder, in the names and with the defaults of transformers.
-
-    Attributes:
-        vocab_size: rows of the embedding.
-        d_model: width of the tokens.
-        d_kv: size of a head; heads times it need not be the width.
-        d_ff: width inside the MLP.
-        num_layers: of the encoder.
-        num_heads: heads.
-        relative_attention_num_buckets: distances that are told apart, both directions together.
-        relative_attention_max_distance: from here on all distances are one.
-        layer_norm_epsilon: of every norm.
-        feed_forward_proj: "relu", or "gated-gelu": gelu(wi_0 x) * (wi_1 x) with the tanh
-            approximation.
-    """
-
-    vocab_size: int = 32128
-    d_model: int = 512
-    d_kv: int = 64
-    d_ff: int = 2048
-    num_layers: int = 6
-    num_heads: int = 8
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-    feed_forward_proj: str = "relu"
-
-    def __post_init__(self):
-        """Raise ValueError where the buckets leave no room for one or for several distances."""
-        half = self.relative_attention_num_buckets // 2
-        if half < 2 or self.relative_attention_max_distance <= half // 2:
-            raise ValueError(
-                "T5 config: expected relative_attention_num_buckets of at least 4 and a "
-                "relative_attention_max_distance above a quarter of them, got "
-                f"{self.relative_attention_num_buckets} and {self.relative_attention_max_distance}"
-            )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "T5Config":
-        """The config of a checkpoint's config.json.
-
-        Raises:
-            ValueError: the config is of another model, or values of it are not supported.
-        """
-        if values.get("model_type", "t5") not in ("t5", "mt5"):
-            raise ValueError(
-                f"T5 config: model_type: expected 't5' or 'mt5', got {values['model_type']!r}"
-            )
-        defaults = {} if values.get("model_type", "t5") == "t5" else _MT5
-        fields = {field.name for field in dataclasses.fields(cls)}
-        values = defaults | {key: value for key, value in values.items() if key in fields}
-        problems = not_counts(values, _COUNTS)
-        activation = values.get("feed_forward_proj", cls.feed_forward_proj)
-        if activation not in _ACTIVATIONS:
-            expected = [*_ACTIVATIONS]
-            problems.append(f"feed_forward_proj: expected one of {expected}, got {activation!r}")
-        if problems:
-            raise ValueError(f"T5 config: {'; '.join(problems)}")
-        return cls(**values)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the tokens."""
-        return self.d_model
-
-    @property
-    def longest(self) -> None:
-        """Prompts may be of any length: positions are relative."""
-        return None
-
-    def to_transformers(self) -> tuple[str, dict[str, Any]]:
-        """The transformers class of this tower, and its config.json."""
-        return "T5EncoderModel", {"model_type": "t5", **dataclasses.asdict(self)}
-
-
-#: Where transformers' MT5Config has another default than its T5Config.
+#: The defaults of transformers' MT5Config that differ from those of T5Config.
 _MT5 = {
     "vocab_size": 250112,
     "d_ff": 1024,
@@ -132,12 +43,73 @@ _MT5 = {
 }
 
 
-class T5Encoder(nnx.Module):
-    """Token ids -> hidden states, each token seeing every other that is not masked.
+@dataclasses.dataclass(frozen=True)
+class T5Config(Config, label="T5 config", only={"model_type": one_of("t5", "mt5")}, ignored=("*",)):
+    """The shape of an encoder, in the names and with the defaults of transformers.
 
-    The sum that runs through the blocks leaves the range of float16, for T5 was trained in
-    bfloat16, which has that of float32. With a `dtype` of float16 that sum and the norms that read
-    it are in float32, and so are the MLPs' `wo` and its parameters, as transformers keeps them.
+    Attributes:
+        vocab_size: rows of the embedding.
+        d_model: width of the tokens.
+        d_kv: size of a head; heads times it need not be the width.
+        d_ff: width inside the MLP.
+        num_layers: layers of the encoder.
+        num_heads: heads.
+        relative_attention_num_buckets: number of distance classes, both directions together.
+        relative_attention_max_distance: distances from here on share one bucket.
+        layer_norm_epsilon: eps of every norm.
+        feed_forward_proj: "relu", or "gated-gelu": gelu(wi_0 x) * (wi_1 x) with the tanh
+            approximation.
+    """
+
+    vocab_size: int = field(COUNT, 32128)
+    d_model: int = field(COUNT, 512)
+    d_kv: int = field(COUNT, 64)
+    d_ff: int = field(COUNT, 2048)
+    num_layers: int = field(COUNT, 6)
+    num_heads: int = field(COUNT, 8)
+    relative_attention_num_buckets: int = field(COUNT, 32)
+    relative_attention_max_distance: int = field(COUNT, 128)
+    layer_norm_epsilon: float = field(NUMBER, 1e-6)
+    feed_forward_proj: str = field(one_of(*_ACTIVATIONS), "relu")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "T5Config":
+        """The config in a checkpoint's config.json, with the defaults of its model_type."""
+        defaults = _MT5 if values.get("model_type") == "mt5" else {}
+        return super().from_dict({**defaults, **values})
+
+    def misfits(self) -> list[str]:
+        """Each direction needs a bucket for one distance and a bucket for several."""
+        half = self.relative_attention_num_buckets // 2
+        if half >= 2 and self.relative_attention_max_distance > half // 2:
+            return []
+        return [
+            "expected relative_attention_num_buckets of at least 4 and a "
+            "relative_attention_max_distance above a quarter of them, got "
+            f"{self.relative_attention_num_buckets} and {self.relative_attention_max_distance}"
+        ]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the tokens."""
+        return self.d_model
+
+    @property
+    def longest(self) -> None:
+        """None: positions are relative, so prompts may have any length."""
+        return None
+
+    def to_transformers(self) -> tuple[str, dict[str, Any]]:
+        """The transformers class of this tower, and its config.json."""
+        return "T5EncoderModel", {"model_type": "t5", **dataclasses.asdict(self)}
+
+
+class T5Encoder(nnx.Module):
+    """Token ids -> hidden states; each token attends to all tokens that are not masked.
+
+    T5 was trained in bfloat16, which has the range of float32, and the residual stream exceeds the
+    range of float16. With a `dtype` of float16, the residual stream and the norms that read it are
+    in float32. So are the MLPs' `wo` and its parameters, as in transformers.
     """
 
     def __init__(
@@ -161,8 +133,8 @@ class T5Encoder(nnx.Module):
 
         Args:
             ids: [B, L].
-            mask: [B, L], nonzero for the tokens to look at; None for all of them. In a prompt that
-                is masked whole, every token gets the mean over all values.
+            mask: [B, L], nonzero for tokens that are attended to; None for all of them. In a fully
+                masked prompt every token gets the mean of all values.
 
         Returns:
             tokens [B, L, D] after the final norm; pooled is None; hidden_states before that norm.
@@ -173,7 +145,7 @@ class T5Encoder(nnx.Module):
 
 
 class _Stack(nnx.Module):
-    """The blocks, which share the first one's bias; the state before them and after each."""
+    """The blocks, which share the first one's bias; returns the state before and after each."""
 
     def __init__(self, config: T5Config, **leaf):
         self.block = nnx.List(
@@ -235,7 +207,7 @@ class _FeedForwardLayer(nnx.Module):
 
 
 class _Attention(nnx.Module):
-    """softmax(q k^T + bias) v: no scale, no biases but the one of relative positions."""
+    """softmax(q k^T + bias) v: no scale, and the only bias is that of relative positions."""
 
     def __init__(self, config: T5Config, first: bool, **leaf):
         inner = config.num_heads * config.d_kv
@@ -248,11 +220,11 @@ class _Attention(nnx.Module):
             self.relative_attention_bias = nnx.Embed(
                 config.relative_attention_num_buckets,
                 config.num_heads,
-                **leaf | {"dtype": jnp.float32},  # that of the logits
+                **leaf | {"dtype": jnp.float32},  # the type of the logits
             )
 
     def bias(self, length: int) -> Float[Array, "1 N L L"]:
-        """What is added to the logits of query i and key j, by their distance j - i."""
+        """The term added to the logits of query i and key j, by their distance j - i."""
         buckets = jnp.asarray(_buckets(length, self.config))
         return self.relative_attention_bias(buckets).transpose(2, 0, 1)[None]
 
@@ -271,7 +243,7 @@ class _Attention(nnx.Module):
 
 
 def _buckets(length: int, config: T5Config) -> Int[np.ndarray, "L L"]:
-    """The bucket of the distance from query i to key j, [i, j]; keys ahead have the upper half."""
+    """The bucket of the distance from query i to key j, [i, j]; j > i has the upper half."""
     half = config.relative_attention_num_buckets // 2
     of_size = np.array([_bucket(size, half, config) for size in range(length)])
     distances = np.arange(length)[None] - np.arange(length)[:, None]
@@ -279,16 +251,16 @@ def _buckets(length: int, config: T5Config) -> Int[np.ndarray, "L L"]:
 
 
 def _bucket(size: int, half: int, config: T5Config) -> int:
-    """The bucket of a distance in one direction, of `half` buckets.
+    """The bucket of a distance in one direction, which has `half` buckets.
 
-    With n = half - exact, and distances counted from `exact` to the greatest one:
+    With exact = half // 2 and n = half - exact:
 
-        size                                           below exact = half // 2
-        exact + floor(n log(size / exact) / log(greatest / exact)), at most half - 1, from there on
+        size                                                                    if size < exact
+        min(exact + floor(n log(size / exact) / log(greatest / exact)), half - 1)     otherwise
 
-    The floor is taken in integers, size^n exact^k >= greatest^k exact^n for every step k that is
-    passed: a logarithm that is off by its last bit, as an accelerator's may be, would move whole
-    distances (16, 32 and 64 of the published models) one bucket down.
+    The floor is computed in integers: step k is passed if size^n exact^k >= greatest^k exact^n. A
+    logarithm with an error in its last bit, as on some accelerators, would move whole distances
+    (16, 32 and 64 in the published models) one bucket down.
     """
     exact, greatest = half // 2, config.relative_attention_max_distance
     if size < exact:
@@ -336,12 +308,12 @@ def _wo(config: T5Config, *, dtype: DTypeLike, param_dtype: DTypeLike, **leaf) -
 
 
 def _norm(config: T5Config, *, dtype: DTypeLike, **leaf) -> nnx.RMSNorm:
-    """x / sqrt(mean(x^2) + eps) * weight, in float32 before the result is rounded to `dtype`."""
+    """x / sqrt(mean(x^2) + eps) * weight, computed in float32 and rounded to `dtype` at the end."""
     return nnx.RMSNorm(
         config.d_model, epsilon=config.layer_norm_epsilon, dtype=_wide(dtype), **leaf
     )
 
 
 def _wide(dtype: DTypeLike) -> DTypeLike:
-    """`dtype`, or float32 for float16: see `T5Encoder`."""
+    """`dtype`, but float32 instead of float16; see `T5Encoder`."""
     return jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype

@@ -1,4 +1,4 @@
-"""What every text tower gives back, and several towers as one."""
+"""The output of a text tower, and the concatenation of several towers."""
 
 import dataclasses
 import typing
@@ -17,10 +17,10 @@ class TextOutput:
     """The output of a text tower.
 
     Attributes:
-        tokens: the last hidden state, after whatever norm the tower ends with, [B, L, D].
-        pooled: one vector a prompt, [B, P]; None for towers that have none.
-        hidden_states: the embeddings and then the output of every layer, layers + 1 of [B, L, D],
-            in transformers' order. A norm that the tower ends with is not in the last of them.
+        tokens: the last hidden state, after the tower's final norm if it has one, [B, L, D].
+        pooled: one vector per prompt, [B, P]; None for towers without one.
+        hidden_states: the embeddings and the output of every layer, layers + 1 of [B, L, D], in
+            transformers' order. The last one is before the final norm.
     """
 
     tokens: Float[Array, "B L D"]
@@ -29,20 +29,19 @@ class TextOutput:
 
 
 class ConcatenatedTowers(nnx.Module):
-    """Several text towers, each reading the same prompts by its own tokens.
+    """Several text towers that encode the same prompts, each with its own tokens.
 
-    Token i of the output is token i of every tower, one beside the other on the feature axis:
+    Token i of the output is token i of every tower, concatenated on the feature axis:
     [B, max(L1, L2, ...), D1 + D2 + ...], as in the paper's "mul_clip + chinese_clip" (method.md,
-    "Language encoders"). Where the towers' lengths differ, the tokens of the shorter ones are
-    followed by zeros, no tower's tokens of padding; the authors' code has no such rule and wants
-    equal lengths.
+    "Language encoders"). The tokens of shorter towers are padded with zeros. The authors' code has
+    no such rule: it needs equal lengths.
 
     Args:
-        towers: ids and mask [B, Li] -> TextOutput.
-        lengths: how many columns of ids and mask are each tower's, in order.
+        towers: modules that map ids and mask, [B, Li], to a TextOutput.
+        lengths: number of columns of ids and mask for each tower, in order.
 
     Raises:
-        ValueError: another number of lengths than of towers.
+        ValueError: the numbers of lengths and of towers differ.
     """
 
     def __init__(self, towers: Sequence[nnx.Module], lengths: Sequence[int]):
@@ -57,14 +56,14 @@ class ConcatenatedTowers(nnx.Module):
         """Encode prompts.
 
         Args:
-            ids: those of every tower side by side on the length axis, [B, sum of lengths].
-            mask: the same, nonzero for the tokens to look at; None for all of them.
+            ids: the ids of all towers, concatenated on the length axis, [B, sum of lengths].
+            mask: same shape, nonzero for tokens that are attended to; None for all of them.
 
         Returns:
             tokens [B, max of lengths, sum of widths]; pooled is None; no hidden states.
 
         Raises:
-            ValueError: another number of columns.
+            ValueError: the number of columns is not the sum of lengths.
         """
         if ids.shape[1] != sum(self.lengths):
             raise ValueError(

@@ -1,9 +1,9 @@
-"""The blocks that a UNet's way down, middle and way up are made of: resnets with transformers.
+"""The blocks of a UNet's down path, middle and up path: resnets with transformers.
 
-Attribute names are those of the diffusers checkpoints. `transformers` says what each spatial
-transformer is made of; where it is empty the block has resnets alone. `resnet` holds the keywords
-that a network's resnets share (groups, eps, time_width, output_scale); `leaf` those of every
-parameterised layer. With `recompute` a gradient keeps the inputs of each resnet alone, as
+Attribute names are those of the diffusers checkpoints. `transformers` has a spec for each spatial
+transformer; without specs a block has only resnets. `resnet` holds the keywords that all resnets of
+a network share (groups, eps, time_width, output_scale), and `leaf` those of every layer with
+parameters. With `recompute`, the gradient stores only the inputs of each resnet, as
 `TransformerSpec.recompute` does for each layer of a transformer.
 """
 
@@ -54,7 +54,7 @@ class DownBlock(nnx.Module):
         activated_time: Float[Array, "B T"],
         tokens: Float[Array, "B L E"],
     ) -> tuple[Float[Array, "B h w O"], list[Float[Array, "B _ _ O"]]]:
-        """Gives the block's output and every inner output, in order, for the way up."""
+        """Returns the block's output, and all inner outputs in order, for the up path."""
         outputs = []
         for index, resnet in enumerate(self.resnets):
             x = recomputed(resnet, self.recompute)(x, activated_time)
@@ -70,7 +70,7 @@ class DownBlock(nnx.Module):
 class MidBlock(nnx.Module):
     """resnet, then a (transformer, resnet) for each transformer.
 
-    UNetMidBlock2DCrossAttn has one transformer; UNetMidBlock2D, as a UNet's middle, has none.
+    UNetMidBlock2DCrossAttn has one transformer; the UNetMidBlock2D of a UNet has none.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class MidBlock(nnx.Module):
 class UpBlock(nnx.Module):
     """(concatenate a skip, resnet, transformer) x layers, then an upsampler: [CrossAttn]UpBlock2D.
 
-    `skip_widths` are the channels of the skips in the order in which they are used, the last of
-    the way down first.
+    `skip_widths` are the channels of the skips in order of use, which starts with the last output
+    of the down path.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class UpBlock(nnx.Module):
         tokens: Float[Array, "B L E"],
         size: tuple[int, int] | None,
     ) -> Float[Array, "B H W O"]:
-        """`size` is that of the next block's skips: a size that was halved with a remainder."""
+        """`size` is the height and width of the next block's skips, which may be odd."""
         for index, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
             x = recomputed(_joining(resnet), self.recompute)(x, skip, activated_time)
             if self.attentions:
@@ -155,7 +155,7 @@ class UpBlock(nnx.Module):
 
 
 def _joining(resnet: ResnetBlock) -> Callable:
-    """The resnet of x and a skip, whose concatenation a gradient has no need to keep."""
+    """The resnet of x and a skip, so that the gradient need not store their concatenation."""
     return lambda x, skip, time: resnet(jnp.concatenate([x, skip], axis=-1), time)
 
 

@@ -1,6 +1,6 @@
 """The UNet of Stable Diffusion and SDXL: latents, time, text in; prediction, features out."""
 
-import dataclasses
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -29,10 +29,10 @@ __all__ = ["UNet", "UNetConfig"]
 
 
 class UNet(nnx.Module):
-    """Predicts the noise in noisy latents (or the velocity: the checkpoint's schedule says which).
+    """Predicts the noise in noisy latents, or the velocity, as the checkpoint's schedule requires.
 
         t           = time_embedding(sinusoids(timestep))
-        t          += add_embedding([pooled, sinusoids(time ids)])              SDXL's family alone
+        t          += add_embedding([pooled, sinusoids(time ids)])              only SDXL's family
         x, skips    = conv_in(latents), [conv_in(latents)]
         x, outputs  = down_i(x, t, tokens);  skips += outputs      i = 0 .. n-1, fine to coarse
         x           = mid(x, t, tokens)
@@ -45,19 +45,19 @@ class UNet(nnx.Module):
 
     Args:
         config: the sizes.
-        rngs: the keys of the parameters.
-        dtype: of the computation; norms and softmax are in float32 in any case.
-        param_dtype: of the parameters.
-        attention: the implementation of attention, as `dot_product_attention` names them.
-        mesh: of the devices that the batch is split over, which some of them must know.
-        remat: what a gradient keeps of the forward pass. Values are the same in any case.
-            "none": all that it needs: the least work, the most memory.
-            "blocks": the inputs of each resnet and of each transformer layer, which run a second
-                time, one by one, in the backward pass.
-            "full": the inputs of each down, middle and up block; within a block, which runs a
-                second time, it is as with "blocks", so that its parts run a third time.
-        gather: where a layer's weights are brought when it runs, and again in the backward pass;
-            None leaves them where they are. See `models.gather`.
+        rngs: random keys for the parameters.
+        dtype: compute type; norms and softmax are always in float32.
+        param_dtype: type of the parameters.
+        attention: the `implementation` of `dot_product_attention`.
+        mesh: devices that the batch is split over; some implementations of attention need it.
+        remat: what the gradient stores of the forward pass. It never changes values.
+            "none": everything it needs: least work, most memory.
+            "blocks": the inputs of each resnet and each transformer layer. The backward pass runs
+                them a second time, one after another.
+            "full": the inputs of each down, middle and up block. The backward pass runs a block a
+                second time, as with "blocks", and therefore its parts a third time.
+        gather: sharding that a layer's weights get while it runs, forward and backward; None
+            leaves them as they are. See `models.gather`.
 
     Raises:
         ValueError: `remat` is unknown.
@@ -81,65 +81,31 @@ class UNet(nnx.Module):
         self.dtype = dtype
         self.remat = remat
         leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        channels = config.block_out_channels
+        channels, recompute = config.block_out_channels, remat != "none"
         time_width = 4 * channels[0]
         groups, eps = config.norm_num_groups, config.norm_eps
         resnet = {"groups": groups, "eps": eps, "time_width": time_width}
-        shared = {"resnet": resnet, "recompute": remat != "none", **leaf}
-        spec = partial(
-            _transformer, config, implementation=attention, mesh=mesh, recompute=remat != "none"
+        shared = {"resnet": resnet, "recompute": recompute, **leaf}
+        transformers = partial(
+            _transformers, config, implementation=attention, mesh=mesh, recompute=recompute
         )
 
         self.conv_in = conv3x3(config.in_channels, channels[0], **leaf)
         self.time_embedding = TimestepEmbedding(channels[0], time_width, **leaf)
         if config.addition_embed_type is not None:
-            told = config.projection_class_embeddings_input_dim
-            self.add_embedding = TimestepEmbedding(told, time_width, **leaf)
+            added_width = config.projection_class_embeddings_input_dim
+            self.add_embedding = TimestepEmbedding(added_width, time_width, **leaf)
 
-        self.down_blocks = nnx.List([])
-        width, skip_widths = channels[0], [channels[0]]
-        for level in range(len(channels)):
-            block = DownBlock(
-                width,
-                channels[level],
-                layers=config.layers_per_block[level],
-                transformers=[spec(level, depth) for depth in config.down_depths(level)],
-                downsample_padding=(
-                    config.downsample_padding if level + 1 < len(channels) else None
-                ),
-                **shared,
-            )
-            self.down_blocks.append(block)
-            width = channels[level]
-            skip_widths += [width] * (len(block.resnets) + len(block.downsamplers))
-
+        self.down_blocks = nnx.List(_down_blocks(config, transformers, **shared))
         self.mid_block = MidBlock(
-            width,
-            # the middle keeps its self-attention: only_cross_attention is about the levels
-            transformers=[
-                dataclasses.replace(spec(-1, depth), only_cross_attention=False)
-                for depth in config.mid_depths()
-            ],
+            channels[-1],
+            # the middle keeps its self-attention: only_cross_attention applies to the levels
+            transformers=transformers(-1, config.mid_depths(), only_cross_attention=False),
             **{**shared, "resnet": {**resnet, "output_scale": config.mid_block_scale_factor}},
         )
-
-        self.up_blocks = nnx.List([])
-        for index in range(len(channels)):
-            level = len(channels) - 1 - index
-            used = config.layers_per_block[level] + 1
-            block = UpBlock(
-                width,
-                channels[level],
-                skip_widths=skip_widths[: -used - 1 : -1],
-                transformers=[spec(level, depth) for depth in config.up_depths(index)],
-                upsample=level > 0,
-                **shared,
-            )
-            self.up_blocks.append(block)
-            width, skip_widths = channels[level], skip_widths[:-used]
-
-        self.conv_norm_out = GroupNorm(width, groups, eps, **leaf)
-        self.conv_out = conv3x3(width, config.out_channels, **leaf)
+        self.up_blocks = nnx.List(_up_blocks(config, transformers, **shared))
+        self.conv_norm_out = GroupNorm(channels[0], groups, eps, **leaf)
+        self.conv_out = conv3x3(channels[0], config.out_channels, **leaf)
         if gather is not None:
             gather_at_use(self, gather)
 
@@ -154,22 +120,22 @@ class UNet(nnx.Module):
 
         Args:
             latents: noisy latents, [B, H, W, C]; any H and W.
-            timesteps: of the noise schedule, [B]; may lie between two steps.
-            conditioning: its tokens [B, L, D] are attended to; its `pooled` [B, P] is added to the
-                time embedding in SDXL's family, and None in Stable Diffusion's.
+            timesteps: timesteps of the noise schedule, [B]; fractions are allowed.
+            conditioning: tokens [B, L, D] for cross-attention. `pooled` [B, P] is added to the time
+                embedding in SDXL's family, and is None in Stable Diffusion's.
             added: SDXL's time ids, float [B, 6]: (original height, original width, crop top, crop
-                left, target height, target width) in pixels, whole numbers that bfloat16 would
-                round; None for Stable Diffusion.
+                left, target height, target width) in pixels, in float32 because bfloat16 would
+                round them; None for Stable Diffusion.
 
         Returns:
             The prediction, [B, H, W, O], and the features by block in the order of computation:
             "down_0" .. (each after its downsampler), "mid", "up_0" .. (each after its upsampler),
-            each [B, h, w, c]: nine for Stable Diffusion, seven for SDXL's family, where "mid" is
-            there whether or not the middle attends. All in the compute dtype.
+            each [B, h, w, c]: nine for Stable Diffusion, seven for SDXL's family. "mid" is always
+            there, with or without attention. All have the compute type.
 
         Raises:
-            ValueError: an input has another width than the config's, one is missing that this
-                family needs, or one is given that it cannot take.
+            ValueError: the width of an input differs from the config's, or an input is missing or
+                not supported by this family.
         """
         self._check(latents, conditioning, added)
         x, tokens = latents.astype(self.dtype), conditioning.tokens.astype(self.dtype)
@@ -197,7 +163,7 @@ class UNet(nnx.Module):
     def _time(
         self, timesteps: Num[Array, "B"], pooled: Array | None, added: Array | None
     ) -> Float[Array, "B T"]:
-        """The embedding of the time, and of the pooled text and the time ids, for every resnet."""
+        """The embedding of time, pooled text and time ids that every resnet gets."""
         config = self.config
         sinusoids = partial(
             timestep_embedding,
@@ -209,9 +175,8 @@ class UNet(nnx.Module):
         if config.addition_embed_type is None:
             return embedding
         ids = sinusoids(added.reshape(-1), config.addition_time_embed_dim)
-        told = [pooled, ids.reshape(len(added), -1)]
-        told = jnp.concatenate([part.astype(self.dtype) for part in told], axis=-1)
-        return embedding + self.add_embedding(told)
+        parts = pooled.astype(self.dtype), ids.reshape(len(added), -1).astype(self.dtype)
+        return embedding + self.add_embedding(jnp.concatenate(parts, axis=-1))
 
     def _check(self, latents: Array, conditioning: Conditioning, added: Array | None) -> None:
         config, tokens, pooled = self.config, conditioning.tokens, conditioning.pooled
@@ -238,22 +203,51 @@ class UNet(nnx.Module):
             raise ValueError("UNet: " + "; ".join(problems))
 
 
-def _transformer(
-    config: UNetConfig,
-    level: int,
-    depth: int,
-    *,
-    implementation: str,
-    mesh: Mesh | None,
-    recompute: bool,
-) -> TransformerSpec:
-    return TransformerSpec(
-        heads=config.attention_heads[level],
-        layers=depth,
-        cross_attention_dim=config.cross_attention_dim,
-        linear_projection=config.use_linear_projection,
-        only_cross_attention=config.only_cross_attention[level],
-        implementation=implementation,
-        mesh=mesh,
-        recompute=recompute,
-    )
+def _transformers(
+    config: UNetConfig, level: int, depths: Sequence[int], **options
+) -> list[TransformerSpec]:
+    """A spec for each entry of `depths`; `options` are further fields of all of them."""
+    shared = {
+        "heads": config.attention_heads[level],
+        "cross_attention_dim": config.cross_attention_dim,
+        "linear_projection": config.use_linear_projection,
+        "only_cross_attention": config.only_cross_attention[level],
+    }
+    return [TransformerSpec(layers=depth, **shared | options) for depth in depths]
+
+
+def _down_blocks(config: UNetConfig, transformers: Callable, **shared) -> list[DownBlock]:
+    """The blocks of the down path; all but the last one halve the resolution."""
+    channels = config.block_out_channels
+    return [
+        DownBlock(
+            channels[max(level - 1, 0)],
+            width,
+            layers=config.layers_per_block[level],
+            transformers=transformers(level, config.down_depths(level)),
+            downsample_padding=config.downsample_padding if level + 1 < len(channels) else None,
+            **shared,
+        )
+        for level, width in enumerate(channels)
+    ]
+
+
+def _up_blocks(config: UNetConfig, transformers: Callable, **shared) -> list[UpBlock]:
+    """The blocks of the up path, from coarse to fine; each uses one skip per resnet."""
+    channels = config.block_out_channels
+    skips = [channels[0]]  # widths of the outputs of conv_in and of the down path
+    for level, layers in enumerate(config.layers_per_block):
+        skips += [channels[level]] * (layers + (level + 1 < len(channels)))
+    blocks, width = [], channels[-1]
+    for index, level in enumerate(reversed(range(len(channels)))):
+        block = UpBlock(
+            width,
+            channels[level],
+            skip_widths=[skips.pop() for _ in range(config.layers_per_block[level] + 1)],
+            transformers=transformers(level, config.up_depths(index)),
+            upsample=level > 0,
+            **shared,
+        )
+        blocks.append(block)
+        width = channels[level]
+    return blocks

@@ -38,7 +38,7 @@ def test_cross_attention(rng):
 
 @pytest.mark.parametrize("shape", [(2, 1, 1, 7), (1, 1, 5, 7), (2, 3, 5, 7)])
 def test_mask(rng, shape):
-    """Masks broadcast over batch, heads and queries, and hide a key wholly."""
+    """Masks broadcast over batch, heads and queries, and remove a key completely."""
     query, key, value = inputs(rng)
     mask = rng.random(shape) < 0.6
     mask[..., 2] = True  # a query with no key at all has no defined output
@@ -47,7 +47,7 @@ def test_mask(rng, shape):
 
 
 def test_causal_and_masked(rng):
-    """Both limits hold together, as in a padded CLIP prompt."""
+    """Both restrictions apply together, as in a padded CLIP prompt."""
     query, key, value = inputs(rng, queries=6, keys=6)
     mask = np.arange(6) < np.array([6, 4])[:, None, None, None]
     got = dot_product_attention(query, key, value, mask=jnp.asarray(mask), causal=True)
@@ -56,7 +56,7 @@ def test_causal_and_masked(rng):
 
 
 def test_bias_and_scale(rng):
-    """T5's attention: logits that are not scaled, and a bias of each head on them."""
+    """T5's attention: unscaled logits, with a bias per head."""
     query, key, value = inputs(rng)
     bias = jnp.asarray(rng.standard_normal((1, 3, 5, 7)), jnp.float32)
     mask = jnp.arange(7) < 5
@@ -70,7 +70,7 @@ def test_bias_and_scale(rng):
 
 
 def test_softmax_is_in_float32(rng):
-    """Logits in the hundreds keep their fractions, of which bfloat16 has none left."""
+    """Logits in the hundreds keep their fractions, which bfloat16 would round away."""
     query, key, value = inputs(rng, dtype=jnp.bfloat16, spread=14.0)
     got = dot_product_attention(query, key, value)
     assert got.dtype == jnp.bfloat16
@@ -98,8 +98,8 @@ def long_inputs(rng, batch=1, heads=2, head_size=40, dtype=jnp.float32, length=2
     ],
 )
 def test_splash_and_its_gradient_are_those_of_xla(rng, length, head_size, dtype, tolerance):
-    """The kernel scales nothing by itself and has a gradient of its own: either could be wrong. A
-    key of the padding that is looked at takes some of the weight."""
+    """The kernel applies no scale and has its own gradient: either could be wrong. An unmasked key
+    of the padding would take some of the weight."""
     arrays = long_inputs(rng, head_size=head_size, dtype=dtype, length=length)
     weights = jnp.asarray(rng.standard_normal(arrays[0].shape), jnp.float32)
 
@@ -153,7 +153,7 @@ def test_splash_runs_on_each_device_for_its_own_rows(rng):
         ("cpu", {}, "xla"),
     ],
 )
-def test_auto_goes_by_platform_type_and_sizes(platform, changes, chosen):
+def test_auto_depends_on_platform_type_and_sizes(platform, changes, chosen):
     call = {
         "dtype": jnp.bfloat16,
         "head_size": 64,
@@ -164,8 +164,8 @@ def test_auto_goes_by_platform_type_and_sizes(platform, changes, chosen):
     assert choose(platform, **call | changes) == chosen
 
 
-def test_auto_goes_by_the_devices_of_the_mesh_before_those_at_hand(rng, monkeypatch):
-    """A program for TPUs may be compiled on a machine without one, and the other way round."""
+def test_auto_prefers_the_mesh_to_the_default_backend(rng, monkeypatch):
+    """A program for TPUs may be compiled on a machine without one, and vice versa."""
     arrays = long_inputs(rng)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 
@@ -181,7 +181,7 @@ def test_auto_goes_by_the_devices_of_the_mesh_before_those_at_hand(rng, monkeypa
     assert program(mesh=mesh) == program(implementation="xla") == xla
 
 
-def test_what_was_asked_for_by_name_is_not_replaced(rng):
+def test_an_explicit_implementation_is_not_replaced(rng):
     arrays = inputs(rng)
     with pytest.raises(ValueError, match=r"cudnn attention: expected bfloat16 .* expected a GPU"):
         dot_product_attention(*arrays, implementation="cudnn")

@@ -41,7 +41,7 @@ def test_keys_are_those_of_the_published_files():
 
 
 def test_config():
-    """Of a whole AltCLIP, where another may lie beside; and of the text side alone."""
+    """In the config of a whole AltCLIP, with or without a second one, and of the tower alone."""
     config = AltCLIPTextConfig.from_dict(ALT_CLIP)
     assert (config.hidden_size, config.longest) == (768, 512)
     assert AltCLIPTextConfig.from_dict(TEXT) == config
@@ -60,7 +60,7 @@ def test_config():
     ],
 )
 def test_unsupported_values_name_themselves(config, named):
-    """A value that was ignored would make another encoder than the checkpoint's."""
+    """If one were ignored, the encoder would differ from the checkpoint's."""
     with pytest.raises(ValueError, match=named):
         AltCLIPTextConfig.from_dict(config)
 

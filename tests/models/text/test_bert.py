@@ -39,7 +39,7 @@ def encode():
 @pytest.mark.parametrize(
     ("config", "parameters"),
     [
-        # transformers' counts without the pooler, which is no part of a text tower
+        # transformers' counts without the pooler, which is not part of a text tower
         (XLM_R, 558_840_832),
         (XLM_R_BASE, 277_453_056),
         (ROBERTA_BASE, 124_055_040),
@@ -72,7 +72,7 @@ def test_keys_are_those_of_the_bare_model():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model_type": "t5"}, r"model_type: expected one of .*got 't5'"),
+        ({"model_type": "t5"}, "model_type: expected 'bert' or .*got 't5'"),
         ({"hidden_act": "gelu_new"}, "hidden_act: expected 'gelu', got 'gelu_new'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"is_decoder": True}, "is_decoder: expected False, got True"),
@@ -84,19 +84,19 @@ def test_keys_are_those_of_the_bare_model():
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_unsupported_values_name_themselves(change, named):
-    """A value that was ignored would make another encoder than the checkpoint's."""
+    """If one were ignored, the encoder would differ from the checkpoint's."""
     with pytest.raises(ValueError, match=named):
         BertConfig.from_dict({**TINY, **change})
 
 
-def test_everything_missing_is_told_at_once():
+def test_all_missing_fields_are_in_one_error():
     with pytest.raises(ValueError, match=r"model_type: missing; vocab_size: missing; hidden_size"):
         BertConfig.from_dict({"hidden_act": "gelu"})
 
 
 @pytest.mark.parametrize(("kind", "padding"), [("bert", 0), ("roberta", 1), ("xlm-roberta", 1)])
 def test_defaults_are_those_of_transformers(kind, padding):
-    """Configs leave out what their kind takes for granted; RoBERTa's positions hang on it."""
+    """Configs leave out the defaults of their kind, and RoBERTa's positions depend on one."""
     sizes = {key: TINY[key] for key in TINY if key not in ("pad_token_id", "layer_norm_eps")}
     config = BertConfig.from_dict({**sizes, "model_type": kind})
     assert (config.pad_token_id, config.layer_norm_eps) == (padding, 1e-12)
@@ -104,7 +104,7 @@ def test_defaults_are_those_of_transformers(kind, padding):
 
 @pytest.mark.parametrize(("kind", "longest"), [("bert", 9), ("roberta", 7), ("xlm-roberta", 7)])
 def test_too_long_a_prompt_is_refused(kind, longest):
-    """The position embeddings end, for RoBERTa two rows before their last; NaN would follow."""
+    """Longer prompts would get NaN; RoBERTa reserves two rows of the position embeddings."""
     config = {**TINY, "model_type": kind}
     assert BertConfig.from_dict(config).longest == longest
     with pytest.raises(ValueError, match=f"{kind}: expected at most {longest} tokens, got 10"):
@@ -112,7 +112,7 @@ def test_too_long_a_prompt_is_refused(kind, longest):
 
 
 def test_padding_changes_nothing(encode):
-    """More padding, or other ids under the mask, leave the real tokens as they are."""
+    """More padding, or other ids under the mask, do not change the real tokens."""
     ids = np.array([[0, 5, 6, 2, 1, 1]])
     mask = np.array([[1, 1, 1, 1, 0, 0]])
     want = encode(ids, mask).tokens[:, :4]

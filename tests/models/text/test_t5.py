@@ -41,25 +41,25 @@ def test_mt5_xl_has_as_many_parameters_as_published():
         ({"relative_attention_max_distance": 8}, "distance above a quarter of them, got 32 and 8"),
     ],
 )
-def test_what_is_not_supported_names_itself(changes, problem):
+def test_unsupported_values_name_themselves(changes, problem):
     with pytest.raises(ValueError, match=problem):
         T5Config.from_dict(changes)
 
 
 def test_buckets():
-    """By hand, of 8 buckets up to a distance of 8: 0, 1, then 2 for 2 and 3, 3 from 4 on; those
-    ahead begin at 4.
+    """Computed by hand for 8 buckets up to a distance of 8: 0, 1, then 2 for 2 and 3, 3 from 4 on;
+    later keys start at 4.
     """
     config = T5Config(relative_attention_num_buckets=8, relative_attention_max_distance=8)
     buckets = t5._buckets(101, config)
-    first = [0, 5, 6, 6, 7, *[7] * 96]  # of query 0 the keys ahead
+    first = [0, 5, 6, 6, 7, *[7] * 96]  # query 0 and the later keys
     np.testing.assert_array_equal(buckets[0], first)
     np.testing.assert_array_equal(buckets[:, 0], [0, 1, 2, 2, 3, *[3] * 96])
     np.testing.assert_array_equal(buckets[4, :7], [3, 2, 2, 1, 0, 5, 6])
 
 
 def test_keys_are_those_of_the_published_files():
-    """Only the first block has the bias of the positions."""
+    """Only the first block has the position bias."""
     flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(build)))
     block = "encoder.block.{}.layer."
     parts = ["0.layer_norm", "1.layer_norm", *(f"0.SelfAttention.{part}" for part in "qkvo")]
@@ -70,8 +70,8 @@ def test_keys_are_those_of_the_published_files():
     assert {key_of(path) for path, _ in flat} == expected
 
 
-def test_float16_holds_what_it_has_no_range_for():
-    """The sum of the blocks is beyond 65504 here, as in T5's published weights."""
+def test_float16_does_not_overflow():
+    """The residual stream exceeds 65504 here, as with T5's published weights."""
     model = random_module(build)
     for block in model.encoder.block:
         kernel = block.layer[1].DenseReluDense.wo.kernel
@@ -87,8 +87,8 @@ def test_float16_holds_what_it_has_no_range_for():
 
 
 @pytest.mark.parametrize(("dtype", "wide"), [(jnp.float16, jnp.float32), (jnp.bfloat16, None)])
-def test_what_16_bits_keep_in_float32(dtype, wide):
-    """wo of every block of float16, as transformers loads it; nothing of bfloat16."""
+def test_parameters_in_float32_despite_16_bits(dtype, wide):
+    """With float16 the wo of every block, as in transformers; with bfloat16 none."""
     flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: build(dtype=dtype))))
     kept = {key_of(path) for path, variable in flat if variable.dtype != dtype}
     assert all(variable.dtype in (dtype, wide) for _, variable in flat)
@@ -96,7 +96,7 @@ def test_what_16_bits_keep_in_float32(dtype, wide):
     assert kept == (set() if wide is None else wo)
 
 
-def test_masked_tokens_are_not_seen():
+def test_masked_tokens_have_no_effect():
     model = random_module(lambda: T5Encoder(TINY, rngs=nnx.Rngs(0)))
     ids = jnp.array([[3, 4, 5, 1, 0, 0]])
     mask = jnp.array([[1, 1, 1, 1, 0, 0]])
@@ -107,6 +107,6 @@ def test_masked_tokens_are_not_seen():
     assert len(model(ids).hidden_states) == 3
 
 
-def test_a_prompt_of_padding_alone_is_finite():
+def test_a_prompt_of_only_padding_is_finite():
     model = random_module(lambda: T5Encoder(TINY, rngs=nnx.Rngs(0)))
     assert np.isfinite(model(jnp.zeros((1, 6), int), jnp.zeros((1, 6), int)).tokens).all()

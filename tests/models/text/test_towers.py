@@ -1,4 +1,4 @@
-"""Several towers as one."""
+"""Concatenated towers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ def tower(width: int) -> T5Encoder:
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_the_shorter_tower_s_tokens_are_followed_by_zeros(masked):
+def test_the_shorter_tower_is_padded_with_zeros(masked):
     towers = [tower(8), tower(4)]
     ids = jnp.arange(16).reshape(2, 8)
     mask = jnp.array([[1, 1, 1, 1, 0, 1, 1, 0]] * 2) if masked else None
@@ -28,7 +28,7 @@ def test_the_shorter_tower_s_tokens_are_followed_by_zeros(masked):
     np.testing.assert_array_equal(tokens[:, 3:, 8:], 0)
 
 
-def test_columns_that_do_not_fit_are_refused():
+def test_a_wrong_number_of_columns_is_refused():
     towers = ConcatenatedTowers([tower(8), tower(4)], (5, 3))
     with pytest.raises(ValueError, match=r"ids of 5 \+ 3 columns, got 7"):
         towers(jnp.zeros((1, 7), int))

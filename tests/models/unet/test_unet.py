@@ -77,7 +77,7 @@ def computed(dtype, *arguments):
         ("2.1", 865_910_724),
         ("SDXL", 2_567_463_684),
         ("SDXL-Turbo", 2_567_463_684),
-        ("SDXL inpainting", 2_567_463_684 + 5 * 9 * 320),  # five channels more into conv_in
+        ("SDXL inpainting", 2_567_463_684 + 5 * 9 * 320),  # five more channels into conv_in
         ("SSD-1B", 1_331_334_404),
     ],
 )
@@ -114,7 +114,7 @@ def test_full_size_features():
 
 @pytest.mark.parametrize("name", ["SDXL", "SSD-1B"])
 def test_sdxl_has_seven_features(name):
-    """3 + 1 + 3 blocks; SSD-1B's middle, which has no attention, counts as any."""
+    """3 + 1 + 3 blocks, also for SSD-1B, whose middle has no attention."""
     shape = jax.ShapeDtypeStruct
     _, features = nnx.eval_shape(
         lambda model, *inputs: model(*inputs),
@@ -164,24 +164,24 @@ def test_sdxl_has_seven_features(name):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_unsupported_values_name_themselves(change, message):
-    """A value that was ignored would load as another network than the checkpoint's."""
+    """If one were ignored, the network would differ from the checkpoint's."""
     with pytest.raises(ValueError, match=message):
         UNetConfig.from_dict({**TINY, **change})
 
 
 def test_a_config_made_by_hand_is_checked_too():
-    """An unknown block type would else pass for one without attention."""
+    """Otherwise an unknown block type would count as one without attention."""
     with pytest.raises(ValueError, match=r"down_block_types: .*'AttnDownBlock2D'"):
         UNetConfig(down_block_types=("AttnDownBlock2D",) * 4)
 
 
-def test_all_unsupported_values_are_told_at_once():
+def test_all_unsupported_values_are_in_one_error():
     with pytest.raises(ValueError, match=r"act_fn.*time_embedding_type"):
         UNetConfig.from_dict({**TINY, "act_fn": "mish", "time_embedding_type": "fourier"})
 
 
 def test_config_from_dict():
-    """Numbers for all levels are spread; the heads come from the field that is named otherwise."""
+    """One number stands for all levels; the heads come from attention_head_dim."""
     config = UNetConfig.from_dict(UNET_21)
     assert config.attention_heads == (5, 10, 20, 20)
     assert config.layers_per_block == (2, 2, 2, 2)
@@ -191,7 +191,7 @@ def test_config_from_dict():
 
 
 def test_wrong_inputs_name_themselves():
-    """Each of these would else fail deep inside with a shape of some matrix."""
+    """Otherwise each would fail deep inside, with the shape of some matrix."""
     model = nnx.eval_shape(lambda: build(TINY))
     latents, timesteps = jnp.zeros((2, 8, 8, 4)), jnp.zeros(2)
     conditioning = Conditioning(jnp.zeros((2, 5, 12)))
@@ -224,8 +224,8 @@ def xl_inputs(batch: int = 2, side: int = 8):
     return latents, jnp.array([3, 700][:batch]), conditioning, jnp.full((batch, 6), 512.0)
 
 
-def test_sdxl_wants_its_pooled_vector_and_its_time_ids():
-    """Either left out would be another network, and given to another family it would be lost."""
+def test_sdxl_requires_pooled_vector_and_time_ids():
+    """Without one the network would differ; other families would ignore them."""
     model = nnx.eval_shape(lambda: build(TINY_XL))
     latents, timesteps, conditioning, added = xl_inputs()
     with pytest.raises(ValueError, match=r"pooled: expected width 10, got None.*added: expected"):
@@ -251,13 +251,13 @@ def loss_of(remat: str):
 def gradient(remat: str):
     loss, state = loss_of(remat)
     latents, timesteps, conditioning, added = xl_inputs()
-    # Code that nobody optimised compiles in a third of the time.
+    # Without optimization, code compiles in a third of the time.
     run = jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})
     return run(conditioning, state, latents, timesteps, added)
 
 
 @pytest.mark.parametrize("remat", ["blocks", "full"])
-def test_what_is_computed_again_changes_no_value(remat):
+def test_remat_changes_no_value(remat):
     for got, want in zip(
         jax.tree.leaves(gradient(remat)), jax.tree.leaves(gradient("none")), strict=True
     ):
@@ -267,7 +267,7 @@ def test_what_is_computed_again_changes_no_value(remat):
 
 
 def kept(remat: str) -> int:
-    """Bytes that the forward pass keeps for the gradient, the weights among them."""
+    """Bytes that the forward pass stores for the gradient, weights included."""
     loss, state = loss_of(remat)
     latents, timesteps, conditioning, added = xl_inputs(side=64)
 
@@ -278,8 +278,8 @@ def kept(remat: str) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def test_what_is_computed_again_is_not_kept():
-    """The point of it: less memory, and the more is computed again, the less."""
+def test_remat_saves_memory():
+    """The more is recomputed, the less is stored."""
     none, blocks, full = (kept(remat) for remat in ("none", "blocks", "full"))
     assert full < blocks < 0.5 * none
 
