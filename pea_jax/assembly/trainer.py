@@ -22,6 +22,7 @@ from pea_jax.data.read.loader import Loader
 from pea_jax.diffusion.schedule import Schedule
 from pea_jax.distill.batch import MOMENTS, PIXELS, check_rows, fields
 from pea_jax.distill.losses import DistillSettings
+from pea_jax.distill.optimizer import make_optimizer
 from pea_jax.distill.state import TrainState, init_train_state, split_networks
 from pea_jax.distill.step import TrainStep, jit_train_step, make_train_step
 from pea_jax.inference.pipeline import Pipeline
@@ -112,7 +113,7 @@ def make_trainer(config: ConfigDict, mesh: Mesh, *, abstract: bool = False) -> T
     optimizer = config.optim.to_dict()
     ema_decay = optimizer.pop("ema_decay")
     decay_steps = optimizer.pop("decay_steps") or None
-    tx, learning_rate = optimizer.make_optimizer(**optimizer, decay_steps=decay_steps)
+    tx, learning_rate = make_optimizer(**optimizer, decay_steps=decay_steps)
     adapter_config = _adapter_config(config, abstract)
 
     dtype = jnp.dtype(model_dtype(config.model.dtype, parallel.platform(mesh)))
