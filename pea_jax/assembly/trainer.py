@@ -27,7 +27,7 @@ from pea_jax.distill.state import TrainState, init_train_state, split_networks
 from pea_jax.distill.step import TrainStep, jit_train_step, make_train_step
 from pea_jax.inference.pipeline import Pipeline
 from pea_jax.models.adapter import Adapter, AdapterConfig
-from pea_jax.runtime import chips, parallel, storage
+from pea_jax.runtime import chips, parallel, processes, storage
 from pea_jax.weights.adapters import check_fit, load_adapter, read_adapter_config
 from pea_jax.weights.bases import load_base, read_base_config
 from pea_jax.weights.language import load_language_encoder, read_language_config
@@ -88,8 +88,8 @@ def build(config: ConfigDict) -> Run:
         batch_rows(config, parallel.data_shards(mesh)),
         native_tokenizer=trainer.pipeline.language.tokenizer,
         english_tokenizer=trainer.pipeline.base.tokenizer,
-        shard_index=parallel.process_index(),
-        shard_count=parallel.process_count(),
+        shard_index=processes.process_index(),
+        shard_count=processes.process_count(),
     )
     return Run(
         **{field.name: getattr(trainer, field.name) for field in dataclasses.fields(trainer)},

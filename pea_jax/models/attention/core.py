@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pea_jax.models.attention import splash
+from pea_jax.runtime import parallel
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
@@ -75,7 +76,7 @@ def dot_product_attention(
     kernel = functools.partial(splash.splash_attention, mesh=mesh)
     if implementation == "auto":
         implementation = choose(
-            platform(mesh),
+            parallel.platform(mesh),
             dtype=query.dtype,
             head_size=query.shape[-1],
             query_length=query.shape[1],
@@ -91,14 +92,6 @@ def dot_product_attention(
     elif implementation == "cudnn":
         _check_cudnn(query)
     return {"xla": xla, "cudnn": cudnn, "splash": kernel}[implementation](query, key, value)
-
-
-def platform(mesh: Mesh | None) -> str:
-    """What the program is compiled for: "cpu", "gpu" or "tpu".
-
-    A program for TPUs may be compiled on a machine without one: the mesh has their devices.
-    """
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def choose(
