@@ -24,6 +24,7 @@ from PIL import Image
 from pea_jax.assembly import model_factory
 from pea_jax.evals import grid
 from pea_jax.runtime import processes, storage
+from pea_jax.runtime.growing import GrowingFile
 from pea_jax.runtime.progress import progress
 from pea_jax.runtime.storage import AnyPath
 from pea_jax.weights.save import refuse_used
@@ -91,7 +92,7 @@ def sample(
         for _ in written:
             pass
         return output
-    with storage.Growing(output / MANIFEST_FILE) as manifest:
+    with GrowingFile(output / MANIFEST_FILE) as manifest:
         for done in progress(written, len(prompts)):
             for line in done:
                 manifest.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
