@@ -158,9 +158,7 @@ def _wrap(text: str, face: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def _check(
-    cells: Sequence[np.ndarray],
-    counts: dict[str, tuple[Sequence, int]],
-    texts: Sequence[str],
+    cells: Sequence[np.ndarray], counts: dict[str, tuple[Sequence, int]], texts: Sequence[str]
 ) -> None:
     if len(cells) == 0:
         raise ValueError("expected at least one image, got none")

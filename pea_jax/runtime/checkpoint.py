@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain.checkpoint as grain_checkpoint
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -281,15 +282,10 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(config)))
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(config, is_leaf=lambda x: not isinstance(x, dict))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
 
 
 def _may_change(field: str) -> bool:
-    return any(field == name or field.startswith(f"{name}.") for name in MAY_CHANGE)
+    return f"{field}.".startswith(tuple(f"{name}." for name in MAY_CHANGE))

@@ -12,7 +12,6 @@ saved it.
 import contextlib
 import functools
 import json
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -171,15 +170,11 @@ def read_data_states(folder: AnyPath) -> list[dict[str, Any]]:
     """
     with _damage("data"):
         names = storage.held(folder / "data")
-        found = [re.fullmatch(r"process_(\d+)-of-(\d+)\.json", name) for name in names]
-        numbers = sorted((int(one[1]), int(one[2])) for one in found if one)
-        expected = [(i, len(numbers)) for i in range(len(numbers))]
-        if not numbers or numbers != expected:
+        found = {name for name in names if name.endswith(".json")}
+        expected = [f"process_{i}-of-{len(found)}.json" for i in range(len(found))]
+        if not found or found != set(expected):
             raise DamagedError(f"data: not the states of all processes of a run, but {names}")
-        texts = [
-            (folder / "data" / f"process_{i}-of-{n}.json").read_text("utf-8") for i, n in numbers
-        ]
-        return [json.loads(text) for text in texts]
+        return [json.loads((folder / "data" / name).read_text("utf-8")) for name in expected]
 
 
 def read_tree(folder: AnyPath, item: str, like: Tree) -> Tree:

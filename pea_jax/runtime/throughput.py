@@ -22,7 +22,7 @@ class Throughput:
     def __init__(
         self,
         images_per_step: int,
-        devices: Sequence[jax.Device] = (),
+        devices: Sequence[jax.Device],
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._images_per_step, self._devices, self._clock = images_per_step, devices, clock
@@ -72,19 +72,22 @@ class Throughput:
                 them; None where unknown.
 
         Returns:
-            step_seconds; images_per_second, and images_per_second_per_chip where there are devices;
-            data_wait, the share of the time that this process waited for data; and mfu, the model's
-            FLOPs as a share of the devices' bfloat16 peak (PaLM, appendix B), where they are known
-            of all steps. Empty where no step was timed.
+            step_seconds; images_per_second; images_per_second_per_chip; data_wait, the share of the
+            time that this process waited for data; and mfu, the model's FLOPs as a share of the
+            devices' bfloat16 peak (PaLM, appendix B), where they are known of all steps. Empty
+            where no step was timed.
         """
         if not self._steps:
             return {}
         seconds = self._seconds / self._steps.total()
-        values = {"step_seconds": seconds, "images_per_second": self._images_per_step / seconds}
-        if self._devices:
-            values["images_per_second_per_chip"] = values["images_per_second"] / len(self._devices)
-        values["data_wait"] = self._waiting / self._seconds
-        chip = chips.find(self._devices[0].device_kind) if self._devices else None
+        rate = self._images_per_step / seconds
+        values = {
+            "step_seconds": seconds,
+            "images_per_second": rate,
+            "images_per_second_per_chip": rate / len(self._devices),
+            "data_wait": self._waiting / self._seconds,
+        }
+        chip = chips.find(self._devices[0].device_kind)
         flops = {kind: model_flops(kind) for kind in self._steps}
         if chip is not None and None not in flops.values():
             done = sum(count * flops[kind] for kind, count in self._steps.items())

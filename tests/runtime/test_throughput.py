@@ -19,7 +19,7 @@ class Clock:
 
 def test_the_speed_counts_steps_and_leaves_out_what_is_between_them():
     clock = Clock()
-    throughput = Throughput(8, clock=clock)
+    throughput = Throughput(8, jax.devices()[:2], clock)
     assert throughput.rate is None
     assert throughput.read() == {}
     throughput.step()  # compiled; starts the clock
@@ -41,7 +41,7 @@ def test_the_speed_counts_steps_and_leaves_out_what_is_between_them():
 
 def test_waiting_is_a_share_of_the_steps_that_are_timed():
     clock = Clock()
-    throughput = Throughput(8, clock=clock)
+    throughput = Throughput(8, jax.devices()[:2], clock)
     with throughput.waiting():
         clock.now += 50.0  # of the first batch: not of a timed step
     throughput.step()
@@ -50,7 +50,12 @@ def test_waiting_is_a_share_of_the_steps_that_are_timed():
             clock.now += waited
         clock.now += 4.0 - waited
         throughput.step()
-    assert throughput.read() == {"step_seconds": 4.0, "images_per_second": 2.0, "data_wait": 0.25}
+    assert throughput.read() == {
+        "step_seconds": 4.0,
+        "images_per_second": 2.0,
+        "images_per_second_per_chip": 1.0,
+        "data_wait": 0.25,
+    }
     throughput.interrupt()
     with throughput.waiting():
         clock.now += 9.0

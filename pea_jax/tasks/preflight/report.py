@@ -86,10 +86,7 @@ def _lines(cost: Cost) -> list[tuple[str, str, str]]:
     lines.append(("total", _gb(cost.total), f"{limit} {verdict}".strip()))
     lines += [("largest", _gb(size), what) for size, what in cost.largest]
     if cost.flops:
-        lines += [
-            ("TFLOP", f"{cost.flops / 1e12:.2f}", ""),
-            ("accessed", _gb(cost.bytes), ""),
-        ]
+        lines += [("TFLOP", f"{cost.flops / 1e12:.2f}", ""), ("accessed", _gb(cost.bytes), "")]
         lines += [
             (kind, f"{sent / 1e6:.1f} MB", f"sent by {number}")
             for kind, (number, sent) in cost.collectives.items()

@@ -21,7 +21,7 @@ from pea_jax.tasks.preflight.hlo_text import parameter_bytes
 #: The number of largest consumers that are listed.
 _LARGEST = 8
 
-_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
