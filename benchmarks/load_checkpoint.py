@@ -57,12 +57,12 @@ def work(options: argparse.Namespace) -> None:
 
     from pea_jax.models.rngs import OneKey
     from pea_jax.models.unet.unet import UNet
-    from pea_jax.runtime import parallel
+    from pea_jax.runtime import parallel, processes
     from pea_jax.weights.bases import read_base_config
     from pea_jax.weights.load import load_module
     from pea_jax.weights.locate import fetch_weights
 
-    parallel.initialize()
+    processes.initialize()
     mesh = parallel.make_mesh(data=1, fsdp=DEVICES)
     config = read_base_config(options.base)
     files = fetch_weights(options.base, {"unet": config.stems["unet"]})["unet"]
@@ -84,7 +84,7 @@ def work(options: argparse.Namespace) -> None:
     )
     figures = (size, own, peak.grown["RssAnon"], peak.grown["RssAnon"] - own, peak.grown["RssFile"])
     cells = [f"{value / 1e9:.2f}" for value in figures]
-    process = f"{parallel.process_index() + 1} of {parallel.process_count()}"
+    process = f"{processes.process_index() + 1} of {processes.process_count()}"
     print(f"| {process} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
 
 

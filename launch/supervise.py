@@ -1,15 +1,15 @@
-"""Run `pea-jax train`, and tell a run that was stopped from one that is done.
+"""Run `pea-jax train`, and distinguish a stopped run from a finished one.
 
     python launch/supervise.py pea-jax train --distributed --config FILE --workdir DIR ...
     python launch/supervise.py --finished DIR
 
-`pea-jax train` ends with 0 when it has trained its last step, and also when SIGTERM, the notice of
-a preemption, made it save and stop: that is no error. A scheduler that starts a job again only
-when it failed would take the second for the first. So this ends with 75 (EX_TEMPFAIL) where the
-workdir's last checkpoint is not that of the last step, and else as the command did. SIGTERM and
-SIGINT are handed on; in a container this is process 1, to which they go.
+`pea-jax train` exits with 0 after its last step, and also after SIGTERM, the notice of a
+preemption, when it has saved and stopped. A scheduler that restarts only failed jobs cannot
+distinguish the two. This script exits with 75 (EX_TEMPFAIL) where the workdir's last checkpoint is
+not that of the last step, and otherwise with the command's status. It forwards SIGTERM and SIGINT;
+in a container it is process 1, which receives them.
 
-`--finished` alone asks that question: 0 for yes, 75 for no.
+`--finished` only checks the workdir: 0 for finished, 75 for not.
 """
 
 import signal
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def is_finished(workdir: str) -> bool:
     """Whether the run in `workdir`, a folder or gs://, has a whole checkpoint of its last step."""
-    # Here, since it takes seconds that the command should not wait for.
+    # Imported here: it takes seconds that the command should not wait for.
     from pea_jax.runtime import checkpoint, checkpoint_files, storage
 
     folder = storage.as_path(workdir)
@@ -51,7 +51,7 @@ def is_finished(workdir: str) -> bool:
 
 
 def _run(command: Sequence[str]) -> int:
-    # Inherited descriptors stay open: where a launcher holds a lock, the run itself holds it too.
+    # Inherited descriptors stay open, so that the run itself holds a launcher's lock.
     child = subprocess.Popen(list(command), close_fds=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _: child.send_signal(got))

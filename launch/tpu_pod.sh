@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# One TPU slice of Cloud TPU VMs, from its creation to its deletion. launch/README.md tells the whole
-# way; `tpu_pod.sh --help` the commands and settings.
+# One TPU slice of Cloud TPU VMs, from its creation to its deletion. launch/README.md is the guide;
+# `tpu_pod.sh --help` lists the commands and settings.
 #
-# The script copies itself to the workers, where its last part (`on-worker`) does what is to be done
-# there: what gcloud is given to run stays one short command that can be read, and typed.
+# The script copies itself to the workers, where its last part (`on-worker`) does the work: gcloud
+# then runs one short command that can be read, and typed.
 set -euo pipefail
 
-# That of macOS is of 2007.
+# macOS ships one of 2007.
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   printf '%s: expected bash 4.4 or later, got %s (brew install bash)\n' "$0" "$BASH_VERSION" >&2
   exit 2
 fi
 
 readonly SELF=${0##*/}
-# Where everything of ours lies on a worker, relative to its home.
+# The folder of this project on a worker, relative to its home.
 readonly REMOTE=pea-jax
 # The exit status of a worker that has a run already.
 readonly BUSY=3
@@ -301,7 +301,7 @@ is_whole() {
   now=$(slice_state) || exit
   say "$NAME: $now"
   [[ $now == ACTIVE ]] || return 1
-  # A preempted spot node can be gone before the queued resource says so.
+  # A preempted spot node can be gone before the queued resource reports it.
   node=$(node_state) || exit
   [[ $node == READY ]] || say "its node: $node"
   [[ $node == READY ]]
@@ -319,7 +319,7 @@ create_again() {
     ACTIVE | SUSPENDED | FAILED)
       tpus queued-resources delete "$NAME" --force --quiet
       create ;;
-    # Still in the queue: it was asked for and did not come yet.
+    # Still in the queue: requested, and not created yet.
     *) wait_until_active ;;
   esac
 }
@@ -524,7 +524,7 @@ main() {
       *) fail 2 "no setting '$1' (--help lists them; what is for pea-jax follows --)" ;;
     esac
   done
-  # Off is said in several ways.
+  # Several values mean off.
   [[ $SPOT != 0 && $SPOT != false ]] || SPOT=''
   [[ $DRY_RUN != 0 && $DRY_RUN != false ]] || DRY_RUN=''
   check_settings

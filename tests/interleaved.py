@@ -6,12 +6,12 @@ So are the meshes of TPU slices, which follow the torus and not the hosts.
 import jax
 import numpy as np
 
-from pea_jax.runtime import parallel
+from pea_jax.runtime import parallel, processes
 
 
 def main() -> None:
-    parallel.initialize()
-    index = parallel.process_index()
+    processes.initialize()
+    index = processes.process_index()
     by_process = [[d for d in jax.devices() if d.process_index == i] for i in (0, 1)]
     devices = [device for pair in zip(*by_process, strict=True) for device in pair]
     mesh = parallel.make_mesh(devices=devices)

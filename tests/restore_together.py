@@ -1,7 +1,7 @@
-"""One of the processes of test_saved.py that restore together: NUMBER COUNT PORT HARM WORKDIR.
+"""A process of test_checkpoint_files.py, to restore together: NUMBER COUNT PORT HARM WORKDIR.
 
 HARM is what happens to the last process: "none", "damage" (it alone finds the latest checkpoint
-damaged) or "fault" (its disk does not answer). Prints what it came to as one line of JSON.
+damaged) or "fault" (its disk does not answer). Prints the outcome as one line of JSON.
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.runtime.test_checkpoint import ADAPTER, blank, make_state
 
 
 class Iterator(grain.DatasetIterator):
-    """Of a state that each host has a part of, as that of the data pipeline."""
+    """Each host has a part of the state, as in the data pipeline."""
 
     def __init__(self, step: int):
         super().__init__()
@@ -71,7 +71,7 @@ def harmed(folder: Path) -> dict:
     return read_meta(folder)
 
 
-told = {}
+outcome = {}
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", checkpoint_files.DamagedCheckpointWarning)
     try:
@@ -83,14 +83,14 @@ with warnings.catch_warnings(record=True) as caught:
             if harm != "none" and number == count - 1:
                 checkpoint_files.read_meta = harmed
             iterator = Iterator(0)
-            state, _ = checkpoints.restore(placed(blank(make_state(1))), iterator, seed=7)
-            told |= {"step": int(state.step), "data": iterator.state}
+            state = checkpoints.restore(placed(blank(make_state(1))), iterator, seed=7)
+            outcome |= {"step": int(state.step), "data": iterator.state}
             if harm == "damage":
                 checkpoint_files.read_meta = read_meta
                 save(5)
                 checkpoints.wait()
-            told["steps"] = checkpoints.steps
+            outcome["steps"] = checkpoints.steps
     except OSError as error:
-        told["error"] = str(error)
-told["warnings"] = [str(one.message) for one in caught if "damaged" in str(one.message)]
-sys.stdout.write(json.dumps(told) + "\n")
+        outcome["error"] = str(error)
+outcome["warnings"] = [str(one.message) for one in caught if "damaged" in str(one.message)]
+sys.stdout.write(json.dumps(outcome) + "\n")

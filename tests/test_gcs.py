@@ -55,9 +55,9 @@ class Cloud:
         self._server.stop()
 
 
-def _download(request, response, storage, *given, real=objects.download) -> None:
+def _download(request, response, storage, *arguments, real=objects.download) -> None:
     """With the generation, as the real storage: TensorStore names it when it writes again."""
-    real(request, response, storage, *given)
+    real(request, response, storage, *arguments)
     with contextlib.suppress(NotFound):
         found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
         response["x-goog-generation"] = found["generation"]
@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_passed_over_and_kept(bucket):
         with pytest.warns(
             checkpoint_files.DamagedCheckpointWarning, match="gs://.*00000005 is damaged"
         ):
-            state, _ = checkpoints.restore(blank(make_state(1)), numbers(), seed=7)
+            state = checkpoints.restore(blank(make_state(1)), numbers(), seed=7)
         assert checkpoints.latest_step == 2
         assert checkpoints.save(5, make_state(5), numbers(), adapter=ADAPTER, seed=7)
     jax.tree.map(np.testing.assert_array_equal, state, make_state(2))
@@ -214,9 +214,9 @@ def test_a_bucket_that_goes_away_ends_the_run_and_it_goes_on_when_it_is_back(
     monkeypatch.setattr(checkpoint.Checkpointer, "save", save)
     assert main.main(command) == 1
     error = capsys.readouterr().err.strip().splitlines()
-    told = [line for line in error if line.startswith("pea-jax train: ")]
-    assert len(told) == 1, error
-    assert "the checkpoint of step 2 or 4 could not be written" in told[0], told
+    lines = [line for line in error if line.startswith("pea-jax train: ")]
+    assert len(lines) == 1, error
+    assert "the checkpoint of step 2 or 4 could not be written" in lines[0], lines
     assert "Traceback" not in "".join(error)
     # Nor can it begin while the bucket is away: no new run in place of the one that is there.
     assert main.main(command) == 1
@@ -237,7 +237,7 @@ def test_a_bucket_that_goes_away_ends_the_run_and_it_goes_on_when_it_is_back(
     assert tiny.lines(bucket) == tiny.lines(tmp_path)
 
 
-def test_a_save_that_fails_in_the_background_is_told_at_the_next_wait(cloud, bucket, impatient):
+def test_a_save_that_fails_in_the_background_is_reported_at_the_next_wait(cloud, bucket, impatient):
     save(bucket, [2])
     with checkpoint.Checkpointer(bucket) as checkpoints:
         checkpoints.save(5, make_state(5), numbers(), adapter=ADAPTER, seed=7)
@@ -251,7 +251,7 @@ def test_a_save_that_fails_in_the_background_is_told_at_the_next_wait(cloud, buc
     assert checkpoint_files.steps(bucket) == [2]
 
 
-def test_a_bucket_that_is_not_there_is_told(cloud, capsys):
+def test_a_bucket_that_is_not_there_is_reported(cloud, capsys):
     assert main.main(["train", "--workdir", "gs://none/run"]) == 1
     assert "gs://none: no such bucket" in capsys.readouterr().err
     assert main.main(["train", "--workdir", "s3://bucket/run"]) == 1

@@ -71,8 +71,8 @@ def finish(run: several.Several, status: int = 0) -> str:
     """What process 0 printed, once all have ended with this status."""
     with run:
         statuses = run.wait(LONG)
-        told = "\n".join(run.output(index) for index in range(len(statuses)))
-        assert statuses == [status] * len(statuses), told
+        output = "\n".join(run.output(index) for index in range(len(statuses)))
+        assert statuses == [status] * len(statuses), output
         return run.output(0)
 
 
@@ -105,20 +105,20 @@ def assert_same_losses(workdir: Path, wanted: Path) -> None:
 
 
 def test_two_hosts_of_two_devices_train_and_sample_as_one_device_does(begin, alone, tmp_path):
-    """Rows that are lost, doubled or given to another host, a mean over a host's own rows, or
+    """Rows that are lost, doubled or moved to another host, a mean over a host's own rows, or
     weights that are gathered wrongly, would change the losses; noise by the device the images."""
     workdir, run = begin("hosts", 2, 2, mesh__fsdp=2)
-    told = finish(run)
-    assert f"trained {STEPS} steps" in told
+    output = finish(run)
+    assert f"trained {STEPS} steps" in output
     assert_same_losses(workdir, alone)
 
     arguments = ["sample", "--workdir", str(alone), "--config.sample.batch_size=4"]
     arguments += [f"--prompt={prompt}" for prompt in PROMPTS]
     finish(start([*arguments, "--output", str(tmp_path / "one")], 1))
-    told = finish(
+    output = finish(
         start([*arguments, "--output", str(tmp_path / "two"), "--config.mesh.fsdp=2"], 2, 2)
     )
-    assert "5 images" in told
+    assert "5 images" in output
     files = sorted(file.name for file in (tmp_path / "one").iterdir())
     assert sorted(file.name for file in (tmp_path / "two").iterdir()) == files
     for name in [f"{number:05d}.png" for number in range(len(PROMPTS))]:
@@ -151,9 +151,9 @@ def test_hosts_share_the_parts_of_a_set_and_one_tells_of_it(tmp_path, rng):
     arguments = ["prepare", "--config", "configs/base.py"]
     arguments += [f"--config.{name}={value}" for name, value in fields.items()]
     run = start([*arguments, "--distributed"], 2)
-    told = finish(run)
-    assert "ru: 6 parallel rows, 0 native rows" in told
-    assert "3/3 shards, 6 kept" in told
+    output = finish(run)
+    assert "ru: 6 parallel rows, 0 native rows" in output
+    assert "3/3 shards, 6 kept" in output
     assert "1/1 shards, 2 kept" in run.output(1)
     assert "parallel rows" not in run.output(1)
     rows = Source(paths.folder_of(tmp_path / "data", "small"), "train")
@@ -162,8 +162,8 @@ def test_hosts_share_the_parts_of_a_set_and_one_tells_of_it(tmp_path, rng):
     # Whichever is first to say so ends the other, too.
     with start([*arguments, "--distributed", beam], 2) as run:
         assert all(run.wait(LONG))
-        told = run.output(0) + run.output(1)
-    assert "a Beam pipeline is begun by one process" in told
+        output = run.output(0) + run.output(1)
+    assert "a Beam pipeline is begun by one process" in output
 
 
 def test_hosts_share_the_latents_and_train_from_them_as_from_pixels(begin, alone):
@@ -175,8 +175,8 @@ def test_hosts_share_the_latents_and_train_from_them_as_from_pixels(begin, alone
             value = ",".join(map(str, value)) if isinstance(value, list) else value
             if value != "":
                 arguments.append(f"--config.{group}.{name}={value}")
-    told = finish(start(["prepare", "--latents", *arguments], 2))
-    assert re.search(r"their latents are in .*few_latents_\w+/1.0.0: 48 rows", told)
+    output = finish(start(["prepare", "--latents", *arguments], 2))
+    assert re.search(r"their latents are in .*few_latents_\w+/1.0.0: 48 rows", output)
     for name, processes, devices in [("latents", 1, 1), ("latents-hosts", 2, 2)]:
         workdir, run = begin(name, processes, devices, data__latents=True)
         finish(run)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on GKE: fills launch/gke/tpu.yaml or gpu.yaml in and hands it to kubectl, of whatever cluster
-# kubectl is set to. launch/README.md tells how one is made; `run.sh --help` the settings.
+# kubectl uses. launch/README.md explains how to make one; `run.sh --help` lists the settings.
 set -euo pipefail
 
 # That of macOS is of 2007.

@@ -17,14 +17,14 @@ from pea_jax.assembly import checks, model_factory
 from pea_jax.assembly.data_factory import open_loader, open_source
 from pea_jax.data.read.loader import Loader
 from pea_jax.diffusion.schedule import Schedule
-from pea_jax.distill import optimizer
 from pea_jax.distill.batch import MOMENTS, PIXELS, fields
 from pea_jax.distill.losses import DistillSettings
+from pea_jax.distill.optimizer import make_optimizer
 from pea_jax.distill.state import TrainState, init_train_state, split_networks
 from pea_jax.distill.step import LossAndGradient, TrainStep, jit_train_step, make_train_step
 from pea_jax.inference.pipeline import Pipeline
 from pea_jax.models.adapter import Adapter, AdapterConfig
-from pea_jax.runtime import chips, parallel, storage
+from pea_jax.runtime import chips, parallel, processes, storage
 from pea_jax.weights.adapters import load_adapter
 from pea_jax.weights.bases import BaseModel, load_base
 from pea_jax.weights.language import LanguageEncoder, load_language_encoder
@@ -85,8 +85,8 @@ def build(config: ConfigDict) -> Run:
         checks.batch_rows(config, parallel.data_shards(mesh)),
         native_tokenizer=trainer.pipeline.language.tokenizer,
         english_tokenizer=trainer.pipeline.base.tokenizer,
-        shard_index=parallel.process_index(),
-        shard_count=parallel.process_count(),
+        shard_index=processes.process_index(),
+        shard_count=processes.process_count(),
     )
     return Run(
         **{field.name: getattr(trainer, field.name) for field in dataclasses.fields(trainer)},
@@ -168,7 +168,7 @@ def _optimizer(
     values = config.optim.to_dict()
     ema_decay = values.pop("ema_decay")
     decay_steps = values.pop("decay_steps") or None
-    return *optimizer.make_optimizer(**values, decay_steps=decay_steps), ema_decay
+    return *make_optimizer(**values, decay_steps=decay_steps), ema_decay
 
 
 def _empty_prompt(language: LanguageEncoder, base: BaseModel) -> dict[str, Any]:

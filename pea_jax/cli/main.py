@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _joined() -> bool:
     """Whether this is one process of several, as far as that is known yet."""
-    parallel = sys.modules.get("pea_jax.runtime.parallel")
-    return parallel is not None and parallel.is_distributed()
+    processes = sys.modules.get("pea_jax.runtime.processes")
+    return processes is not None and processes.is_distributed()
 
 
 def _leave(status: int) -> int:
@@ -160,7 +160,7 @@ def _prompts(sample: ModuleType, file: str | None, prompts: list[str]) -> list[s
 
 def _start_jax(config: ConfigDict, *, distributed: bool | None, preemptible: bool) -> None:
     """Join the other hosts, where there are some; find the programs that earlier runs compiled."""
-    importlib.import_module("pea_jax.runtime.parallel").initialize(
+    importlib.import_module("pea_jax.runtime.processes").initialize(
         distributed=distributed,
         preemptible=preemptible,
         join_timeout=config.mesh.join_timeout,

@@ -1,1 +1,1 @@
-"""What images are worth, in numbers (`scores`) and for the eye (`grid`). Images in, no networks."""
+"""Images scored in numbers (`scores`) and laid out for the eye (`grid`); no networks."""

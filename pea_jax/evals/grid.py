@@ -1,4 +1,4 @@
-"""Pictures of pictures: images tiled or in a table, with captions in the font that is shipped."""
+"""Contact sheets: images tiled or in a table, with captions in the shipped font."""
 
 import functools
 import io
@@ -13,18 +13,18 @@ from pea_jax.tinyworld import FONT
 
 _PAPER, _INK, _FAINT = (255, 255, 255), (24, 24, 28), (120, 120, 128)
 _GAP = 6
-#: Small images are enlarged to this many pixels, so that a caption has room.
+#: Small images are enlarged to this many pixels, to make room for a caption.
 _SIDE = 128
 
 
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """The font that the package ships, `size` pixels high."""
+    """The font of the package, `size` pixels high."""
     return ImageFont.truetype(FONT, size)
 
 
 def writable(text: str) -> bool:
-    """Whether the shipped font has every glyph of `text`; it would draw boxes for the others."""
+    """Whether the font has every glyph of `text`; it draws boxes for missing ones."""
     return all(_has_glyph(char) for char in text)
 
 
@@ -51,11 +51,11 @@ def tile(
 
     Args:
       images: at least one.
-      captions: one an image, wrapped below it; or none.
+      captions: one per image, wrapped below it; or none.
       columns: images in a row; None makes about a square.
 
     Raises:
-      ValueError: no image, another number of captions, a caption that isn't `writable`.
+      ValueError: no image, a wrong number of captions, or a caption that is not `writable`.
     """
     _check(list(images), {"captions": (captions, len(images))}, captions)
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -86,12 +86,12 @@ def table(
 
     Args:
       rows: of images, all of one size; None leaves a cell empty, and rows may end early.
-      headers: one a column.
-      captions: one or more lines a row, the first in ink, the others fainter.
+      headers: one per column.
+      captions: one or more lines per row, the first in black, the others in grey.
 
     Raises:
-      ValueError: no image, images of different sizes, a number of captions or headers that isn't
-        that of rows or columns, text that isn't `writable`.
+      ValueError: no image, images of different sizes, a number of captions or headers that is not
+        that of rows or columns, or text that is not `writable`.
     """
     cells = [cell for row in rows for cell in row if cell is not None]
     counts = {
@@ -104,7 +104,7 @@ def table(
     face = _face(width)
     left = math.ceil(max(face.getlength(part) for part in parts)) + 2 * _GAP
     top = _line(face) + _GAP
-    # As high as the images, or as the captions where these are longer; both in the middle.
+    # A row is as high as its image or its captions; both are centred.
     step = max(height, _line(face) * max(len(lines) for lines in captions)) + _GAP
     sheet = _sheet(left + len(headers) * (width + _GAP), top + len(rows) * step)
     draw = ImageDraw.Draw(sheet)
@@ -158,18 +158,16 @@ def _wrap(text: str, face: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def _check(
-    cells: Sequence[np.ndarray],
-    counts: dict[str, tuple[Sequence, int]],
-    texts: Sequence[str],
+    cells: Sequence[np.ndarray], counts: dict[str, tuple[Sequence, int]], texts: Sequence[str]
 ) -> None:
     if len(cells) == 0:
         raise ValueError("expected at least one image, got none")
     shapes = {cell.shape for cell in cells}
     if len(shapes) > 1:
         raise ValueError(f"expected images of one size, got {sorted(shapes)}")
-    for name, (given, expected) in counts.items():
-        if given and len(given) != expected:
-            raise ValueError(f"{name}: expected {expected}, got {len(given)}")
+    for name, (items, expected) in counts.items():
+        if items and len(items) != expected:
+            raise ValueError(f"{name}: expected {expected}, got {len(items)}")
     boxes = [text for text in texts if not writable(text)]
     if boxes:
         raise ValueError(f"the shipped font has no glyphs for all of {boxes}")

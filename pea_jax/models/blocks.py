@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from pea_jax.models.attention import core, splash
+from pea_jax.runtime import parallel
 
 LAYER_NORM_EPS = 1e-5
 TRANSFORMER_GROUP_NORM_EPS = 1e-6  # the spatial transformer's own, whatever the config's norm_eps
@@ -214,7 +215,7 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B Q D"], context: Float[Array, "B L E"]
     ) -> Float[Array, "B Q D"]:
         attend = self._attend
-        if core.platform(self.mesh) == "tpu":
+        if parallel.platform(self.mesh) == "tpu":
             # The gradient stores query, key and value before they are split into heads, and the
             # result of splash; it recomputes the rest. Split into heads, rows of 64 would take the
             # space of 128 in a TPU's memory, and the float32 probabilities of cross-attention

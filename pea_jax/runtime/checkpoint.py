@@ -1,11 +1,12 @@
-"""What a run leaves in its workdir to go on from: the config it was started with, and checkpoints.
+"""What a run resumes from: its config and its checkpoints, in its workdir.
 
     workdir/config.json          of the run; another config is refused (`check_config`)
     workdir/checkpoints/STEP/    adapter, ema, optimizer, data (the iterator of every process), meta
 
-A checkpoint holds what training changes and never the frozen weights. Orbax writes it beside its
-place and renames it when it is whole, or in a bucket writes a commit file last, so a killed run
-leaves the checkpoint before, untouched. One that was damaged later is passed over (saved.py).
+A checkpoint holds what training changes and never the frozen weights. Orbax writes it under another
+name and renames it when it is whole; in a bucket it writes a commit file last. A kill thus leaves
+the checkpoint before intact. A checkpoint that was damaged later is passed over
+(`checkpoint_files`).
 """
 
 import contextlib
@@ -20,14 +21,14 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from pea_jax.runtime import checkpoint_files, storage
+from pea_jax.runtime import checkpoint_files, processes, storage
 from pea_jax.runtime.checkpoint_files import CHECKPOINTS, pack
 from pea_jax.runtime.storage import AnyPath, StorageError
 
 CONFIG_FILE = "config.json"
 
-#: Fields, and groups of fields, that may differ between the sittings of one run: none of them
-#: changes what a step computes. Everything else makes it another run, with another workdir.
+#: These fields, and groups of fields, may change on resume: none of them changes what a step
+#: computes. Any other change makes it another run, with another workdir.
 MAY_CHANGE = (
     "prepare",
     "train",
@@ -49,10 +50,10 @@ def check_config(workdir: AnyPath, config: Mapping[str, Any]) -> None:
 
     Args:
         workdir: may be missing.
-        config: nested, of what JSON can hold.
+        config: nested, of JSON values.
 
     Raises:
-        ValueError: names every field that differs and is not under MAY_CHANGE; or the workdir is a
+        ValueError: names every differing field that is not under MAY_CHANGE; or the workdir is a
             file, or holds checkpoints without a config.
     """
     if workdir.exists() and not workdir.is_dir():
@@ -75,7 +76,7 @@ def check_config(workdir: AnyPath, config: Mapping[str, Any]) -> None:
 
 
 def write_config(workdir: AnyPath, config: Mapping[str, Any]) -> None:
-    """Write the config of the run, making the workdir; to be called after `check_config`."""
+    """Write the config of the run, making the workdir; call it after `check_config`."""
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_as_json(config), indent=2, ensure_ascii=False)
     storage.replace_text(workdir / CONFIG_FILE, text + "\n")
@@ -101,7 +102,7 @@ def read_config(workdir: AnyPath) -> dict[str, Any]:
 
 
 class SaveError(StorageError):
-    """A checkpoint that could not be written; those before it are whole."""
+    """A checkpoint could not be written; earlier ones are whole."""
 
 
 class Checkpointer:
@@ -109,8 +110,8 @@ class Checkpointer:
 
     Args:
         workdir: of the run.
-        keep: how many of the latest checkpoints stay.
-        keep_best: whether the one of the lowest `loss` given to `save` stays too.
+        keep: the number of latest checkpoints that stay.
+        keep_best: whether the one with the lowest `loss` (of `save`) stays too.
     """
 
     def __init__(self, workdir: AnyPath, *, keep: int = 3, keep_best: bool = False):
@@ -125,7 +126,7 @@ class Checkpointer:
             folder if storage.is_bucket(folder) else folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                # With it Orbax writes the loss down, so that a later sitting knows the best one.
+                # It makes Orbax store the loss, by which a later session finds the best one.
                 best_fn=_negated_loss if keep_best else None,
                 cleanup_tmp_directories=True,
                 step_format_fixed_length=8,
@@ -136,15 +137,15 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        if kind is not None and jax.process_count() > 1:
-            return  # It must not wait for the other processes, which may be gone.
+        if kind is not None and processes.process_count() > 1:
+            return  # Closing waits for the other processes, which may be gone.
         try:
             with self._saving():
                 self._manager.close()
         except SaveError as error:
             if kind is None:
                 raise
-            _LOG.warning("%s", error)  # the error that the run ends with is told after it
+            _LOG.warning("%s", error)  # the run's own error follows
 
     @property
     def latest_step(self) -> int | None:
@@ -169,19 +170,19 @@ class Checkpointer:
         """Save `state` after `step` steps; returns as soon as the arrays are copied to the host.
 
         Args:
-            step: how many steps were taken.
+            step: the number of finished steps.
             state: of training, with attributes params, ema (or None), opt_state and step.
-            data_iterator: a Grain iterator, standing after the batch of this step.
-            adapter: the shape of `params`, a dataclass of what JSON can hold; the adapter can then
-                be read without the config.
-            seed: of the run; the key of a step follows from it and the step.
-            loss: what `keep_best` compares.
+            data_iterator: a Grain iterator, positioned after the batch of this step.
+            adapter: the shape of `params`, a dataclass of JSON values; it makes the adapter
+                readable without the config.
+            seed: of the run; it and the step determine the key of a step.
+            loss: the value that `keep_best` compares.
 
         Returns:
             False where this step was saved already.
 
         Raises:
-            SaveError: this or the save before could not be written; the checkpoints before are
+            SaveError: this or the previous save could not be written; earlier checkpoints are
                 whole.
         """
         if self.latest_step == step:
@@ -199,22 +200,20 @@ class Checkpointer:
         with self._saving(step):
             return self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
-    def restore(
-        self, state: Tree, data_iterator: Iterator[Any], *, seed: int
-    ) -> tuple[Tree, Iterator[Any]]:
-        """The latest checkpoint that is whole, in the form and on the devices of `state`.
+    def restore(self, state: Tree, data_iterator: Iterator[Any], *, seed: int) -> Tree:
+        """The state of the latest whole checkpoint, with the structure and shardings of `state`.
 
-        A later one that is damaged is warned of and moved to WORKDIR/damaged, since its step will
-        be saved again. `latest_step` is that of the checkpoint taken.
+        Damaged later ones raise a warning and are moved to WORKDIR/damaged, because their steps
+        will be saved again. `latest_step` is then that of the checkpoint taken.
 
         Args:
-            state: as for `save`, of a run that has just begun; its arrays say shapes and shardings.
-            data_iterator: its position is set, whatever number of processes it was saved by.
+            state: as for `save`, of a new run; its arrays define shapes and shardings.
+            data_iterator: its position is set, for any number of processes that saved it.
             seed: of the run.
 
         Raises:
-            ValueError: the checkpoint is of another seed, or does not have the form of `state`; or
-                none is whole. Nothing is moved then.
+            ValueError: the checkpoint has another seed, or another structure than `state`; or none
+                is whole. Nothing is moved then.
             StorageError: the storage does not answer.
         """
         if self.latest_step is None:
@@ -231,12 +230,12 @@ class Checkpointer:
                     f"checkpoint {int(folder.name)} of {self._manager.directory}: "
                     f"expected seed {seed}, got {found}"
                 )
-            position = checkpoint_files.merge_states(
-                data_iterator, checkpoint_files.read_data_states(folder)
-            )
-            return {
-                item: checkpoint_files.read_tree(folder, item, trees[item]) for item in trees
-            }, position
+            states = checkpoint_files.read_data_states(folder)
+            position = checkpoint_files.merge_states(data_iterator, states)
+            values = {
+                item: checkpoint_files.read_tree(folder, item, like) for item, like in trees.items()
+            }
+            return values, position
 
         _, (values, position), damaged = checkpoint_files.latest_whole(
             self._workdir, self.steps, read
@@ -245,20 +244,16 @@ class Checkpointer:
         if damaged:
             checkpoint_files.set_aside(self._workdir, damaged)
             self._manager.reload()
-        state = dataclasses.replace(
-            state,
-            params=values["adapter"],
-            ema=values.get("ema"),
-            opt_state=values["optimizer"][0],
-            step=values["optimizer"][1],
+        opt_state, step = values["optimizer"]
+        return dataclasses.replace(
+            state, params=values["adapter"], ema=values.get("ema"), opt_state=opt_state, step=step
         )
-        return state, data_iterator
 
     def wait(self) -> None:
-        """Wait until what was saved is on disk.
+        """Wait until all saves are on disk.
 
         Raises:
-            SaveError: it could not be written; the checkpoints before are whole.
+            SaveError: one could not be written; earlier checkpoints are whole.
         """
         with self._saving():
             self._manager.wait_until_finished()
@@ -266,18 +261,17 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _saving(self, step: int | None = None) -> Iterator[None]:
-        """An error of the save under way, or of the one before it, as one line."""
-        if step is not None:
-            before, self._saved = self._saved, step
-        else:
-            before = self._saved
+        """Turn an error of this save, or of the one before it, into one line."""
+        before, self._saved = self._saved, step or self._saved
         try:
             yield
         except Exception as error:
             failed = " or ".join(str(s) for s in dict.fromkeys((before, step)) if s is not None)
             reason = storage.explain(error) or " ".join(str(error).split()) or repr(error)
-            told = f"{self._workdir / CHECKPOINTS}: the checkpoint of step {failed}"
-            raise SaveError(f"{told} could not be written ({reason})") from error
+            raise SaveError(
+                f"{self._workdir / CHECKPOINTS}: the checkpoint of step {failed} "
+                f"could not be written ({reason})"
+            ) from error
 
 
 def _negated_loss(metrics: Mapping[str, float]) -> float:
@@ -288,15 +282,10 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(config)))
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(config, is_leaf=lambda x: not isinstance(x, dict))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
 
 
 def _may_change(field: str) -> bool:
-    return any(field == name or field.startswith(f"{name}.") for name in MAY_CHANGE)
+    return f"{field}.".startswith(tuple(f"{name}." for name in MAY_CHANGE))

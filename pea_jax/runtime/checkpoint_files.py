@@ -1,14 +1,17 @@
-"""One saved checkpoint: what lies in its folder, read and checked by each process for itself.
+"""The files of a saved checkpoint: each process reads and checks them by itself.
 
-Orbax tells a checkpoint that was never finished, by its name or a missing commit file; it does not
-tell one that lost a file or a part of one later. Here that is a `DamagedError`, apart from a
-storage that does not answer and from a checkpoint of another run, which are no damage.
+Orbax recognises a checkpoint that was never finished, but not one that lost a file, or a part of
+one, later. Here that is a `DamagedError`; a storage that does not answer and a checkpoint of
+another run are other errors.
+
+`CheckpointManager.restore` ends in a barrier of all hosts, so a host that finds damage would leave
+the others waiting there. Its restore of the data iterator also needs the number of processes that
+saved it.
 """
 
 import contextlib
 import functools
 import json
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,19 +21,19 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from pea_jax.runtime import parallel, storage
+from pea_jax.runtime import processes, storage
 from pea_jax.runtime.storage import AnyPath, StorageError
 
 CHECKPOINTS = "checkpoints"
-#: Where a damaged checkpoint is moved to when its step is to be saved again. Not under CHECKPOINTS:
-#: what is unfinished there is deleted by Orbax.
+#: Damaged checkpoints are moved here, so that their steps can be saved again. Not under
+#: CHECKPOINTS: Orbax deletes unfinished ones there.
 DAMAGED = "damaged"
 
 Tree = Any
 T = TypeVar("T")
 
-#: What Orbax, tensorstore and JSON raise at files that are missing, cut, or not what they were.
-_SIGNS = (
+#: Raised by Orbax, tensorstore and JSON for files that are missing, cut or overwritten.
+_DAMAGE_ERRORS = (
     ValueError,
     LookupError,
     TypeError,
@@ -45,11 +48,11 @@ _WHOLE, _IS_DAMAGED, _FAILED = range(3)
 
 
 class DamagedError(ValueError):
-    """A checkpoint that is not whole."""
+    """A checkpoint is not whole."""
 
 
 class DamagedCheckpointWarning(UserWarning):
-    """A checkpoint is not whole; the one before is taken."""
+    """A checkpoint is not whole; an earlier one is used."""
 
 
 def steps(workdir: AnyPath) -> list[int]:
@@ -60,40 +63,40 @@ def steps(workdir: AnyPath) -> list[int]:
 
 
 def folder_of(workdir: AnyPath, step: int) -> AnyPath:
-    """Where the checkpoint of a step lies."""
+    """The folder of the checkpoint of a step."""
     return workdir / CHECKPOINTS / f"{step:08d}"
 
 
 def latest_whole(
     workdir: AnyPath, steps: Sequence[int], read: Callable[[AnyPath], T]
 ) -> tuple[int, T, list[int]]:
-    """The latest checkpoint that every process can read; later ones are warned of.
+    """The latest checkpoint that every process can read; later ones raise a warning.
 
-    All processes call this together and come to the same answer.
+    All processes call this together and get the same answer.
 
     Args:
       workdir: of the run.
-      steps: to choose from, in rising order; those of the first process count.
-      read: (folder of a checkpoint) -> what it holds.
+      steps: to choose from, in rising order; all processes use those of the first one.
+      read: (folder of a checkpoint) -> its content.
 
     Returns:
-      The step, what `read` gave, and the steps that are damaged.
+      The step, the result of `read`, and the damaged steps.
 
     Raises:
-      DamagedError: none of them is whole; it names each with its damage.
+      DamagedError: none is whole; names the damage of each.
       StorageError: the storage does not answer, here or on another process.
     """
     reasons: dict[int, str] = {}
-    for step in reversed(parallel.of_first(steps)):
-        folder, value, failure = folder_of(workdir, step), None, None
+    for step in reversed(processes.of_first(steps)):
+        folder, value, outcome, failure = folder_of(workdir, step), None, _WHOLE, None
         try:
             value = read(folder)
+        except DamagedError as error:
+            outcome, failure = _IS_DAMAGED, error
         except Exception as error:
-            failure = error
-        damaged = isinstance(failure, DamagedError)
-        outcome = _WHOLE if failure is None else _IS_DAMAGED if damaged else _FAILED
-        outcomes = parallel.gather(outcome)
-        if failure is not None and not damaged:
+            outcome, failure = _FAILED, error
+        outcomes = processes.gather(outcome)
+        if outcome == _FAILED:
             raise failure
         if _FAILED in outcomes:
             raise StorageError(f"{folder}: process {outcomes.index(_FAILED)} cannot read it")
@@ -105,35 +108,34 @@ def latest_whole(
                     1,
                 )
             return step, value, list(reasons)
-        by = f"process {outcomes.index(_IS_DAMAGED)} cannot read it"
-        reasons[step] = str(failure) if damaged else by
-    told = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
-    raise DamagedError(f"{workdir / CHECKPOINTS}: no checkpoint is whole ({told})")
+        elsewhere = f"process {outcomes.index(_IS_DAMAGED)} cannot read it"
+        reasons[step] = str(failure or elsewhere)
+    listed = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
+    raise DamagedError(f"{workdir / CHECKPOINTS}: no checkpoint is whole ({listed})")
 
 
 def set_aside(workdir: AnyPath, steps: Sequence[int]) -> None:
-    """Move damaged checkpoints out of the way of the steps that will be saved again.
+    """Move damaged checkpoints to DAMAGED; nothing is deleted.
 
-    Nothing is deleted: what is damaged may be all that there is of a step. All processes call this
-    together; the first one moves.
+    All processes call this together; the first one moves.
     """
-    if steps and parallel.process_index() == 0:
+    if processes.process_index() == 0:
         for step in steps:
             target, count = workdir / DAMAGED / f"{step:08d}", 1
             while target.exists():
                 count += 1
                 target = workdir / DAMAGED / f"{step:08d}.{count}"
             storage.move(folder_of(workdir, step), target)
-    parallel.gather(0)  # the others wait for it
+    processes.gather(0)  # the others wait
 
 
 def read_items(folder: AnyPath) -> set[str]:
-    """The names of the items that a checkpoint was saved with.
+    """The names of the items of a checkpoint.
 
     Raises:
-      DamagedError: it is not known, or one is missing.
+      DamagedError: they are unknown, or one is missing.
     """
-    with _damage(folder):
+    with _damage(folder.name):
         if not _finished(folder):
             raise DamagedError("it was not finished")
         metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
@@ -153,7 +155,7 @@ def read_meta(folder: AnyPath) -> dict[str, Any]:
     Raises:
       DamagedError: it cannot be read.
     """
-    with _damage(folder / "meta"):
+    with _damage("meta"):
         meta = json.loads((folder / "meta" / "metadata").read_text())
         if not {"step", "seed", "adapter"} <= set(meta):
             raise DamagedError("meta: expected step, seed and adapter")
@@ -161,36 +163,32 @@ def read_meta(folder: AnyPath) -> dict[str, Any]:
 
 
 def read_data_states(folder: AnyPath) -> list[dict[str, Any]]:
-    """The states of the data iterator, of as many processes as there were.
+    """The states of the data iterator, one of each process that saved.
 
     Raises:
       DamagedError: one is missing or cannot be read.
     """
-    with _damage(folder / "data"):
+    with _damage("data"):
         names = storage.held(folder / "data")
-        found = [re.fullmatch(r"process_(\d+)-of-(\d+)\.json", name) for name in names]
-        numbers = sorted((int(one[1]), int(one[2])) for one in found if one)
-        expected = [(i, len(numbers)) for i in range(len(numbers))]
-        if not numbers or numbers != expected:
+        found = {name for name in names if name.endswith(".json")}
+        expected = [f"process_{i}-of-{len(found)}.json" for i in range(len(found))]
+        if not found or found != set(expected):
             raise DamagedError(f"data: not the states of all processes of a run, but {names}")
-        texts = [
-            (folder / "data" / f"process_{i}-of-{n}.json").read_text("utf-8") for i, n in numbers
-        ]
-        return [json.loads(text) for text in texts]
+        return [json.loads((folder / "data" / name).read_text("utf-8")) for name in expected]
 
 
 def read_tree(folder: AnyPath, item: str, like: Tree) -> Tree:
-    """An item of arrays, in the form and on the devices of `like`.
+    """An item of arrays, with the structure and shardings of `like`.
 
     Raises:
       DamagedError: it cannot be read.
-      ValueError: it was saved of another form.
+      ValueError: it has another structure or other shapes.
     """
     _ignore_late_reads()
     packed = pack(like)
     place = epath.Path(folder.absolute() if not storage.is_bucket(folder) else folder) / item
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-        with _damage(place):
+        with _damage(item):
             found = {key: leaf.shape for key, leaf in handler.metadata(place).tree.items()}
         wanted = {key: leaf.shape for key, leaf in packed.items()}
         if found != wanted:
@@ -202,7 +200,7 @@ def read_tree(folder: AnyPath, item: str, like: Tree) -> Tree:
             raise ValueError(f"{place} is of another form ({'; '.join(differing)})")
         form = jax.tree.map(ocp.utils.to_shape_dtype_struct, packed)
         arguments = ocp.checkpoint_utils.construct_restore_args(form)
-        with _damage(place):
+        with _damage(item):
             values = handler.restore(
                 place, args=ocp.args.PyTreeRestore(form, restore_args=arguments)
             )
@@ -210,7 +208,7 @@ def read_tree(folder: AnyPath, item: str, like: Tree) -> Tree:
 
 
 def pack(tree: Tree) -> dict[str, Any]:
-    """The leaves by their paths: what is stored does not depend on the classes on the way."""
+    """The leaves by their paths, so that the stored form does not depend on container classes."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -223,7 +221,7 @@ def merge_states(iterator: Iterator[Any], states: Sequence[Mapping[str, Any]]) -
     Raises:
       DamagedError: they contradict each other.
     """
-    with _damage(None):
+    with _damage("data"):
         if hasattr(iterator, "merge_states"):
             return iterator.merge_states(states)
         if any(state != states[0] for state in states):
@@ -233,10 +231,10 @@ def merge_states(iterator: Iterator[Any], states: Sequence[Mapping[str, Any]]) -
 
 @functools.cache
 def _ignore_late_reads() -> None:
-    """The first read of a damaged item that fails ends Orbax's event loop; the others come later.
+    """Silence reads of a damaged item that end after the first failing one.
 
-    Each would be told with a traceback, of an error that nobody can catch; and reads that had not
-    begun, with a warning.
+    The first failure closes Orbax's event loop. Each later read would print the traceback of an
+    error that nothing can catch, or a warning where it had not begun.
     """
     warnings.filterwarnings("ignore", "coroutine '_read.*' was never awaited", RuntimeWarning)
     before = sys.unraisablehook
@@ -252,28 +250,27 @@ def _ignore_late_reads() -> None:
 
 
 def _finished(folder: AnyPath) -> bool:
-    """Whether Orbax finished writing a step or an item; a kill in between leaves it unfinished."""
+    """Whether Orbax finished writing a step or an item."""
     if not storage.is_bucket(folder):
-        return folder.is_dir()  # renamed when it was whole
+        return folder.is_dir()  # renamed once whole
     return (folder / "commit_success.txt").exists()
 
 
 @contextlib.contextmanager
-def _damage(place: AnyPath | None) -> Iterator[None]:
-    """Tell damage from a storage that does not answer."""
+def _damage(name: str) -> Iterator[None]:
+    """Turn errors of damaged files into `DamagedError`; those of a failing storage pass through."""
     try:
         with storage.faults():
             try:
                 yield
             except Exception as error:
-                # Orbax wraps what tensorstore says of an array in an Exception of no kind.
+                # Orbax wraps errors of tensorstore about an array in a plain Exception.
                 if type(error) is not Exception or not isinstance(error.__cause__, Exception):
                     raise
                 raise error.__cause__ from None
     except DamagedError:
         raise
-    except _SIGNS as error:
-        told = str(error).strip().splitlines()
-        reason = told[0][:200] if told else type(error).__name__
-        where = f"{place.name}: " if place is not None else ""
-        raise DamagedError(f"{where}{reason}") from error
+    except _DAMAGE_ERRORS as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0][:200] if lines else type(error).__name__
+        raise DamagedError(f"{name}: {reason}") from error

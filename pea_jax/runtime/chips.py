@@ -1,6 +1,6 @@
-"""What accelerators can do, as their makers publish it: for rooflines, utilisation and memory.
+"""Published figures of accelerators, for rooflines, utilisation and memory.
 
-Of one jax device, which is one chip (on a TPU v2 or v3 half of one; these are not listed).
+A figure is of one jax device, which is one chip (half of one on TPU v2 and v3, not listed here).
 """
 
 import dataclasses
@@ -9,15 +9,15 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device.
+    """The figures of one device.
 
     Attributes:
-      name: what users call it.
-      flops: bfloat16 multiplications and additions a second, dense, at its best.
-      memory: bytes of its high-bandwidth memory that a program may use.
-      bandwidth: bytes a second between that memory and the cores.
-      interconnect: bytes a second to the other chips of its slice or node, all links together, one
-        way.
+      name: its common name.
+      flops: peak bfloat16 multiplications and additions per second, dense.
+      memory: bytes of high-bandwidth memory that a program may use.
+      bandwidth: bytes per second between that memory and the cores.
+      interconnect: bytes per second to the other chips of its slice or node, one way, over all
+        links together.
     """
 
     name: str
@@ -29,10 +29,10 @@ class Chip:
 
 _GIB = 2**30
 
-#: By what `jax.Device.device_kind` begins with; the first that fits counts. Sources: Google's
-#: system architecture pages of each TPU version, NVIDIA's data sheets (without sparsity); the
-#: memory of TPUs is the limit that the compiler states when a program doesn't fit, a little less
-#: than the chip has (libtpu 0.0.42.1).
+#: By a pattern at the start of `jax.Device.device_kind`; the first match counts. Sources: Google's
+#: system architecture page of each TPU version, NVIDIA's data sheets (without sparsity). The memory
+#: of a TPU is the limit in the compiler's error for a program that does not fit, slightly less than
+#: the chip's (libtpu 0.0.42.1).
 CHIPS = {
     r"TPU v4$": Chip("v4", 275e12, 30.5 * _GIB, 1228e9, 300e9),
     r"TPU v5 ?(lite|e)": Chip("v5e", 197e12, 15.75 * _GIB, 819e9, 200e9),
@@ -47,5 +47,5 @@ CHIPS = {
 
 
 def find(device_kind: str) -> Chip | None:
-    """The chip of a `jax.Device.device_kind`; None for one that is not known, such as a CPU."""
+    """The chip of a `jax.Device.device_kind`; None where unknown, as for a CPU."""
     return next((chip for kind, chip in CHIPS.items() if re.match(kind, device_kind)), None)

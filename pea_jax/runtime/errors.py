@@ -1,5 +1,5 @@
-"""Errors that the command line tells apart."""
+"""Errors that the command line distinguishes."""
 
 
 class UsageError(ValueError):
-    """Arguments of a command that cannot be; `pea-jax` exits with 2."""
+    """Invalid arguments of a command; `pea-jax` exits with 2."""

@@ -1,23 +1,26 @@
-"""What a run tells: metrics.jsonl and TensorBoard events in its workdir, a progress bar on screen.
+"""The metrics of a run: metrics.jsonl and TensorBoard events in its workdir.
 
 workdir/metrics.jsonl     one JSON object a line: {"step": 20, "loss": 0.31, ...}
 workdir/tensorboard/      the same scalars, and images
+workdir/not-finite/       metrics and row keys of a step whose loss is not finite
 """
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
-from pea_jax.runtime import storage
+from pea_jax.runtime import processes, storage
+from pea_jax.runtime.growing import GrowingFile
 from pea_jax.runtime.storage import AnyPath
 from pea_jax.runtime.tensorboard import EventWriter
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
+NOT_FINITE = "not-finite"
 
 
 def read_metrics(workdir: AnyPath) -> list[dict[str, Any]]:
@@ -32,19 +35,19 @@ class MetricWriter:
 
     Args:
         workdir: of the run.
-        resumed: the step that the run goes on from. What was written of later steps, by a sitting
-            that ended without a checkpoint, is dropped: those steps are taken again.
-        enabled: False writes nothing (every process of a run but one).
+        resumed: the step that the run resumes from. Lines of later steps are dropped: an earlier
+            session wrote them and ended without a checkpoint, so those steps are trained again.
+        enabled: False writes nothing (on every process but one).
     """
 
     def __init__(self, workdir: AnyPath, *, resumed: int = 0, enabled: bool = True):
-        self._lines: storage.Growing | None = None
+        self._lines: GrowingFile | None = None
         if not enabled:
             return
         workdir.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(workdir) if line["step"] <= resumed]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        self._lines = storage.Growing(workdir / METRICS_FILE, text.encode())
+        self._lines = GrowingFile(workdir / METRICS_FILE, text.encode())
         self._events = EventWriter(workdir / EVENTS, purge_step=resumed + 1)
 
     def __enter__(self) -> "MetricWriter":
@@ -53,7 +56,7 @@ class MetricWriter:
     def __exit__(self, *exception: object) -> None:
         if self._lines is None:
             return
-        # Where the run ends with an error, that of the same disk or bucket has nothing to add.
+        # Where the run already ends with an error, another one of the same disk adds nothing.
         ignored = contextlib.suppress(OSError) if exception[0] else contextlib.nullcontext()
         with ignored, self._events, self._lines:
             pass
@@ -62,7 +65,7 @@ class MetricWriter:
         """Write one line of metrics.jsonl, and a point of a TensorBoard curve for each value.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the files cannot be written.
         """
         if self._lines is None:
             return
@@ -76,13 +79,65 @@ class MetricWriter:
         if self._lines is not None:
             self._events.image(step, name, image)
 
-    def text(self, step: int, name: str, text: str) -> None:
-        """Write a text (Markdown) to TensorBoard."""
-        if self._lines is not None:
-            self._events.text(step, name, text)
-
     def flush(self) -> None:
-        """Let readers see all that was written; in a bucket they see it some 30 s late else."""
+        """Make everything visible to readers; in a bucket it otherwise appears some 30 s late."""
         if self._lines is not None:
             self._lines.flush()
             self._events.flush()
+
+
+class LanguageLosses:
+    """The mean loss of each language's rows, over several steps.
+
+    Args:
+        languages: of the run, in the order of the sums.
+    """
+
+    def __init__(self, languages: Sequence[str]):
+        self._names = [f"loss/{language}" for language in languages]
+        self.restart()
+
+    def add(self, sums: Float[np.ndarray, "_"], rows: Float[np.ndarray, "_"]) -> dict[str, float]:
+        """Add one step; returns the means of this step alone, named as in `read`.
+
+        Args:
+            sums: per language, the sum of its rows' losses.
+            rows: per language, the number of its rows.
+        """
+        self._sums, self._rows = self._sums + sums, self._rows + rows
+        return self._means(sums, rows)
+
+    def read(self) -> dict[str, float]:
+        """The means since the last `restart`, as "loss/zh"; languages without rows are absent."""
+        return self._means(self._sums, self._rows)
+
+    def restart(self) -> None:
+        """Reset the sums."""
+        self._sums, self._rows = (np.zeros(len(self._names)) for _ in range(2))
+
+    def _means(self, sums: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+        totals = zip(self._names, sums, rows, strict=True)
+        return {name: float(total / count) for name, total, count in totals if count}
+
+
+def write_not_finite(
+    workdir: AnyPath, step: int, values: Mapping[str, float], keys: Mapping[str, Any]
+) -> AnyPath:
+    """Write the metrics of a step and the keys of this process's rows of it.
+
+    Args:
+        workdir: of the run.
+        step: counted from 1.
+        values: metrics, of which some are not finite.
+        keys: of the rows, by part of the batch.
+
+    Returns:
+        The file, one per process.
+    """
+    file = workdir / NOT_FINITE / f"{step:08d}-process-{processes.process_index()}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # JSON has no NaN.
+    metrics = {name: str(value) for name, value in values.items()}
+    content = {"step": step, "metrics": metrics, "keys": keys}
+    storage.replace_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return file

@@ -1,22 +1,20 @@
-"""The mesh, what lies where on it, and everything that asks which process this is.
+"""The device mesh, and the placement of arrays on it.
 
 One mesh of two axes serves every size of machine: `data` splits batches and replicates parameters,
-`fsdp` splits both. A batch is thus split over all devices, and a large frozen parameter over the
-`fsdp` ones, to be gathered by XLA where a layer needs it.
+`fsdp` splits both. A batch is split over all devices. A large frozen parameter is split over the
+`fsdp` devices, and XLA gathers it where a layer needs it.
 """
 
 import math
-import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from orbax.checkpoint import multihost as ocp_multihost
+
+from pea_jax.runtime import processes
 
 AXES = ("data", "fsdp")
 
@@ -25,17 +23,18 @@ MIN_SHARDED_SIZE = 2**16
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (all of all processes, if None), with Auto axes "data" and "fsdp".
+    """A mesh over `devices` (None: all devices of all processes), with Auto axes "data" and "fsdp".
 
-    One of the two sizes may be -1: what the other leaves.
+    One of the two sizes may be -1: the other then determines it.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices; or the devices of other
-        processes are there, which `initialize` did not join (the VMs of a TPU slice know each other
+      ValueError: the sizes do not multiply to the number of devices; or devices of other processes
+        are visible that `processes.initialize` did not join (the VMs of a TPU slice see each other
         without it, but cannot save together).
     """
-    if devices is None and process_count() > 1 and not is_distributed():
-        raise ValueError(f"this is one of {process_count()} processes: give --distributed")
+    count = processes.process_count()
+    if devices is None and count > 1 and not processes.is_distributed():
+        raise ValueError(f"this is one of {count} processes: give --distributed")
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp]
     known = math.prod(size for size in sizes if size != -1)
@@ -50,144 +49,6 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-#: Set by hand for each process of a run.
-_BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-
-#: What launchers set where they start several processes: Slurm, Open MPI, Cloud TPU on GKE.
-_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
-
-
-#: Seconds: longer than any process works between two places where it waits for the others.
-_A_DAY = 24 * 60 * 60
-
-
-def initialize(
-    *,
-    distributed: bool | None = None,
-    preemptible: bool = False,
-    join_timeout: int = 300,
-    heartbeat_timeout: int = 60,
-) -> None:
-    """Join the other processes of the run, before any device is touched; alone it does nothing.
-
-    One that is not joined by all others in time is ended with a line and status 1, and one that
-    has lost them is ended by jax within the heartbeat's timeout: it must neither train a model of
-    its own nor wait for ever.
-
-    Args:
-      distributed: True joins, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID if
-        they are set, or else as jax finds out on TPU pods, Slurm, Open MPI and Kubernetes. False is
-        alone, whatever the environment says. None joins where the three are set.
-      preemptible: whether SIGTERM is a notice that `preempted` tells all processes of, rather than
-        the end of this one.
-      join_timeout: seconds in which all have to come.
-      heartbeat_timeout: seconds after which a silent process counts as dead.
-
-    Raises:
-      ValueError: only some of the three are set; or the environment is that of one process of
-        several, and `distributed` is None.
-      OSError: there is nothing to join.
-    """
-    given = {name: os.environ[name] for name in _BY_HAND if os.environ.get(name)}
-    if distributed is None:
-        _refuse_several(given)
-    if distributed is False or (distributed is None and not given):
-        return
-    if given and len(given) < len(_BY_HAND):
-        raise ValueError(f"expected all of {', '.join(_BY_HAND)} in the environment, got {given}")
-    where: dict[str, Any] = {}
-    who = ""
-    if given:
-        address, count, index = given.values()
-        where = {
-            "coordinator_address": address,
-            "num_processes": _number(_BY_HAND[1], count),
-            "process_id": _number(_BY_HAND[2], index),
-            "cluster_detection_method": "deactivate",
-        }
-        who = f"process {index} of {count} at {address}: "
-    jax.config.update("jax_enable_preemption_service", preemptible)
-    # jax ends the process on its own timeout, with many lines: ours comes before it.
-    alarm = threading.Timer(join_timeout, _not_all_came, [who, join_timeout])
-    alarm.daemon = True
-    alarm.start()
-    try:
-        jax.distributed.initialize(
-            **where,
-            initialization_timeout=join_timeout + 60,
-            heartbeat_timeout_seconds=heartbeat_timeout,
-            shutdown_timeout_seconds=heartbeat_timeout,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise OSError(
-            f"cannot join the other processes: expected a TPU pod, Slurm, Open MPI, Kubernetes, or "
-            f"{', '.join(_BY_HAND)} in the environment ({error})"
-        ) from error
-    finally:
-        alarm.cancel()
-
-
-def _not_all_came(who: str, seconds: int) -> None:
-    line = f"pea-jax: {who}not all processes of the run came within {seconds} s\n"
-    os.write(2, line.encode())
-    os._exit(1)
-
-
-def _refuse_several(given: Mapping[str, str]) -> None:
-    """Refuses to train alone what was started on several hosts: each would train its own model."""
-    several = {name: os.environ[name] for name in _COUNTS if os.environ.get(name)}
-    several = {
-        name: value
-        for name, value in several.items()
-        if (value.count(",") if name == "TPU_WORKER_HOSTNAMES" else value != "1")
-    }
-    if several and not given:
-        names = ", ".join(f"{name}={value}" for name, value in several.items())
-        raise ValueError(
-            f"this is one process of several ({names}): give --distributed to join them, or "
-            "--nodistributed to run it alone"
-        )
-
-
-def _number(name: str, value: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError(f"{name}: expected a number, got {value!r}") from None
-
-
-def is_distributed() -> bool:
-    """Whether `initialize` joined other processes (or one process to itself)."""
-    return jax.distributed.is_initialized()
-
-
-def preempted(call: int) -> bool:
-    """Whether all processes stop after this step, since one of them was told that it will end.
-
-    To be called by every process at every step, with numbers that count up from 1; True on all of
-    them at the same number, which is soon after the notice (SIGTERM) came.
-    """
-    return is_distributed() and multihost_utils.reached_preemption_sync_point(call)
-
-
-def wait_for_all(name: str) -> None:
-    """Every process waits here for the others; `name` tells one such place from another.
-
-    The devices go on meanwhile. A process that doesn't come is noticed by its heartbeats.
-    """
-    ocp_multihost.get_barrier_sync_fn()(key=name, timeout_ms=_A_DAY * 1000)
-
-
-def process_index() -> int:
-    """Which of the processes this is, from 0."""
-    return jax.process_index()
-
-
-def process_count() -> int:
-    """How many processes run this program together."""
-    return jax.process_count()
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -199,26 +60,29 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def data_shards(mesh: Mesh) -> int:
-    """Into how many parts `batch_sharding` splits a batch."""
+    """The number of parts into which `batch_sharding` splits a batch."""
     return mesh.size
 
 
-def platform(mesh: Mesh) -> str:
-    """What the devices are: "cpu", "gpu" or "tpu". They need not be of this machine."""
-    return mesh.devices.flat[0].platform
+def platform(mesh: Mesh | None) -> str:
+    """The platform of the mesh's devices: "cpu", "gpu" or "tpu"; None: of jax's default device.
+
+    The devices may be absent: a program for TPUs can be compiled on a machine without one.
+    """
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
-    """Arrays put where `sharding` says; and shapes of arrays, told that they will be there.
+    """Arrays moved to `sharding`; shapes of arrays get it as their sharding.
 
-    Of several processes each has the same arrays, unless they are global, and `sharding` leaves
-    them whole (`to_global` is for rows).
+    Where there are several processes, an array is global already, or equal on all of them and
+    `sharding` replicates it (`to_global` is for rows).
     """
 
     def put(leaf: Any) -> Any:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        if process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
+        if processes.process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
             return jax.device_put(leaf, sharding)
         copies = [jax.device_put(leaf, device) for device in own_devices(sharding.mesh)]
         return jax.make_array_from_single_device_arrays(
@@ -251,26 +115,25 @@ def parameter_sharding(
 
 def own_devices(mesh: Mesh) -> list[jax.Device]:
     """This process's devices, in the order of the mesh."""
-    return [device for device in mesh.devices.flat if device.process_index == process_index()]
+    return [
+        device for device in mesh.devices.flat if device.process_index == processes.process_index()
+    ]
 
 
 def own_rows(count: int, mesh: Mesh) -> list[int]:
     """Numbers of this process's rows in a global batch of `count`, in the order of its devices."""
-    each = count // mesh.size
-    return [
-        place * each + row
-        for place, device in enumerate(mesh.devices.flat)
-        if device.process_index == process_index()
-        for row in range(each)
-    ]
+    rows = np.arange(count).reshape(mesh.size, -1)
+    own = set(own_devices(mesh))
+    places = [place for place, device in enumerate(mesh.devices.flat) if device in own]
+    return rows[places].ravel().tolist()
 
 
 def to_global(tree: Any, mesh: Mesh) -> Any:
     """Numpy arrays [b, ...], each process's own rows, as global arrays split over all devices.
 
-    The global batch is the rows of all processes. Where they lie in it follows the mesh: a process
-    hands its rows out to its devices in their order, and on a TPU slice, whose meshes follow the
-    torus, those of one host are not always neighbours.
+    The global batch is the rows of all processes, in the order of the mesh: a process distributes
+    its rows over its devices in their order. On a TPU slice, whose meshes follow the torus, the
+    devices of one host are not always neighbours.
 
     Raises:
       ValueError: an array's rows do not divide by this process's devices, by path.
@@ -295,7 +158,7 @@ def to_global(tree: Any, mesh: Mesh) -> Any:
 
 
 def to_local(array: jax.Array, mesh: Mesh) -> np.ndarray:
-    """This process's rows of a global array that is split as `to_global` does: its inverse."""
+    """This process's rows of a global array: the inverse of `to_global`."""
     parts = {shard.device: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(parts[device]) for device in own_devices(mesh)])
 
@@ -303,7 +166,7 @@ def to_local(array: jax.Array, mesh: Mesh) -> np.ndarray:
 def cut(tree: Any, slices: int, shards: int) -> Any:
     """Arrays [b, ...] as [slices, b / slices, ...]: every device's rows in equal slices.
 
-    So no row moves between devices.
+    No row moves between devices.
 
     Args:
       tree: of arrays, traced or not, of rows in the order of `batch_sharding`.
@@ -319,14 +182,14 @@ def cut(tree: Any, slices: int, shards: int) -> Any:
 
 
 def in_slices(function: Callable[[Any], Any], rows: jax.Array, most: int, shards: int) -> Any:
-    """`function(rows)` of a function that treats rows alike, a few of each device's after another.
+    """`function(rows)`, computed in slices of each device's rows, one slice after another.
 
-    The memory is that of a slice, and so is the program that is compiled.
+    Memory use and the size of the compiled program are those of one slice.
 
     Args:
-      function: [b, ...] -> a tree of arrays [b, ...], for any b that `shards` divides.
+      function: [b, ...] -> a tree of arrays [b, ...], row by row, for any b that `shards` divides.
       rows: [B, ...], traced, in the order of `batch_sharding`.
-      most: of one device's rows at once. It is the largest count up to that which divides them.
+      most: rows of one device in a slice, at most; the largest divisor up to it is taken.
       shards: of the batch (`data_shards`).
     """
     each = len(rows) // shards
@@ -340,19 +203,3 @@ def in_slices(function: Callable[[Any], Any], rows: jax.Array, most: int, shards
         return apart.swapaxes(0, 1).reshape(-1, *array.shape[2:])
 
     return jax.tree.map(join, jax.lax.map(function, cut(rows, slices, shards)))
-
-
-def gather(value: int) -> list[int]:
-    """The `value` of every process, in their order; all of them call this together."""
-    if process_count() == 1:
-        return [value]
-    return multihost_utils.process_allgather(np.int32(value)).tolist()
-
-
-def of_first(values: Sequence[int]) -> list[int]:
-    """The `values` of the first process, on all of them; all call this together."""
-    if process_count() == 1:
-        return list(values)
-    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
-    mine = np.resize(np.array([*values, 0], np.int32), count)
-    return multihost_utils.broadcast_one_to_all(mine).tolist()

@@ -14,17 +14,17 @@ from pea_jax.runtime.storage import AnyPath
 PROFILE = "profile"
 
 
-def parse(given: str | None) -> range:
-    """The steps of a sitting, counted from 1, that "START:COUNT" asks to trace; None asks none.
+def parse(text: str | None) -> range:
+    """The steps of a session, counted from 1, that "START:COUNT" selects; None selects none.
 
     Raises:
-        ValueError: it is of another form, or COUNT is 0.
+        ValueError: another form, or COUNT is 0.
     """
-    if given is None:
+    if text is None:
         return range(0)
-    start, _, count = given.partition(":")
+    start, _, count = text.partition(":")
     if not (start.isdecimal() and count.isdecimal() and int(count)):
-        raise ValueError(f"profile: expected START:COUNT such as 20:5, got {given!r}")
+        raise ValueError(f"profile: expected START:COUNT such as 20:5, got {text!r}")
     return range(int(start) + 1, int(start) + int(count) + 1)
 
 
@@ -33,31 +33,31 @@ class Trace:
 
     Args:
         workdir: of the run.
-        steps: of the sitting; empty traces nothing.
+        steps: of the session; empty traces nothing.
         enabled: False traces nothing either.
     """
 
     def __init__(self, workdir: AnyPath, steps: range, *, enabled: bool):
         self._workdir = workdir
         self._steps = steps if enabled else range(0)
-        self._stack: contextlib.ExitStack | None = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Trace":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop()
+        self._stack.close()
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """A step of the sitting, counted from 1, is dispatched inside."""
+        """Around the dispatch of a step of the session, counted from 1."""
         if self._steps and number == self._steps.start:
             self._start()
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
 
     def dispatched(self, number: int, outputs: Any) -> None:
-        """That step was dispatched; the last one is waited for, so that the trace has all of it.
+        """After the dispatch of a step; waits for the last one, so that the trace is complete.
 
         Args:
             number: counted from 1.
@@ -65,17 +65,10 @@ class Trace:
         """
         if self._steps and number == self._steps.stop - 1:
             jax.block_until_ready(outputs)
-            self._stop()
+            self._stack.close()
 
     def _start(self) -> None:
-        self._stack = contextlib.ExitStack()
-        stamp = time.strftime("%Y_%m_%d_%H_%M_%S")
-        output = self._workdir / PROFILE / stamp
+        output = self._workdir / PROFILE / time.strftime("%Y_%m_%d_%H_%M_%S")
         folder = self._stack.enter_context(storage.appearing(output))
         jax.profiler.start_trace(str(folder))
         self._stack.callback(jax.profiler.stop_trace)
-
-    def _stop(self) -> None:
-        if self._stack is not None:
-            self._stack.close()
-            self._stack = None

@@ -7,18 +7,12 @@ from collections.abc import Iterator, Mapping, Sized
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from pea_jax.runtime import parallel
+from pea_jax.runtime import processes
 
-#: One element an image.
+#: One element per image.
 Batch = TypeVar("Batch", bound=Sized)
 
 
@@ -28,10 +22,10 @@ class TrainingBar:
     Args:
         total: the last step of the run.
         images_per_step: of the whole batch, over all hosts.
-        start: the step that the run goes on from.
-        log_every: plain lines come at every multiple of it, and at the last step.
-        stream: where to; standard error by default.
-        enabled: False shows nothing (every process of a run but one).
+        start: the step that the run resumes from.
+        log_every: plain lines appear at every multiple of it, and at the last step.
+        stream: standard error by default.
+        enabled: False shows nothing (on every process but one).
     """
 
     def __init__(
@@ -53,7 +47,7 @@ class TrainingBar:
             self._bar = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=12),
-                TextColumn("{task.fields[pace]}"),
+                TextColumn("{task.fields[speed]}"),
                 # On a narrow terminal the terms take several lines.
                 TextColumn("{task.fields[terms]}", table_column=Column(ratio=1)),
                 expand=True,
@@ -61,7 +55,7 @@ class TrainingBar:
                 refresh_per_second=4,
             )
             self._task = self._bar.add_task(
-                "", total=total, completed=start, pace="compiling", terms=""
+                "", total=total, completed=start, speed="compiling", terms=""
             )
 
     def __enter__(self) -> "TrainingBar":
@@ -81,12 +75,12 @@ class TrainingBar:
             print(line, file=self._stream, flush=True)
 
     def update(self, step: int, values: Mapping[str, float], rate: float | None) -> None:
-        """Show that `step` steps are done.
+        """Show the progress after `step` steps.
 
         Args:
             step: counted from 1.
             values: of that step; "loss" and those named loss_* are shown.
-            rate: images a second; None keeps the last.
+            rate: images per second; None keeps the last.
         """
         terms = [
             f"{name.removeprefix('loss_')} {value:.4g}"
@@ -94,25 +88,25 @@ class TrainingBar:
             if name == "loss" or name.startswith("loss_")
         ]
         self._rate = self._rate if rate is None else rate
-        pace = []
+        speed = []
         if self._rate is not None:
             seconds = (self._total - step) * self._images_per_step / self._rate
             left = datetime.timedelta(seconds=round(seconds))
-            pace = [f"{self._rate:.1f} images/s", f"{left} left"]
+            speed = [f"{self._rate:.1f} images/s", f"{left} left"]
         if self._bar is not None:
-            told = {"pace": "  ".join(pace), "terms": "  ".join(terms)}
-            self._bar.update(self._task, completed=step, **told)
+            fields = {"speed": "  ".join(speed), "terms": "  ".join(terms)}
+            self._bar.update(self._task, completed=step, **fields)
         elif step % self._log_every == 0 or step == self._total:
-            self.say("  ".join([f"step {step}/{self._total}", *pace, *terms]))
+            self.say("  ".join([f"step {step}/{self._total}", *speed, *terms]))
 
 
-def progress(batches: Iterator[Batch], total: int, told: str = "sampling") -> Iterator[Batch]:
-    """Passes batches on and shows on standard error how many images they are of."""
+def progress(batches: Iterator[Batch], total: int, label: str = "sampling") -> Iterator[Batch]:
+    """The batches unchanged; a bar on standard error counts their images up to `total`."""
     columns = ["{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(
-        *columns, console=Console(stderr=True), disable=parallel.process_index() > 0
+        *columns, console=Console(stderr=True), disable=processes.process_index() > 0
     ) as bar:
-        task = bar.add_task(told, total=total)
+        task = bar.add_task(label, total=total)
         for images in batches:
             yield images
             bar.update(task, advance=len(images))

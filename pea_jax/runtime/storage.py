@@ -1,8 +1,8 @@
-"""Where files lie: on local disks, and in buckets by names such as gs://bucket/runs/x.
+"""Files on local disks, and in buckets under names such as gs://bucket/runs/x.
 
-A local path stays a pathlib.Path. A name in a bucket is an epath.Path, which has its methods but
-not its guarantees: an object cannot be appended to, a folder is there when something is in it, and
-renaming is copying. What needs one of these is written here for both.
+A local path is a pathlib.Path. A name in a bucket is an epath.Path, which has the same methods
+without the same guarantees: an object cannot be appended to, a folder exists while it has content,
+and renaming is copying. The functions here hide these differences.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,21 +19,18 @@ from typing import Any
 
 from etils import epath
 
-#: What every function of the package that takes a workdir or an output folder accepts.
+#: A workdir, an output folder, or a file in one.
 AnyPath = Path | epath.Path
 
 BUCKETS = "gs://"
 
-#: A bucket's object that grows by lines is written anew, at most this often in seconds.
-REWRITE_SECONDS = 30.0
-
 #: Files of one kind that are read or copied at the same time.
 _AT_ONCE = 16
 
-#: Packages whose errors are of the way to a bucket.
+#: Packages whose errors mean that a bucket cannot be reached.
 _CLIENTS = ("gcsfs", "aiohttp", "google", "requests", "urllib3")
 
-#: tensorstore tells of a storage that fails by a status in a ValueError.
+#: The status by which a ValueError of tensorstore reports a failing storage.
 _STATUS = re.compile(
     r"\b(UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED"
     r"|ABORTED|CANCELLED)\b|No space left on device|File too large|Quota exceeded"
@@ -43,15 +39,15 @@ _STATUS = re.compile(
 
 
 class StorageError(OSError):
-    """A disk or a bucket that cannot be read or written now; what it holds may be in order."""
+    """A disk or a bucket that cannot be read or written now; its content may be intact."""
 
 
 def as_path(name: str | AnyPath) -> AnyPath:
-    """The path that a name stands for; "~" is the home folder. A bucket must be there.
+    """The path of a name; "~" is the home folder. A bucket must exist.
 
     Raises:
-      ValueError: a URL of another kind than gs://bucket/..., or no package to reach buckets with.
-      StorageError: the bucket cannot be reached, or not with the credentials at hand.
+      ValueError: a URL that is not gs://bucket/..., or gcsfs is not installed.
+      StorageError: the bucket cannot be reached, or refuses the credentials.
     """
     if not re.match(r"\w+://", str(name)):
         return Path(name).expanduser()
@@ -62,7 +58,7 @@ def as_path(name: str | AnyPath) -> AnyPath:
     _configure()
     path = epath.Path(str(name))
     with faults():
-        # Of a bucket that cannot be reached, is_dir() would only say no.
+        # is_dir() would return False for a bucket that cannot be reached.
         path.exists()
         if not _bucket(path).exists():
             raise StorageError(f"{_bucket(path)}: no such bucket, or none that may be listed")
@@ -70,7 +66,7 @@ def as_path(name: str | AnyPath) -> AnyPath:
 
 
 def local(name: str | Path, what: str) -> Path:
-    """The path of something that is read from local disks alone.
+    """The path of something that only local disks may hold.
 
     Raises:
       ValueError: it is in a bucket.
@@ -91,19 +87,19 @@ def replace_text(file: AnyPath, text: str) -> None:
 
 
 def replace_bytes(file: AnyPath, content: bytes) -> None:
-    """`content` as `file`: a reader, or a kill, sees the old file or the new one, never a part.
+    """Write `content` to `file`: readers see the old file or the new one, even after a kill.
 
     Raises:
       OSError: names the file; the old one stays.
     """
     if is_bucket(file):
-        # An object appears when it is whole.
+        # An object becomes visible when it is complete.
         with faults():
             file.write_bytes(content)
         return
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with _naming(file):
+        with naming(file):
             with draft.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
@@ -113,76 +109,19 @@ def replace_bytes(file: AnyPath, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
-class Growing:
-    """A file that grows piece by piece, made anew; a context manager.
-
-    On a local disk each piece is handed to the operating system at once, and survives a kill of
-    this process. In a bucket the whole object is written again: by `flush`, and by `write` when
-    REWRITE_SECONDS have passed.
-
-    Args:
-      file: its folder must be there.
-      begin: what it holds first.
-    """
-
-    def __init__(self, file: AnyPath, begin: bytes = b""):
-        self._file, self._written = file, 0.0
-        self._pieces, self._stream = [begin], None
-        self._flushed = 0
-        if is_bucket(file):
-            self.flush()
-        else:
-            replace_bytes(file, begin)
-            self._stream = file.open("ab", buffering=0)
-
-    def __enter__(self) -> "Growing":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def write(self, piece: bytes) -> None:
-        """Add `piece`.
-
-        Raises:
-          OSError: names the file.
-        """
-        if self._stream is not None:
-            with _naming(self._file):
-                self._stream.write(piece)
-            return
-        self._pieces.append(piece)
-        if time.monotonic() - self._written > REWRITE_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Let readers see all that was written."""
-        if self._stream is None and len(self._pieces) > self._flushed:
-            self._pieces = [b"".join(self._pieces)]
-            replace_bytes(self._file, self._pieces[0])
-            self._flushed, self._written = 1, time.monotonic()
-
-    def close(self) -> None:
-        """Flush; nothing is written any more."""
-        if self._stream is not None:
-            self._stream.close()
-        else:
-            self.flush()
-
-
 @contextlib.contextmanager
 def appearing(output: AnyPath) -> Iterator[Path]:
-    """A local folder to write to that becomes `output` at the end, or vanishes with an error.
+    """A local folder that becomes `output` at the end, and is deleted on an error.
 
-    On a local disk it is renamed. Into a bucket it is copied file by file; what an error or Ctrl-C
-    leaves there of it is removed, if the bucket still answers.
+    On a local disk it is renamed. Into a bucket it is copied file by file; after an error or Ctrl-C
+    the partial copy is removed, if the bucket still answers.
     """
     bucket = is_bucket(output)
     if not bucket:
         output.parent.mkdir(parents=True, exist_ok=True)
     place = None if bucket else output.parent
     with tempfile.TemporaryDirectory(dir=place, prefix=f".{output.name}.") as draft:
-        # One level down: the draft itself is for its owner's eyes alone.
+        # One level down: only the owner may read the temporary folder itself.
         folder = Path(draft) / "folder"
         folder.mkdir()
         yield folder
@@ -193,21 +132,23 @@ def appearing(output: AnyPath) -> Iterator[Path]:
 
 
 def move(source: AnyPath, target: AnyPath) -> None:
-    """Give the folder `source` the name `target`, which is free; its parent is made."""
+    """Rename the folder `source` to `target`, which must not exist; makes its parent."""
     if not is_bucket(source):
         target.parent.mkdir(parents=True, exist_ok=True)
         source.replace(target)
         return
     with faults():
-        # Renaming is copying, so what is cut off here leaves `source` whole.
+        # Copy first, then delete: an interruption leaves `source` intact.
         for file in files(source):
             copy(file, target / file.relative_to(source))
         source.rmtree()
 
 
 def copy(source: AnyPath, target: AnyPath) -> None:
-    """Copy a file over `target`. In a bucket it appears when it is whole; from one place in buckets
-    to another it is copied by the storage, and does not come through here.
+    """Copy a file over `target`.
+
+    An object in a bucket becomes visible when it is complete. The storage itself copies from bucket
+    to bucket.
     """
     if not (is_bucket(source) or is_bucket(target)):
         shutil.copyfile(source, target)
@@ -230,32 +171,32 @@ def files(folder: AnyPath) -> list[AnyPath]:
         return sorted(file for file in folder.rglob("*") if file.is_file())
     found = []
     for entry in folder.iterdir():
-        if entry.name:  # the folder itself, where someone made an object of it
+        if entry.name:  # empty for an object with the folder's own name
             found += files(entry) if entry.is_dir() else [entry]
     return sorted(found)
 
 
 def explain(error: BaseException) -> str | None:
-    """What an error of the way to a disk or bucket says, in one line; None for any other error."""
-    told = " ".join(str(error).split()) or type(error).__name__
+    """One line on a failure to reach a disk or a bucket; None for any other error."""
+    message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, StorageError):
-        return told
-    if isinstance(error, OSError) and told.startswith("Forbidden: "):  # of gcsfs
-        return f"permission denied: {told.removeprefix('Forbidden: ')}"
+        return message
+    if isinstance(error, OSError) and message.startswith("Forbidden: "):  # of gcsfs
+        return f"permission denied: {message.removeprefix('Forbidden: ')}"
     if type(error).__module__.split(".")[0] in _CLIENTS:
-        return f"the bucket cannot be reached or refuses: {told}"
+        return f"the bucket cannot be reached or refuses: {message}"
     if isinstance(error, OSError) and error.errno is not None:
         if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
             return None
         return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
-    if isinstance(error, ValueError) and _STATUS.search(told):
-        return told
+    if isinstance(error, ValueError) and _STATUS.search(message):
+        return message
     return None
 
 
 @contextlib.contextmanager
 def faults() -> Iterator[None]:
-    """Turn the errors of storage clients into StorageError; others pass.
+    """Turn errors of storage clients into StorageError; other errors pass through.
 
     Raises:
       StorageError: one line.
@@ -265,10 +206,10 @@ def faults() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise
-        told = explain(error)
-        if told is None or isinstance(error, StorageError):
+        message = explain(error)
+        if message is None or isinstance(error, StorageError):
             raise
-        raise StorageError(told) from error
+        raise StorageError(message) from error
 
 
 def _bucket(path: epath.Path) -> epath.Path:
@@ -276,18 +217,18 @@ def _bucket(path: epath.Path) -> epath.Path:
 
 
 def _configure() -> None:
-    """Before a bucket is first opened: no stale listings, and one client whatever is installed."""
+    """Settings before a bucket is first opened: no cached listings, and always the same client."""
     import fsspec
 
-    # Orbax writes through tensorstore, and other hosts write too: a listing that is kept is wrong.
+    # Orbax writes through tensorstore, and other hosts write too: a cached listing goes stale.
     for protocol in ("gs", "gcs"):
         fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
     os.environ.setdefault("EPATH_USE_TF", "false")
 
 
 @contextlib.contextmanager
-def _naming(file: AnyPath) -> Iterator[None]:
-    """Writing to an open file fails without telling which: "No space left on device"."""
+def naming(file: AnyPath) -> Iterator[None]:
+    """Add the file's name to errors of writing to it: the system's "No space left" has none."""
     try:
         yield
     except OSError as error:
@@ -297,7 +238,7 @@ def _naming(file: AnyPath) -> Iterator[None]:
 
 
 def upload(folder: Path, output: AnyPath) -> None:
-    """Copy a local folder into a bucket; what an error leaves there of it is removed.
+    """Copy a local folder into a bucket; on an error the partial copy is removed.
 
     Args:
       folder: of files.
@@ -317,7 +258,7 @@ def upload(folder: Path, output: AnyPath) -> None:
 
 
 def each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`function` of each item, in order; several at once, because a bucket takes its time."""
+    """`function` of each item, in order; several run at once, because buckets are slow."""
     items = iter(items)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         while some := list(itertools.islice(items, _AT_ONCE)):
@@ -330,14 +271,14 @@ def size(file: AnyPath) -> int:
 
 
 def held(folder: AnyPath) -> Iterable[str]:
-    """Names of what lies in `folder`; none where it is missing."""
+    """Names of the entries of `folder`; none where it is missing."""
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
 
 
 def sizes(folder: AnyPath) -> dict[str, int | None]:
-    """Names of what lies in `folder`, with the bytes of files, None for folders; none if missing.
+    """Entries of `folder` by name: the bytes of a file, None for a folder; empty if missing.
 
-    One request to a bucket for many files.
+    A bucket gets one request for many files.
     """
     if not is_bucket(folder):
         if not folder.is_dir():

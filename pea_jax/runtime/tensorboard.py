@@ -1,7 +1,7 @@
 """TensorBoard's event files, written in the calling thread, on local disks and in buckets.
 
-SummaryWriter of tensorboardX hands events to a thread: on a full disk the thread dies and the
-program waits for it for good. Its summaries and protocol buffers are what is used here.
+tensorboardX's SummaryWriter hands events to a thread: on a full disk that thread dies and the
+program waits for it for ever. Here only its summaries and protocol buffers are used.
 """
 
 import socket
@@ -15,19 +15,19 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
-from pea_jax.runtime import storage
-from pea_jax.runtime.storage import AnyPath
+from pea_jax.runtime.growing import GrowingFile
+from pea_jax.runtime.storage import AnyPath, is_bucket
 
-#: A file in a bucket is written anew as it grows, so it is not let grow beyond this many bytes.
+#: Bytes. A file in a bucket is rewritten as it grows, so a larger one is followed by a new file.
 _LARGEST_OBJECT = 2**22
 
 
 class EventWriter:
-    """Event files of one sitting of a run; a context manager.
+    """Event files of one session of a run; a context manager.
 
     Args:
         folder: made where it is missing.
-        purge_step: what files of earlier sittings hold from this step on is hidden.
+        purge_step: TensorBoard hides events of earlier sessions from this step on.
     """
 
     def __init__(self, folder: AnyPath, *, purge_step: int):
@@ -50,26 +50,22 @@ class EventWriter:
         """An image."""
         self._add(step, summary.image(name, image, dataformats="HWC"))
 
-    def text(self, step: int, name: str, text: str) -> None:
-        """A text (Markdown)."""
-        self._add(step, summary.text(name, text))
-
     def flush(self) -> None:
-        """Let readers see all that was written."""
+        """Make everything visible to readers."""
         self._file.flush()
 
     def _start(self) -> None:
         # TensorBoard reads the files of a folder in the order of their names.
         seconds, rest = divmod(time.time_ns(), 10**9)
         name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{rest:09d}"
-        self._file, self._size = storage.Growing(self._folder / name), 0
+        self._file, self._size = GrowingFile(self._folder / name), 0
         self._write(Event(file_version="brain.Event:2"))
 
-    def _add(self, step: int, told: Summary) -> None:
-        if storage.is_bucket(self._folder) and self._size > _LARGEST_OBJECT:
+    def _add(self, step: int, content: Summary) -> None:
+        if is_bucket(self._folder) and self._size > _LARGEST_OBJECT:
             self._file.close()
             self._start()
-        self._write(Event(step=step, summary=told))
+        self._write(Event(step=step, summary=content))
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()

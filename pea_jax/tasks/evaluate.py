@@ -1,16 +1,17 @@
 """`pea-jax evaluate`: how well a trained adapter draws tinyworld's held-out scenes.
 
-    OUTPUT/eval.json   the share of images in which the oracle reads what was asked for
-    OUTPUT/grid.png    some prompts in rows, what each model makes of them in columns
+    OUTPUT/eval.json   the scores of `evals.scores.SCORERS`
+    OUTPUT/grid.png    some prompts in rows, the images of each model in columns
 
-Two sets of prompts, `general` (figures that every language has a word for) and `native` (motifs
-that a word-for-word translation misses), the same scenes in every language, and four models:
+There are two sets of prompts, with the same scenes in every language: `general` (figures that every
+language has a word for) and `native` (motifs that a word-for-word translation misses). Four models
+draw them:
 
-    teacher      the base model, given the captions in English
-    translation  the base model, given the Chinese names of motifs word for word in English, where
-                 Chinese is one of the languages
-    untrained    language encoder and a random adapter, given the captions in the first language
-    student      language encoder and the trained adapter, given them in each language
+    teacher      the base model, from captions in English
+    translation  the base model, from the Chinese names of motifs translated word for word; only
+                 where Chinese is one of the languages
+    untrained    language encoder and a random adapter, from captions in the first language
+    student      language encoder and the trained adapter, from captions in each language
 """
 
 import dataclasses
@@ -26,11 +27,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pea_jax.assembly import model_factory
-from pea_jax.evals import grid, scores
+from pea_jax.evals import grid
+from pea_jax.evals.scores import SCORERS
 from pea_jax.inference.pipeline import Pipeline
 from pea_jax.inference.settings import Settings
 from pea_jax.models.adapter import Adapter
-from pea_jax.runtime import parallel, storage
+from pea_jax.runtime import processes, storage
 from pea_jax.runtime.progress import progress
 from pea_jax.runtime.storage import AnyPath
 from pea_jax.tinyworld import captions, splits, world
@@ -39,7 +41,7 @@ from pea_jax.tinyworld.world import Scene
 EVAL_FILE = "eval.json"
 GRID_FILE = "grid.png"
 
-#: What the numbers mean; printed with the table and written beside them.
+#: Explains the scores; printed with the table and written to eval.json.
 ABOUT = (
     "Share of images in which the oracle reads what was asked for, over held-out scenes. "
     "Teacher: the English model, given English. Untrained and student: the adapter before and "
@@ -49,19 +51,19 @@ ABOUT = (
     "something else."
 )
 
-#: A model, and the language of what it is given.
+#: A model, and the language of its prompts.
 Column = tuple[str, str]
-#: By the name of a set of prompts and the column.
+#: By the name of the prompt set and the column.
 Images = dict[tuple[str, Column], UInt8[np.ndarray, "N H W 3"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-    """Scenes of one set and what is said of them, one entry an image.
+    """Scenes of one set and their prompts, one entry per image.
 
     Attributes:
       scenes: what each image should show.
-      texts: by column, the prompts; a model that isn't in it is not asked for these scenes.
+      texts: the prompts by column; a model without an entry does not draw this set.
       seeds: of each image, the same for all columns.
     """
 
@@ -73,20 +75,20 @@ class PromptSet:
 def evaluate(
     config: ConfigDict, workdir: AnyPath, *, output: AnyPath | None = None, step: int | None = None
 ) -> dict:
-    """Scores a run, writes eval.json and grid.png, and prints a table.
+    """Score a run, write eval.json and grid.png, and print a table.
 
     Args:
-      config: of the run; `evaluate` says how many images, `sample` how to sample them.
+      config: of the run; `evaluate` sets the number of images, `sample` how they are sampled.
       workdir: of the run.
-      output: a folder, made where it is missing; None is the workdir. An evaluation that is there
-        is replaced.
+      output: a folder, made where it is missing; None is the workdir. An earlier evaluation is
+        replaced.
       step: of the checkpoint; None takes the latest.
 
     Returns:
-      What eval.json holds.
+      The content of eval.json.
 
     Raises:
-      ValueError: the run isn't of tinyworld, or its images aren't of tinyworld's size.
+      ValueError: the run is not of tinyworld, or its images do not have tinyworld's size.
       FileNotFoundError: the workdir has no checkpoint of this step.
     """
     settings = model_factory.sample_settings(config)
@@ -106,11 +108,14 @@ def evaluate(
     for model, pipeline in models.items():
         images |= _sample(model, pipeline, sets, settings)
     results = {name: {} for name in sets}
-    for (name, (model, language)), made in images.items():
-        shares = scores.scene_accuracy(made, sets[name].scenes)
-        results[name].setdefault(language, {})[model] = shares
+    for (name, (model, language)), drawn in images.items():
+        scenes, captions_en = sets[name].scenes, sets[name].texts["teacher", "en"]
+        values: dict[str, float] = {}
+        for scorer in SCORERS.values():
+            values |= scorer.score(drawn, scenes, captions_en)
+        results[name].setdefault(language, {})[model] = values
     results |= {
-        "counts": {name: len(asked.scenes) for name, asked in sets.items()},
+        "counts": {name: len(prompts.scenes) for name, prompts in sets.items()},
         "about": ABOUT,
         "settings": {
             **dataclasses.asdict(settings),
@@ -121,7 +126,7 @@ def evaluate(
             "step": step,
         },
     }
-    if parallel.process_index() == 0:
+    if processes.process_index() == 0:
         output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
         storage.replace_text(output / EVAL_FILE, text)
@@ -135,51 +140,51 @@ def evaluate(
 def prompt_set(config: ConfigDict, *, native: bool) -> PromptSet:
     """The held-out scenes of one set, each `evaluate.images_per_prompt` times.
 
-    Templates of captions take turns, so all are asked for.
+    The caption templates alternate, so all of them occur.
     """
-    given, languages = config.evaluate, _languages(config)
+    settings, languages = config.evaluate, _languages(config)
     scenes = splits.scenes("test", native)
-    chosen = _spread(scenes, given.prompts or len(scenes))
-    rows = [(i, s) for i, s in enumerate(chosen) for _ in range(given.images_per_prompt)]
-    told = {
-        language: [captions.caption(scene, language, i) for i, scene in rows]
-        for language in dict.fromkeys(("en", *languages))
-    }
-    texts = {("teacher", "en"): told["en"], ("untrained", languages[0]): told[languages[0]]}
-    texts |= {("student", language): told[language] for language in languages}
+    chosen = _spread(scenes, settings.prompts or len(scenes))
+    rows = [(i, s) for i, s in enumerate(chosen) for _ in range(settings.images_per_prompt)]
+
+    def caption(language: str) -> list[str]:
+        return [captions.caption(scene, language, i) for i, scene in rows]
+
+    texts = {("teacher", "en"): caption("en"), ("untrained", languages[0]): caption(languages[0])}
+    texts |= {("student", language): caption(language) for language in languages}
     if native and "zh" in languages:
         texts["translation", "en"] = [captions.literal(scene, i) for i, scene in rows]
-    seeds = [given.seed + i for i in range(len(rows))]
+    seeds = [settings.seed + i for i in range(len(rows))]
     return PromptSet(tuple(scene for _, scene in rows), texts, seeds)
 
 
 def draw(sets: dict[str, PromptSet], images: Images) -> Image.Image:
-    """One row a figure: what was said of it on the left, what came of it in each column."""
-    columns = list(dict.fromkeys(column for asked in sets.values() for column in asked.texts))
-    rows, told = [], []
-    for name, asked in sets.items():
-        for index in _one_a_shape(asked.scenes):
+    """One row per figure: its prompts on the left, its image in each column."""
+    columns = list(dict.fromkeys(column for prompts in sets.values() for column in prompts.texts))
+    rows, labels = [], []
+    for name, prompts in sets.items():
+        for index in _one_per_shape(prompts.scenes):
             cells = [images.get((name, column)) for column in columns]
             rows.append([None if cell is None else cell[index] for cell in cells])
-            said = {column: texts[index] for column, texts in asked.texts.items()}
-            lines = [text for (model, _), text in said.items() if model == "student"]
-            lines.append(said["teacher", "en"])
-            if ("translation", "en") in said:
-                lines.append(f"translation: {said['translation', 'en']}")
-            told.append(lines)
-    return grid.table(rows, headers=[" ".join(column) for column in columns], captions=told)
+            texts = {column: texts[index] for column, texts in prompts.texts.items()}
+            lines = [text for (model, _), text in texts.items() if model == "student"]
+            lines.append(texts["teacher", "en"])
+            if ("translation", "en") in texts:
+                lines.append(f"translation: {texts['translation', 'en']}")
+            labels.append(lines)
+    return grid.table(rows, headers=[" ".join(column) for column in columns], captions=labels)
 
 
 def show(results: dict, console: Console) -> None:
-    """Prints the scores as a table, and what they mean."""
+    """Print the scores as a table, with their explanation."""
     table = Table(title="tinyworld, held-out scenes", caption=results["about"])
-    attributes = ("all", *scores.ATTRIBUTES)
-    for header in ("prompts", "model", *attributes):
-        table.add_column(header, justify="right" if header in attributes else "left")
+    names = [name for scorer in SCORERS.values() for name in scorer.names]
+    for header in ("prompts", "model", *names):
+        table.add_column(header, justify="right" if header in names else "left")
     for name, count in results["counts"].items():
         for language, models in results[name].items():
-            for model, shares in models.items():
-                cells = [f"{shares[attribute]:.2f}" for attribute in attributes]
+            for model, values in models.items():
+                cells = [f"{values[score]:.2f}" for score in names]
                 table.add_row(f"{name} ({count})", f"{model} {language}", *cells)
         table.add_section()
     console.print(table)
@@ -215,21 +220,21 @@ def _check(config: ConfigDict, settings: Settings) -> None:
 def _sample(
     model: str, pipeline: Pipeline, sets: dict[str, PromptSet], settings: Settings
 ) -> Images:
-    """What a model makes of each set and language that it is asked for, in one go over all."""
-    asked = {
-        (name, column): (texts, one.seeds)
-        for name, one in sets.items()
-        for column, texts in one.texts.items()
+    """A model's images of every set and language that it draws, in one pass."""
+    parts = {
+        (name, column): (texts, prompts.seeds)
+        for name, prompts in sets.items()
+        for column, texts in prompts.texts.items()
         if column[0] == model
     }
-    if not asked:
+    if not parts:
         return {}
-    prompts = [text for texts, _ in asked.values() for text in texts]
-    seeds = [seed for _, numbers in asked.values() for seed in numbers]
-    batches = pipeline.batches(prompts, settings, seed=seeds)
-    images = np.concatenate(list(progress(batches, len(prompts), model)))
-    ends = np.cumsum([len(texts) for texts, _ in asked.values()])
-    return dict(zip(asked, np.split(images, ends[:-1]), strict=True))
+    texts = [text for texts, _ in parts.values() for text in texts]
+    seeds = [seed for _, seeds in parts.values() for seed in seeds]
+    batches = pipeline.batches(texts, settings, seed=seeds)
+    images = np.concatenate(list(progress(batches, len(texts), model)))
+    ends = np.cumsum([len(texts) for texts, _ in parts.values()])
+    return dict(zip(parts, np.split(images, ends[:-1]), strict=True))
 
 
 def _spread(scenes: Sequence[Scene], count: int) -> list[Scene]:
@@ -238,11 +243,11 @@ def _spread(scenes: Sequence[Scene], count: int) -> list[Scene]:
     return [scenes[i * len(scenes) // count] for i in range(count)]
 
 
-def _one_a_shape(scenes: Sequence[Scene]) -> list[int]:
-    """The index of one scene of every shape, in turn another of those that show it."""
+def _one_per_shape(scenes: Sequence[Scene]) -> list[int]:
+    """The index of one scene per shape, chosen for variety in colour and background."""
     indices = []
     for turn, shape in enumerate(dict.fromkeys(scene.shape for scene in scenes)):
-        having = [i for i, scene in enumerate(scenes) if scene.shape == shape]
+        matching = [i for i, scene in enumerate(scenes) if scene.shape == shape]
         # Scenes are ordered by colour; this walk meets every colour and every background.
-        indices.append(having[(2 * turn + turn // 4) % len(having)])
+        indices.append(matching[(2 * turn + turn // 4) % len(matching)])
     return indices

@@ -30,7 +30,7 @@ from pea_jax.data.write.hosts import ALONE, Hosts
 from pea_jax.data.write.mapping import FieldMapping
 from pea_jax.data.write.parts import Counts
 from pea_jax.data.write.rows import Rows, Rules
-from pea_jax.runtime import parallel, storage
+from pea_jax.runtime import parallel, processes, storage
 from pea_jax.runtime.errors import UsageError
 from pea_jax.runtime.storage import AnyPath
 
@@ -98,9 +98,9 @@ def prepare(
 
 def _hosts() -> Hosts:
     """The processes that were joined; alone, no device is touched to find it out."""
-    if not parallel.is_distributed():
+    if not processes.is_distributed():
         return ALONE
-    return Hosts(parallel.process_index(), parallel.process_count(), parallel.wait_for_all)
+    return Hosts(processes.process_index(), processes.process_count(), processes.wait_for_all)
 
 
 def _show_languages(source: Source, name: str) -> None:

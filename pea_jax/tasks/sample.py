@@ -23,7 +23,8 @@ from PIL import Image
 
 from pea_jax.assembly import model_factory
 from pea_jax.evals import grid
-from pea_jax.runtime import parallel, storage
+from pea_jax.runtime import processes, storage
+from pea_jax.runtime.growing import GrowingFile
 from pea_jax.runtime.progress import progress
 from pea_jax.runtime.storage import AnyPath
 from pea_jax.weights.save import refuse_used
@@ -84,14 +85,14 @@ def sample(
         for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     ]
     # Nobody writes before everybody has seen that the folder is free.
-    parallel.wait_for_all("sample: checked")
+    processes.wait_for_all("sample: checked")
     output.mkdir(parents=True, exist_ok=True)
     written = _written(output, lines, shares)
-    if parallel.process_index() > 0:
+    if processes.process_index() > 0:
         for _ in written:
             pass
         return output
-    with storage.Growing(output / MANIFEST_FILE) as manifest:
+    with GrowingFile(output / MANIFEST_FILE) as manifest:
         for done in progress(written, len(prompts)):
             for line in done:
                 manifest.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
@@ -110,7 +111,7 @@ def _written(
         for number, image in images.items():
             file = output / lines[number]["file"]
             storage.replace_bytes(file, grid.png(Image.fromarray(image)))
-        parallel.wait_for_all("sample: written")
+        processes.wait_for_all("sample: written")
         yield [lines[number] for number in numbers]
 
 

@@ -30,9 +30,9 @@ def test_tiles_lie_in_reading_order(images):
 
 def test_captions_are_drawn_below_their_tiles(images):
     bare = np.asarray(grid.tile(images[:2]))
-    told = np.asarray(grid.tile(images[:2], ["红色", ""]))
-    assert told.shape[0] > bare.shape[0]
-    below = told[bare.shape[0] :]
+    captioned = np.asarray(grid.tile(images[:2], ["红色", ""]))
+    assert captioned.shape[0] > bare.shape[0]
+    below = captioned[bare.shape[0] :]
     left, right = np.split(below, [below.shape[1] // 2], axis=1)
     assert left.min() < 100
     assert right.min() == 255

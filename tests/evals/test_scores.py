@@ -15,13 +15,13 @@ def test_true_renders_are_right_and_each_attribute_counts_for_itself():
     assert scores.scene_accuracy(images, scenes) == perfect
 
     other = {"small": "large", "large": "small"}
-    asked = [dataclasses.replace(s, size=other[s.size]) for s in scenes[:2]] + list(scenes[2:])
-    assert scores.scene_accuracy(images, asked) == perfect | {"all": 0.75, "size": 0.75}
+    wanted = [dataclasses.replace(s, size=other[s.size]) for s in scenes[:2]] + list(scenes[2:])
+    assert scores.scene_accuracy(images, wanted) == perfect | {"all": 0.75, "size": 0.75}
 
     # Two attributes wrong in one image cost one image, not two.
-    asked[0] = dataclasses.replace(asked[0], colour="blue")
+    wanted[0] = dataclasses.replace(wanted[0], colour="blue")
     expected = perfect | {"all": 0.75, "size": 0.75, "colour": 0.875}
-    assert scores.scene_accuracy(images, asked) == expected
+    assert scores.scene_accuracy(images, wanted) == expected
 
 
 def test_noise_scores_nothing():

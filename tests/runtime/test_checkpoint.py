@@ -81,7 +81,7 @@ def changed(**fields: Any) -> dict:
 def test_config_is_kept_as_json_lists_for_tuples(tmp_path):
     checkpoint.write_config(tmp_path / "a" / "b", CONFIG)
     assert checkpoint.read_config(tmp_path / "a" / "b") == changed()
-    # The same config, given again as the task gives it, is not another one.
+    # The same config, passed again by the task, is not another one.
     checkpoint.check_config(tmp_path / "a" / "b", CONFIG)
 
 
@@ -103,13 +103,13 @@ def test_another_config_is_refused_with_every_field_that_differs(tmp_path):
     other["optim"]["new"] = "x"
     with pytest.raises(ValueError, match="another config") as error:
         checkpoint.check_config(tmp_path, other)
-    for told in (
+    for message in (
         "seed: 3 there, 4 here",
         "optim.learning_rate: 0.001 there, 0.002 here",
         "data.image_size: 64 there, '(absent)' here",
         "optim.new: '(absent)' there, 'x' here",
     ):
-        assert told in str(error.value)
+        assert message in str(error.value)
     assert "workers" not in str(error.value)
     assert "warmup" not in str(error.value)
 
@@ -137,13 +137,13 @@ def test_restore_gives_every_bit_back_where_the_template_lies(tmp_path, ema):
     iterator = numbers()
     with checkpoint.Checkpointer(tmp_path) as checkpoints:
         assert checkpoints.latest_step == 5
-        state, restored = checkpoints.restore(template, iterator, seed=7)
+        state = checkpoints.restore(template, iterator, seed=7)
     expected = make_state(5, ema=ema)
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {everywhere}
     # Five elements were taken before the save; the sixth comes next.
-    assert next(restored) == list(numbers())[5]
+    assert next(iterator) == list(numbers())[5]
 
 
 def test_a_checkpoint_holds_what_training_changes_and_nothing_else(tmp_path):
@@ -174,7 +174,7 @@ def test_the_latest_stay_and_the_best_if_asked_for(tmp_path):
     assert save(tmp_path / "a", [1, 2, 3, 4, 5], losses=losses, keep=2) == (4, 5)
     kept = save(tmp_path / "b", [1, 2, 3, 4, 5], losses=losses, keep=2, keep_best=True)
     assert kept == (2, 4, 5)
-    # A later sitting knows how good they were.
+    # A later session knows their losses.
     kept = save(tmp_path / "b", [6, 7, 8], losses=[0.2, 0.3, 0.4], keep=2, keep_best=True)
     assert kept == (2, 7, 8)
     assert model_factory.load_trained_adapter(tmp_path / "b")[1] == 8

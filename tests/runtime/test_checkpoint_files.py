@@ -38,7 +38,8 @@ def restored(workdir: Path) -> tuple[int, list[str]]:
     """The step that training goes on from, after checking every bit of it; and the warnings."""
     with checkpoint.Checkpointer(workdir) as checkpoints, warnings.catch_warnings(record=True) as w:
         warnings.simplefilter("always", checkpoint_files.DamagedCheckpointWarning)
-        state, iterator = checkpoints.restore(blank(make_state(1)), numbers(), seed=7)
+        iterator = numbers()
+        state = checkpoints.restore(blank(make_state(1)), iterator, seed=7)
         step = checkpoints.latest_step
     jax.tree.map(np.testing.assert_array_equal, state, make_state(step))
     assert next(iterator) == list(numbers())[step]
@@ -212,7 +213,8 @@ def test_the_states_of_any_number_of_hosts_are_handed_over_together(workdir, of_
     for count in (1, 2, 3):
         of_hosts([5] * count)
         with checkpoint.Checkpointer(workdir) as checkpoints:
-            _, hosts = checkpoints.restore(blank(make_state(1)), Hosts(), seed=7)
+            hosts = Hosts()
+            checkpoints.restore(blank(make_state(1)), hosts, seed=7)
         assert hosts.state == {"step": 5, "hosts": count}
 
 
@@ -234,21 +236,21 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("told_by", ["wait", "save", "exit"])
-def test_a_checkpoint_that_does_not_fit_is_told_and_the_one_before_stays(workdir, told_by):
+@pytest.mark.parametrize("seen_by", ["wait", "save", "exit"])
+def test_a_checkpoint_that_does_not_fit_is_reported_and_the_one_before_stays(workdir, seen_by):
     def write(stack: contextlib.ExitStack) -> None:
         checkpoints = stack.enter_context(checkpoint.Checkpointer(workdir, keep=1))
         with full_disk():
             checkpoints.save(8, make_state(8), numbers(), adapter=ADAPTER, seed=7)
-            if told_by == "wait":
+            if seen_by == "wait":
                 checkpoints.wait()
-            elif told_by == "save":
+            elif seen_by == "save":
                 checkpoints.save(9, make_state(9), numbers(), adapter=ADAPTER, seed=7)
             else:
                 stack.close()
 
-    told = pytest.raises(checkpoint.SaveError, match="checkpoint of step 8")
-    with told as error, contextlib.ExitStack() as stack:
+    refused = pytest.raises(checkpoint.SaveError, match="checkpoint of step 8")
+    with refused as error, contextlib.ExitStack() as stack:
         write(stack)
     assert "could not be written (" in str(error.value)
     assert "File too large" in str(error.value)
@@ -294,10 +296,10 @@ def test_processes_decide_together_and_any_number_goes_on(tmp_path):
     # Two processes save the steps 2 and 5; the second alone finds 5 damaged, and both go on from 2.
     first, second = together(2, "damage", tmp_path)
     bad = {"0": "cut", "1": "cut"}
-    for told in (first, second):
-        assert (told["step"], told["steps"]) == (2, [2, 5])
-        assert told["data"] == {"step": 2, "bad": bad}
-        assert len(told["warnings"]) == 1
+    for outcome in (first, second):
+        assert (outcome["step"], outcome["steps"]) == (2, [2, 5])
+        assert outcome["data"] == {"step": 2, "bad": bad}
+        assert len(outcome["warnings"]) == 1
     assert "(process 1 cannot read it): going on from step 2" in first["warnings"][0]
     assert "(meta: cut): going on from step 2" in second["warnings"][0]
     assert (tmp_path / "damaged" / "00000005").is_dir()

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from pea_jax.runtime.metrics import MetricWriter, read_metrics
+from pea_jax.runtime.metrics import LanguageLosses, MetricWriter, read_metrics
 from pea_jax.runtime.progress import TrainingBar
 
 
@@ -91,13 +91,17 @@ def test_other_processes_write_nothing(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-class Clock:
-    """Tells what it was set to."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+def test_the_loss_of_a_language_is_a_mean_over_the_rows_of_several_steps():
+    """Not a mean of the steps' means, and no number for a language without rows."""
+    losses = LanguageLosses(["zh", "ja", "ko"])
+    assert losses.read() == {}
+    step = losses.add(np.float32([3.0, 0.0, 0.0]), np.float32([3, 0, 0]))
+    assert step == {"loss/zh": 1.0}
+    step = losses.add(np.float32([5.0, 2.0, 0.0]), np.float32([1, 4, 0]))
+    assert step == {"loss/zh": 5.0, "loss/ja": 0.5}
+    assert losses.read() == {"loss/zh": 2.0, "loss/ja": 0.5}
+    losses.restart()
+    assert losses.read() == {}
 
 
 def test_plain_lines_come_where_metrics_are_logged_and_at_the_end():
@@ -126,9 +130,9 @@ def test_a_terminal_gets_a_bar_with_the_same(monkeypatch):
     stream = Terminal()
     with TrainingBar(20, 4, start=5, stream=stream) as bar:
         bar.update(6, {"loss": 0.5, "loss_output": 0.25}, 8.0)
-        bar.say("told [above] the bar")
+        bar.say("a line [above] the bar")
     text = stream.getvalue()
-    assert "told [above] the bar\n" in text.replace("\r", "")
+    assert "a line [above] the bar\n" in text.replace("\r", "")
     assert "step 6/20" in text
     assert "8.0 images/s  0:00:07 left loss 0.5  output 0.25" in text
 

@@ -13,13 +13,13 @@ def test_the_steps_are_counted_from_the_sittings_first():
     assert not parse(None)
 
 
-@pytest.mark.parametrize("given", ["", "3", "3:", ":3", "3:0", "-1:2", "a:b", "1:2:3"])
-def test_another_form_is_refused(given):
+@pytest.mark.parametrize("text", ["", "3", "3:", ":3", "3:0", "-1:2", "a:b", "1:2:3"])
+def test_another_form_is_refused(text):
     with pytest.raises(ValueError, match=r"profile: expected START:COUNT such as 20:5, got "):
-        parse(given)
+        parse(text)
 
 
-def test_a_trace_lies_where_tensorboard_looks_for_it_once_it_is_whole(tmp_path):
+def test_a_trace_is_where_tensorboard_looks_for_it_once_it_is_whole(tmp_path):
     with Trace(tmp_path, parse("1:2"), enabled=True) as trace:
         for number in range(1, 5):
             with trace.step(number):
@@ -57,7 +57,7 @@ def test_a_run_that_ends_while_it_traces_keeps_what_there_is(tmp_path):
     assert list(tmp_path.glob("profile/*/plugins/profile/*/*.xplane.pb"))
 
 
-def test_nothing_is_traced_unasked_or_by_other_processes(tmp_path):
+def test_nothing_is_traced_by_default_or_by_other_processes(tmp_path):
     for steps, enabled in ((parse(None), True), (parse("0:1"), False)):
         with Trace(tmp_path, steps, enabled=enabled) as trace, trace.step(1):
             pass

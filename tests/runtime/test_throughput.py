@@ -1,15 +1,13 @@
-"""What is read of a run while it goes."""
+"""Speed and memory of a run."""
 
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from pea_jax.runtime import throughput
-from pea_jax.runtime.throughput import Compilations, LanguageLosses, Throughput
+from pea_jax.runtime.throughput import Throughput
 
 
 class Clock:
@@ -19,9 +17,9 @@ class Clock:
         return self.now
 
 
-def test_the_pace_counts_steps_and_leaves_out_what_is_between_them():
+def test_the_speed_counts_steps_and_leaves_out_what_is_between_them():
     clock = Clock()
-    throughput = Throughput(8, clock=clock)
+    throughput = Throughput(8, jax.devices()[:2], clock)
     assert throughput.rate is None
     assert throughput.read() == {}
     throughput.step()  # compiled; starts the clock
@@ -43,7 +41,7 @@ def test_the_pace_counts_steps_and_leaves_out_what_is_between_them():
 
 def test_waiting_is_a_share_of_the_steps_that_are_timed():
     clock = Clock()
-    throughput = Throughput(8, clock=clock)
+    throughput = Throughput(8, jax.devices()[:2], clock)
     with throughput.waiting():
         clock.now += 50.0  # of the first batch: not of a timed step
     throughput.step()
@@ -52,7 +50,12 @@ def test_waiting_is_a_share_of_the_steps_that_are_timed():
             clock.now += waited
         clock.now += 4.0 - waited
         throughput.step()
-    assert throughput.read() == {"step_seconds": 4.0, "images_per_second": 2.0, "data_wait": 0.25}
+    assert throughput.read() == {
+        "step_seconds": 4.0,
+        "images_per_second": 2.0,
+        "images_per_second_per_chip": 1.0,
+        "data_wait": 0.25,
+    }
     throughput.interrupt()
     with throughput.waiting():
         clock.now += 9.0
@@ -67,50 +70,22 @@ def test_utilisation_is_of_the_peak_of_all_chips():
     throughput.step()
     clock.now += 2.0
     throughput.step()
-    told = throughput.read(lambda kind: 197e12)
-    assert told["mfu"] == pytest.approx(1 / 2 / 4)
-    assert told["images_per_second_per_chip"] == 2.0
+    values = throughput.read(lambda kind: 197e12)
+    assert values["mfu"] == pytest.approx(1 / 2 / 4)
+    assert values["images_per_second_per_chip"] == 2.0
     assert "mfu" not in throughput.read()
     # Steps of a larger size count for what they compute, once that is known of every size.
     clock.now += 6.0
     throughput.step("large")
-    told = throughput.read({None: 197e12, "large": 394e12}.get)
-    assert told["mfu"] == pytest.approx(3 / 8 / 4)
-    assert told["step_seconds"] == 4.0
+    values = throughput.read({None: 197e12, "large": 394e12}.get)
+    assert values["mfu"] == pytest.approx(3 / 8 / 4)
+    assert values["step_seconds"] == 4.0
     assert "mfu" not in throughput.read({None: 197e12}.get)
     unknown = Throughput(16, jax.devices()[:1], clock)
     unknown.step()
     clock.now += 2.0
     unknown.step()
     assert "mfu" not in unknown.read(lambda kind: 1e12)
-
-
-def test_the_loss_of_a_language_is_a_mean_over_the_rows_of_several_steps():
-    """Not a mean of the steps' means, and no number for a language without rows."""
-    losses = LanguageLosses(["zh", "ja", "ko"])
-    assert losses.read() == {}
-    step = losses.add(np.float32([3.0, 0.0, 0.0]), np.float32([3, 0, 0]))
-    assert step == {"loss/zh": 1.0}
-    step = losses.add(np.float32([5.0, 2.0, 0.0]), np.float32([1, 4, 0]))
-    assert step == {"loss/zh": 5.0, "loss/ja": 0.5}
-    assert losses.read() == {"loss/zh": 2.0, "loss/ja": 0.5}
-    losses.restart()
-    assert losses.read() == {}
-
-
-def test_each_program_counts_once():
-    seen = Compilations()
-    double = jax.jit(lambda x: jnp.sin(x) * 2.5)
-    given = np.ones(3, np.float32)
-    double(given)
-    first = seen.count
-    assert first >= 1
-    assert seen.seconds > 0
-    double(given + 1)
-    assert seen.count == first
-    double(np.ones(4, np.float32))
-    assert seen.count > first
-    assert Compilations().count == 0
 
 
 def test_memory_is_that_of_the_fullest_device(monkeypatch):

@@ -30,11 +30,11 @@ GOOD = {"all": 0.75, "shape": 1.0, "colour": 1.0, "size": 0.75, "background": 1.
 
 
 class Draughtsman(Pipeline):
-    """Draws what it is told, in the languages that it knows, without a network."""
+    """Draws the prompted scene, in the languages that it knows, without a network."""
 
     def __init__(self, *knows):
         object.__setattr__(self, "knows", knows)
-        object.__setattr__(self, "asked", [])
+        object.__setattr__(self, "languages", [])
 
     def english(self):
         return Draughtsman("en")
@@ -50,7 +50,7 @@ class Draughtsman(Pipeline):
 
     def _draw(self, prompt):
         scene, language = SCENES.get(prompt, (None, None))
-        self.asked.append(language)
+        self.languages.append(language)
         if language not in self.knows:
             return np.full((64, 64, 3), 90, np.uint8)
         if scene.background == "fog":
@@ -85,16 +85,16 @@ def test_scores_go_to_the_right_model_and_set(config, drawn, tmp_path, capsys):
     assert results["settings"]["step"] == 7
     assert results["settings"]["languages"] == ["zh"]
 
-    told = capsys.readouterr().out
-    assert "0.75" in told
-    assert "by construction" in " ".join(told.split())
+    output = capsys.readouterr().out
+    assert "0.75" in output
+    assert "by construction" in " ".join(output.split())
     # Eight figures and six motifs in rows; four models in columns.
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.height > 14 * 128
 
 
 def test_each_language_is_scored_for_itself(config, drawn, monkeypatch, tmp_path):
-    """Those of the run, unless others are named; English is asked for once, not once a language."""
+    """Those of the run, unless others are named; English is drawn once, not once per language."""
     student, english = Draughtsman("zh", "it"), Draughtsman("en")
     monkeypatch.setattr(model_factory, "load_pipeline", lambda config, adapter: student)
     monkeypatch.setattr(Draughtsman, "english", lambda self: english)
@@ -106,11 +106,11 @@ def test_each_language_is_scored_for_itself(config, drawn, monkeypatch, tmp_path
         teacher = results[name]["en"]["teacher"]
         assert teacher["all"] > 0
         assert results[name]["zh"] == results[name]["it"] == {"student": teacher}
-        # A random adapter is asked for in one language: it speaks none.
+        # A random adapter draws one language: it knows none.
         assert [results[name]["ko"][model]["all"] for model in ("untrained", "student")] == [0, 0]
-    assert collections.Counter(student.asked) == {"ko": 16, "zh": 16, "it": 16}
+    assert collections.Counter(student.languages) == {"ko": 16, "zh": 16, "it": 16}
     # And what a dictionary makes of the eight native prompts' Chinese.
-    assert collections.Counter(english.asked) == {"en": 16, None: 8}
+    assert collections.Counter(english.languages) == {"en": 16, None: 8}
     with Image.open(tmp_path / "grid.png") as picture:
         # English, the untrained adapter, three languages and the translation, beside the captions.
         assert picture.width > 6 * 128
@@ -128,16 +128,16 @@ def test_prompts_are_held_out_scenes_with_their_captions(config):
     config.evaluate.languages = ("ru", "zh")
     general = evaluate.prompt_set(config, native=False)
     native = evaluate.prompt_set(config, native=True)
-    for asked, is_native in ((general, False), (native, True)):
-        assert len(asked.scenes) == len(asked.seeds) == len(set(asked.seeds)) == 24
-        assert set(asked.scenes) <= set(splits.scenes("test", is_native))
-        assert len(set(asked.scenes)) == 12
-        for index, scene in enumerate(asked.scenes):
-            assert SCENES[asked.texts["student", "zh"][index]] == (scene, "zh")
-            assert SCENES[asked.texts["student", "ru"][index]] == (scene, "ru")
-            assert SCENES[asked.texts["teacher", "en"][index]] == (scene, "en")
-        assert asked.texts["untrained", "ru"] == asked.texts["student", "ru"]
-        assert len({scene.shape for scene in asked.scenes}) >= 6
+    for prompts, is_native in ((general, False), (native, True)):
+        assert len(prompts.scenes) == len(prompts.seeds) == len(set(prompts.seeds)) == 24
+        assert set(prompts.scenes) <= set(splits.scenes("test", is_native))
+        assert len(set(prompts.scenes)) == 12
+        for index, scene in enumerate(prompts.scenes):
+            assert SCENES[prompts.texts["student", "zh"][index]] == (scene, "zh")
+            assert SCENES[prompts.texts["student", "ru"][index]] == (scene, "ru")
+            assert SCENES[prompts.texts["teacher", "en"][index]] == (scene, "en")
+        assert prompts.texts["untrained", "ru"] == prompts.texts["student", "ru"]
+        assert len({scene.shape for scene in prompts.scenes}) >= 6
     # Word for word is only known from Chinese.
     assert ("translation", "en") not in general.texts
     assert native.texts["translation", "en"][0] == captions.literal(native.scenes[0], 0)
@@ -148,7 +148,7 @@ def test_prompts_are_held_out_scenes_with_their_captions(config):
 @pytest.mark.parametrize("native", [False, True])
 def test_grid_shows_every_figure_once_and_all_there_is(native):
     scenes = splits.scenes("test", native)
-    chosen = [scenes[i] for i in evaluate._one_a_shape(scenes)]
+    chosen = [scenes[i] for i in evaluate._one_per_shape(scenes)]
     shapes = {scene.shape for scene in scenes}
     assert len(chosen) == len(shapes)
     assert {scene.shape for scene in chosen} == shapes
@@ -159,7 +159,7 @@ def test_grid_shows_every_figure_once_and_all_there_is(native):
 
 def test_grid_takes_what_there_is():
     one = Scene("ring", "red", "small", "snow")
-    assert evaluate._one_a_shape([one, one]) == [0]
+    assert evaluate._one_per_shape([one, one]) == [0]
 
 
 def test_table_holds_every_model(config):
@@ -173,12 +173,12 @@ def test_table_holds_every_model(config):
     screen = io.StringIO()
     evaluate.show(results, Console(file=screen, width=80))
     rows = [line.replace("│", " ").split() for line in screen.getvalue().splitlines()]
-    for said in (
+    for label in (
         "general (64) teacher en",
         "general (64) student ru",
         "native (48) translation en",
     ):
-        assert [*said.split(), *["0.12"] * 5] in rows
+        assert [*label.split(), *["0.12"] * 5] in rows
     assert "What it means" in screen.getvalue()
 
 

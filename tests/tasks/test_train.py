@@ -188,8 +188,8 @@ def test_a_term_that_is_not_finite_stops_before_it_is_saved_or_logged(go, tmp_pa
         return {"loss_output": np.float32(np.nan if step == 4 else 1.0)}
 
     file = tmp_path / "run" / "not-finite" / "00000004-process-0.json"
-    told = f"step 4: not finite: loss_output = nan (its rows: {file})"
-    with pytest.raises(FloatingPointError, match=re.escape(told)):
+    message = f"step 4: not finite: loss_output = nan (its rows: {file})"
+    with pytest.raises(FloatingPointError, match=re.escape(message)):
         go(on_step, steps=9, save_every=2, keep=9)
     dumped = json.loads(file.read_text())
     assert dumped["step"] == 4
@@ -208,11 +208,11 @@ def test_the_loss_of_each_language_is_over_the_steps_since_the_last_line(go, tmp
 
     languages = ("zh", "ja", "ko")
     go(on_step, steps=5, save_every=3, log_every=2, languages=languages)
-    told = [
+    losses = [
         {name: value for name, value in line.items() if name.startswith(("loss/", "language"))}
         for line in lines(tmp_path / "run")
     ]
-    assert told == [
+    assert losses == [
         {"loss/zh": 1.0, "loss/ja": 3.0},
         {"loss/zh": 3.0, "loss/ja": 7.0},
         {"loss/zh": 5.0, "loss/ja": 10.0},
@@ -235,21 +235,21 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(go, tmp_path, ca
             os.kill(os.getpid(), number)
 
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    told = f"stopped at step 4 of 9, which is saved; go on with: pea-jax train --workdir {tmp_path}"
+    line = f"stopped at step 4 of 9, which is saved; go on with: pea-jax train --workdir {tmp_path}"
     if number == signal.SIGINT:
-        with pytest.raises(KeyboardInterrupt, match=re.escape(told)):
+        with pytest.raises(KeyboardInterrupt, match=re.escape(line)):
             go(on_step, steps=9, save_every=100, log_every=100)
     else:
         # A scheduler's notice: the run did what it should.
         go(on_step, steps=9, save_every=100, log_every=100)
-        assert told in capfd.readouterr().err
+        assert line in capfd.readouterr().err
     assert saved(tmp_path / "run") == [4]
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 def test_the_second_signal_ends_the_process_at_once():
     program = (
-        "import os, signal, time; from pea_jax.tasks.train import StopRequest\n"
+        "import os, signal, time; from pea_jax.runtime.stopping import StopRequest\n"
         "with StopRequest(0) as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    assert stop.signal == signal.SIGINT\n"
@@ -345,8 +345,8 @@ def test_each_bucket_compiles_one_program_once(
     first = {sizes.index(size) for size in set(sizes)}
     assert len(first) == 3
     assert built[0].step._cache_size() == 3
-    told = re.findall(r"compiled for (\d+x\d+) in", capsys.readouterr().err)
-    assert told == [f"{sizes[step][0]}x{sizes[step][1]}" for step in sorted(first)]
+    compiled = re.findall(r"compiled for (\d+x\d+) in", capsys.readouterr().err)
+    assert compiled == [f"{sizes[step][0]}x{sizes[step][1]}" for step in sorted(first)]
     # A line is written when the step after its own has been sent off, and compiled if it is new.
     counts = [line["compilations"] for line in metrics.read_metrics(tmp_path / "run")]
     for index in range(1, 15):
@@ -374,7 +374,7 @@ def test_pictures_that_the_models_do_not_take_are_refused(models, data_dir, monk
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(trainer, "load_base", load)
-    for fields, told in (
+    for fields, message in (
         ({"data__image_size": 17}, "data.image_size: expected .* multiples of 2, .* got 17x17"),
         (
             {"data__buckets": ((16, 16, 1.0), (24, 15, 1.0), (9, 16, 1.0))},
@@ -384,7 +384,7 @@ def test_pictures_that_the_models_do_not_take_are_refused(models, data_dir, monk
         ({"data__crop": "middle"}, "data.crop: expected centre or random, got 'middle'"),
         ({"data__language_weights": (1, 2)}, "data.language_weights: expected none or 1 positive"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             trainer.build(tiny.config(models, data_dir, **fields))
 
 
@@ -410,15 +410,15 @@ def test_build_places_everything_on_the_mesh(models, data_dir):
 @pytest.mark.parametrize("place", ["good", "released.safetensors"])
 def test_an_adapter_goes_on_from_a_given_one(models, data_dir, tmp_path, monkeypatch, place):
     """An export, or a bare file of the authors' keys; its own projector, not the config's."""
-    given = Adapter(AdapterConfig(24, 9, 16, projector_layers=4), rngs=nnx.Rngs(7))
+    adapter = Adapter(AdapterConfig(24, 9, 16, projector_layers=4), rngs=nnx.Rngs(7))
     names = {"base_model": "a", "language_encoder": "b"}
-    save_adapter(tmp_path / "good", given, metadata=names)
+    save_adapter(tmp_path / "good", adapter, metadata=names)
     shutil.copy(tmp_path / "good" / "adapter.safetensors", tmp_path / "released.safetensors")
     monkeypatch.setenv("HOME", str(tmp_path))
     built = trainer.build(tiny.config(models, data_dir, adapter__init_from=f"~/{place}"))
     built.loader.close()
-    assert built.adapter == given.config
-    jax.tree.map(np.testing.assert_array_equal, built.state.params, nnx.state(given))
+    assert built.adapter == adapter.config
+    jax.tree.map(np.testing.assert_array_equal, built.state.params, nnx.state(adapter))
 
 
 def test_widths_are_checked_before_weights_are_read(models, data_dir, tmp_path, monkeypatch):
@@ -428,14 +428,14 @@ def test_widths_are_checked_before_weights_are_read(models, data_dir, tmp_path, 
     monkeypatch.setattr(trainer, "load_base", load)
     monkeypatch.setattr(trainer, "load_language_encoder", load)
     names = {"base_model": "a", "language_encoder": "b"}
-    for config_, told in (
+    for config_, message in (
         (AdapterConfig(23, 8, 16), r"input_width: expected 24 \(the language encoder's width\)"),
         (AdapterConfig(24, 8, 17), r"output_width: expected 16 \(the UNet's cross_attention_dim\)"),
         (AdapterConfig(24, 8, 16, pooled_width=9), r"pooled_width: expected none .*, got 9"),
     ):
         folder = tmp_path / str(config_)
         save_adapter(folder, Adapter(config_, rngs=nnx.Rngs(0)), metadata=names)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             trainer.build(tiny.config(models, data_dir, adapter__init_from=str(folder)))
     with pytest.raises(ValueError, match="no data set 'many'"):
         trainer.build(tiny.config(models, data_dir, data__dataset="many"))
@@ -453,12 +453,12 @@ def test_numbers_that_cannot_be_are_told_together():
     )
     with pytest.raises(ValueError, match=r"train\.steps: expected at least 1, got 0") as error:
         checks.check(made, data_shards=1)
-    for told in (
+    for message in (
         "train.sample_prompts: expected a prompt or more",
         "data.native_batch_size: expected 0 to data.batch_size = 16, got 17",
         "without distill.hybrid every row is parallel, expected 0, got 17",
     ):
-        assert told in str(error.value)
+        assert message in str(error.value)
     uneven = tiny.config(Path("models"), Path("data"), data__native_batch_size=4)
     with pytest.raises(ValueError, match="native has 4 rows and parallel has 12 rows"):
         checks.check(uneven, data_shards=8)
@@ -477,16 +477,16 @@ def test_a_sample_grid_shows_the_average_adapter(models, data_dir, monkeypatch):
     built.loader.close()
     average = jax.tree.map(lambda leaf: leaf + 0.5, built.state.params)
     state = dataclasses.replace(built.state, ema=average)
-    asked = []
+    calls = []
 
     def batches(pipeline, prompts, settings, *, seed):
-        asked.append((pipeline, prompts, settings, seed))
+        calls.append((pipeline, prompts, settings, seed))
         yield np.full((1, 16, 16, 3), 100, np.uint8)
         yield np.full((1, 16, 16, 3), 200, np.uint8)
 
     monkeypatch.setattr(trainer.Pipeline, "batches", batches)
     image = train.sample_grid(built, state, made)
-    ((pipeline, prompts, settings, seed),) = asked
+    ((pipeline, prompts, settings, seed),) = calls
     jax.tree.map(np.testing.assert_array_equal, nnx.state(pipeline.adapter), average)
     assert (prompts, seed, settings.solver, settings.steps) == (["一", "红"], 11, "euler", 2)
     assert pipeline.base is built.pipeline.base
@@ -599,13 +599,13 @@ def test_however_a_run_is_stopped_it_goes_on_bit_for_bit(start, tmp_path):
         process.send_signal(signal.SIGINT)
         *_, last = process.communicate()[1].splitlines()
     assert process.returncode == 130
-    told = re.fullmatch(
+    match = re.fullmatch(
         rf"pea-jax train: stopped at step (\d+) of {STEPS}, which is saved; "
         rf"go on with: pea-jax train --workdir {broken}",
         last,
     )
-    assert told, last
-    stopped = int(told[1])
+    assert match, last
+    stopped = int(match[1])
     assert saved(broken)[-1] == stopped
 
     # kill -9 at any step.

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pea_jax.models.attention import splash
+from pea_jax.runtime import parallel
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
@@ -63,7 +64,7 @@ def dot_product_attention(
     plain = mask is None and bias is None and scale is None and not causal
     if implementation == "auto":
         implementation = choose(
-            platform(mesh),
+            parallel.platform(mesh),
             dtype=query.dtype,
             head_size=query.shape[-1],
             query_length=query.shape[1],
@@ -90,14 +91,6 @@ def dot_product_attention(
         is_causal=causal,
         implementation=implementation,
     )
-
-
-def platform(mesh: Mesh | None) -> str:
-    """The platform that the program is compiled for: "cpu", "gpu" or "tpu".
-
-    A mesh decides: a program for TPUs can be compiled on a machine without one.
-    """
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def choose(

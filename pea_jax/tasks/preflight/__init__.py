@@ -1,11 +1,11 @@
-"""`pea-jax preflight`: what a run's programs need of a chip, compiled without it.
+"""`pea-jax preflight`: the cost of a run's programs, compiled without the run's devices.
 
-topology   devices to compile for, at hand or not
-programs   the train step and the sampler of a config, from shapes
-hlo        what is counted in a compiled program's text
+topology   devices to compile for, present or not
+workloads  the train step and the sampler of a config, compiled from shapes
+hlo        counts in the text of a compiled program, which hlo_text parses
 roofline   memory, FLOPs, bytes and the least time of one chip
-report     what is printed of it, and what to change where it does not fit
-tune       the search for the fastest that fits
+report     the printed tables, and advice where a program does not fit
+tune       the search for the fastest choice that fits
 task       the command
 """
 

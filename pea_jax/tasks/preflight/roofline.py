@@ -1,9 +1,8 @@
-"""What a compiled program needs of one chip, and how fast the chip could run it at best.
+"""The cost of a compiled program on one chip: memory, FLOPs, bytes, and the roofline's time.
 
-Memory is the compiler's own account. FLOPs and bytes are its cost analysis, in which loops are
-counted as often as they run and the FLOPs of splash attention are added (`hlo`). Bytes are those of
-every instruction's operands and results, whether or not they stay in the chip's fast memory, so the
-time that they take is an upper bound of what memory alone asks for.
+Memory is the compiler's own analysis. FLOPs and bytes are its cost analysis, corrected for loops
+and for splash attention (`hlo`). The bytes include every instruction's operands and results, even
+those that stay in on-chip memory, so the time for memory is an upper bound.
 """
 
 import dataclasses
@@ -17,36 +16,37 @@ import jax
 
 from pea_jax.runtime.chips import Chip
 from pea_jax.tasks.preflight import hlo
+from pea_jax.tasks.preflight.hlo_text import parameter_bytes
 
-#: How many of the largest consumers are told.
+#: The number of largest consumers that are listed.
 _LARGEST = 8
 
-_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
-    """Of one program on one chip; bytes, FLOPs and seconds of one call.
+class Cost:
+    """The cost of one program on one chip; bytes, FLOPs and seconds of one call.
 
     Attributes:
-      fits: whether the memory suffices; where it does not, only the next four, `total` and
-        `largest` are known.
-      limit: bytes of memory that a program may use; None for a chip that is not known.
+      fits: whether the memory suffices; where the compiler refused, only the next four, `total`
+        and `largest` are known.
+      limit: bytes of memory that a program may use; None for an unknown chip.
       arguments: bytes of each group of arguments, without padding.
       rows: of the batch.
-      compile_seconds: that the compiler took.
-      argument_bytes: of all arguments with padding, those that the program does not use included.
+      compile_seconds: of the compiler.
+      argument_bytes: of all arguments with padding, including those that the program does not use.
       temporary_bytes: at the peak.
-      output_bytes: of outputs that do not take an argument's place.
+      output_bytes: of outputs that do not reuse an argument's memory.
       code_bytes: of the program itself.
-      total: of these.
+      total: the sum of these four.
       flops: multiplications and additions.
       bytes: read and written.
-      collectives: kind -> how many run, and the bytes sent.
-      seconds: that arithmetic and interconnect take at least, and memory at most, at their peaks;
-        None for a chip that is not known.
+      collectives: kind -> the number that run, and the bytes sent.
+      seconds: for "compute" and "interconnect" at least, for "memory" at most, at their peaks; None
+        for an unknown chip.
       unknown_kernels: Pallas kernels whose FLOPs are not counted.
-      largest: (bytes, what), where the program does not fit.
+      largest: (bytes, name), where the program does not fit.
     """
 
     fits: bool
@@ -68,31 +68,31 @@ class Report:
 
     @property
     def roofline_seconds(self) -> float | None:
-        """The longest of them, which is the least that a call takes where arithmetic is it."""
+        """The longest of `seconds`; a lower bound of the time of a call where it is "compute"."""
         return max(self.seconds.values()) if self.seconds else None
 
     @property
     def bound(self) -> str | None:
-        """What that time is spent on: "compute", "memory" or "interconnect"."""
+        """The limit behind that time: "compute", "memory" or "interconnect"."""
         return max(self.seconds, key=self.seconds.get) if self.seconds else None
 
     @property
     def images_per_second(self) -> float | None:
-        """Of one chip, at best."""
+        """Of one chip, at the roofline."""
         return self.rows / self.roofline_seconds if self.seconds else None
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
-        """What `as_dict` gave, read back from JSON."""
-        given = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        pairs = {kind: tuple(pair) for kind, pair in given["collectives"].items()}
-        largest = tuple(tuple(pair) for pair in given["largest"])
-        kernels = tuple(given["unknown_kernels"])
-        given |= {"collectives": pairs, "largest": largest, "unknown_kernels": kernels}
-        return cls(**given)
+    def from_dict(cls, values: Mapping[str, Any]) -> "Cost":
+        """The inverse of `as_dict`, after JSON."""
+        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        pairs = {kind: tuple(pair) for kind, pair in fields["collectives"].items()}
+        largest = tuple(tuple(pair) for pair in fields["largest"])
+        kernels = tuple(fields["unknown_kernels"])
+        fields |= {"collectives": pairs, "largest": largest, "unknown_kernels": kernels}
+        return cls(**fields)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, with what follows from the fields."""
+        """All fields and properties, for JSON."""
         names = ("roofline_seconds", "bound", "images_per_second")
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
 
@@ -105,16 +105,16 @@ def read(
     rows: int,
     compile_seconds: float,
     trips: Mapping[int, int] | None = None,
-) -> Report:
-    """The report of a compiled program.
+) -> Cost:
+    """The cost of a compiled program.
 
     Args:
       compiled: for the devices of the shardings in `arguments`.
-      chip: one of them.
-      arguments: group -> tree of arrays or shapes, with shardings: all that lies on the devices
-        when the program runs.
+      chip: one of these devices.
+      arguments: group -> tree of arrays or shapes, with shardings: everything in the devices'
+        memory when the program runs.
       rows: of the batch, on one chip.
-      compile_seconds: that it took.
+      compile_seconds: of the compiler.
       trips: as for `hlo.count`.
     """
     text, memory = compiled.as_text(), compiled.memory_analysis()
@@ -123,17 +123,17 @@ def read(
     flops = cost.get("flops", 0.0) * _ratio(real.flops, once.flops) + real.kernel_flops
     moved = cost.get("bytes accessed", 0.0) * _ratio(real.bytes, once.bytes)
     groups = {name: chip_bytes(tree) for name, tree in arguments.items()}
-    # Arguments that the program does not use are not passed to it, but are there all the same.
-    beside = max(0, sum(groups.values()) - hlo.parameter_bytes(text))
+    # Arguments that the program does not use are not passed to it, but occupy memory.
+    unused = max(0, sum(groups.values()) - parameter_bytes(text))
     parts = {
-        "argument_bytes": memory.argument_size_in_bytes + beside,
+        "argument_bytes": memory.argument_size_in_bytes + unused,
         "temporary_bytes": memory.temp_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
     }
     total = sum(parts.values())
     sent = sum(bytes_sent for _, bytes_sent in real.collectives.values())
-    return Report(
+    return Cost(
         fits=chip is None or total <= chip.memory,
         limit=chip and chip.memory,
         arguments=groups,
@@ -163,24 +163,24 @@ def refused(
     rows: int,
     shards: int,
     compile_seconds: float,
-) -> Report:
-    """The report of a program for which the compiler found no room.
+) -> Cost:
+    """The cost of a program that the compiler refused because it does not fit.
 
     Args:
       error: of the compiler.
-      lowered: the program before it was compiled.
+      lowered: the program before compilation.
       chip: as for `read`.
-      arguments: likewise.
-      rows: likewise.
-      shards: that a batch is split into.
-      compile_seconds: likewise.
+      arguments: as for `read`.
+      rows: as for `read`.
+      shards: the number of parts of a batch.
+      compile_seconds: as for `read`.
     """
     groups = {name: chip_bytes(tree) for name, tree in arguments.items()}
-    total, largest = _told(str(error), sum(groups.values()))
+    total, largest = _needed(str(error), sum(groups.values()))
     if not largest:
         largest = _largest_values(lowered.as_text(), rows * shards, shards)
     largest += [(size, name) for name, size in groups.items()]
-    return Report(
+    return Cost(
         fits=False,
         limit=chip and chip.memory,
         arguments=groups,
@@ -192,12 +192,12 @@ def refused(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a compiler's error says that the program does not fit."""
+    """Whether an error of the compiler means that the program does not fit."""
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def chip_bytes(tree: Any) -> int:
-    """Bytes that a tree of arrays or shapes with shardings has on one device."""
+    """Bytes on one device of a tree of arrays or shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype) // 8
         if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
@@ -214,10 +214,10 @@ def _bytes(number: str, unit: str) -> int:
     return round(float(number) * _UNITS[unit])
 
 
-def _told(message: str, arguments: int) -> tuple[int, list[tuple[int, str]]]:
-    """What the compiler's message says is needed, and its list of the largest allocations.
+def _needed(message: str, arguments: int) -> tuple[int, list[tuple[int, str]]]:
+    """The memory needed by the compiler's message, and its list of the largest allocations.
 
-    It has two: one of all that is needed, with the list, and an early one of temporaries alone.
+    There are two messages: of all memory, with the list, and an early one of temporaries alone.
     """
     total = 0
     if used := re.search(r"Used ([\d.]+)([KMGT]?)", message):
@@ -230,13 +230,13 @@ def _told(message: str, arguments: int) -> tuple[int, list[tuple[int, str]]]:
         name = re.search(r"Operator: (.*)", part)
         shape = re.search(r"Shape: (\S+?)\{", part)
         if size:
-            told = " ".join(found[1].strip() for found in (shape, name) if found)
-            largest.append((_bytes(*size.groups()), told or "a temporary"))
+            label = " ".join(found[1].strip() for found in (shape, name) if found)
+            largest.append((_bytes(*size.groups()), label or "a temporary"))
     return total, largest
 
 
 def _largest_values(text: str, rows: int, shards: int) -> list[tuple[int, str]]:
-    """The results that are most in the traced program, all of one type together, on one chip."""
+    """The types that take most memory in the traced program, on one chip, all values summed."""
     counts: Counter[str] = Counter()
     for line in text.splitlines():
         found = re.search(r"(?:->|:) tensor<((?:\d+x)+[a-z]\w*)>(?: loc\(.*)?$", line)

@@ -1,11 +1,11 @@
-"""`pea-jax preflight`: compile a run's programs for devices that need not be here: what fits.
+"""`pea-jax preflight`: compile a run's programs for devices that may be absent; report what fits.
 
     pea-jax preflight --config configs/sdxl_zh.py --topology v5e:4x4 [--size buckets] [--batch 4]
     pea-jax preflight --config configs/sdxl_zh.py --topology v6e:4x4 --task sample
     pea-jax preflight --config configs/sdxl_zh.py --topology v5e:4x4 --tune
 
-The programs are those of `pea-jax train` and `pea-jax sample`, by the same code, from shapes in
-place of arrays: no weights and no data are read. Every number is of one chip and one call.
+The programs are those of `pea-jax train` and `pea-jax sample`, from the same code, with shapes in
+place of arrays: no weights and no data are read. Every number is per chip and per call.
 """
 
 import json as json_
@@ -24,11 +24,11 @@ from pea_jax.inference.settings import IMAGES_PER_SHARD
 from pea_jax.runtime import parallel
 from pea_jax.runtime.errors import UsageError
 from pea_jax.tasks.preflight import topology
-from pea_jax.tasks.preflight.programs import TASKS, Program, Target, compiled, rows_of
 from pea_jax.tasks.preflight.report import advice, headline, show
-from pea_jax.tasks.preflight.roofline import Report
-from pea_jax.tasks.preflight.tune import Try
+from pea_jax.tasks.preflight.roofline import Cost
+from pea_jax.tasks.preflight.tune import Trial
 from pea_jax.tasks.preflight.tune import tune as choose
+from pea_jax.tasks.preflight.workloads import TASKS, Target, Workload, measure, rows_of
 
 
 class DoesNotFitError(ValueError):
@@ -45,25 +45,24 @@ def preflight(
     batch: int | None = None,
     tune: bool = False,
     json: bool = False,
-) -> list[tuple[Program, Report]] | Try:
-    """Compiles, and prints what each program needs.
+) -> list[tuple[Workload, Cost]] | Trial:
+    """Compile the programs and print the cost of each.
 
     Args:
       config: see configs/base.py.
-      workdir: not used: no weights are read.
+      workdir: unused; no weights are read.
       topology: see `topology.devices`.
       task: of `TASKS`; None is "train".
-      size: of the pictures: "HxW" with commas between several, "buckets" for all that the run
-        trains on, or "largest" for the largest of these; None is that, and in sampling the size
-        that is sampled.
+      size: of the images: "HxW" with commas between several, "buckets" for all sizes of the run, or
+        "largest" for the largest of these; None is "largest", or the sampled size for sampling.
       batch: rows of one step on one chip, in the config's proportion of native ones; None takes the
         config's numbers.
-      tune: look for the batch and the remat that are fastest, instead.
+      tune: search for the fastest batch and remat instead.
       json: print one JSON object in place of tables.
 
     Raises:
-      DoesNotFitError: in one line, after everything was printed.
-      ValueError: what was given cannot be, or does not fit the models.
+      DoesNotFitError: in one line, after everything is printed.
+      ValueError: an argument is invalid, or does not fit the models.
     """
     del workdir
     task = task or "train"
@@ -75,26 +74,26 @@ def preflight(
     sizes = _sizes(size, config, task)
     if tune:
         return choose(config, target, task, sizes, json=json)
-    programs = [Program(task, size, _rows(config, target, task, batch)) for size in sizes]
+    workloads = [Workload(task, size, _rows(config, target, task, batch)) for size in sizes]
     trainer = runs.make_trainer(config, target.mesh(config), abstract=True)
-    reports = []
-    for program in programs:
-        report = compiled(config, trainer, program, target)
-        reports.append((program, report))
+    costs = []
+    for workload in workloads:
+        cost = measure(config, trainer, workload, target)
+        costs.append((workload, cost))
         if not json:
-            show(program, report, target, advice(config, program, report, target))
+            show(workload, cost, target, advice(config, workload, cost, target))
     if json:
-        print(json_.dumps(as_dict(config, target, reports)))
-    misfits = [headline(*one) for one in reports if not one[1].fits]
+        print(json_.dumps(as_dict(config, target, costs)))
+    misfits = [headline(*one) for one in costs if not one[1].fits]
     if misfits:
-        raise DoesNotFitError(f"{len(misfits)} of {len(reports)} programs do not fit: {misfits[0]}")
-    return reports
+        raise DoesNotFitError(f"{len(misfits)} of {len(costs)} programs do not fit: {misfits[0]}")
+    return costs
 
 
 def as_dict(
-    config: ConfigDict, target: Target, reports: Sequence[tuple[Program, Report]]
+    config: ConfigDict, target: Target, costs: Sequence[tuple[Workload, Cost]]
 ) -> dict[str, Any]:
-    """What --json prints."""
+    """The object that --json prints."""
     return {
         "topology": target.topology,
         "devices": len(target.devices),
@@ -104,17 +103,17 @@ def as_dict(
         "language_encoder": config.model.language_encoder,
         "remat": config.model.remat,
         "jax": jax.__version__,
-        "fits": all(report.fits for _, report in reports),
+        "fits": all(cost.fits for _, cost in costs),
         "programs": [
             {
-                "task": program.task,
-                "height": program.size[0],
-                "width": program.size[1],
-                "rows_by_part": dict(program.rows),
-                **report.as_dict(),
-                "advice": advice(config, program, report, target),
+                "task": workload.task,
+                "height": workload.size[0],
+                "width": workload.size[1],
+                "rows_by_part": dict(workload.rows),
+                **cost.as_dict(),
+                "advice": advice(config, workload, cost, target),
             }
-            for program, report in reports
+            for workload, cost in costs
         ],
     }
 
@@ -122,35 +121,33 @@ def as_dict(
 def _target(config: ConfigDict, name: str) -> Target:
     devices = topology.devices(name)
     folder = config.train.compilation_cache
-    kept = Path(folder).expanduser() / "preflight" if folder else None
-    return Target(name, devices, topology.chip(devices), kept)
+    cache = Path(folder).expanduser() / "preflight" if folder else None
+    return Target(name, devices, topology.chip(devices), cache)
 
 
-def _sizes(given: str | None, config: ConfigDict, task: str) -> list[tuple[int, int]]:
-    if given is None and task == "sample":
+def _sizes(text: str | None, config: ConfigDict, task: str) -> list[tuple[int, int]]:
+    if text is None and task == "sample":
         settings = sample_settings(config)
         return [(settings.height, settings.width)]
-    if given is None:
-        given = "largest"
-    if given == "buckets":
+    if text == "buckets":
         return checks.picture_sizes(config)
-    if given == "largest":
+    if text in (None, "largest"):
         known = config.data.buckets or [(*size, 1.0) for size in checks.picture_sizes(config)]
         return [buckets.largest(known)]
     sizes = []
-    for word in given.split(","):
+    for word in text.split(","):
         sides = word.strip().split("x")
         if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
             raise UsageError(
                 "--size: expected HxW in pixels with commas between several, buckets or largest, "
-                f"got {given!r}"
+                f"got {text!r}"
             )
         sizes.append((int(sides[0]), int(sides[1])))
     return sizes
 
 
 def _rows(config: ConfigDict, target: Target, task: str, batch: int | None) -> dict[str, int]:
-    """The rows of each part on one chip."""
+    """Rows of each part on one chip."""
     shards = parallel.data_shards(target.mesh(config))
     if batch is not None:
         return rows_of(config, task, batch)

@@ -1,4 +1,4 @@
-"""Devices that a program is compiled for: those at hand, or those of a TPU that isn't here.
+"""The devices to compile for: local ones, or those of an absent TPU.
 
 The TPU compiler comes with libtpu (`pip install 'pea-jax[tpu]'`) and needs no TPU.
 """
@@ -18,8 +18,8 @@ from pea_jax.runtime import chips
 
 LOCAL = "local"
 
-#: What libtpu asks the machine for, and where it complains, on a machine without a TPU; and that
-#: several processes may use it, since none holds a device.
+#: The environment that libtpu needs on a machine without a TPU, its logging, and the permission to
+#: load it in several processes, since none of them holds a device.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -35,14 +35,14 @@ _EXAMPLES = "v5e:4x4, v6e:2x4, v5p:2x2x4 or v4:2x2x1, or local"
 def devices(name: str) -> Sequence[jax.Device]:
     """The devices of a topology.
 
-    A TPU's are for compiling alone. Unless this process has used jax before, its own computations
-    go to the CPU, so that a TPU at hand stays free.
+    TPU devices are for compiling only. Unless this process has used jax before, its own
+    computations run on the CPU, so that a local TPU stays free.
 
     Args:
-      name: "local", or the generation and the shape of a slice of TPUs, as in "v5e:4x4".
+      name: "local", or the generation and the shape of a TPU slice, as in "v5e:4x4".
 
     Raises:
-      ValueError: there is no such slice, or no libtpu to say so.
+      ValueError: there is no such slice, or libtpu is not installed.
     """
     if name == LOCAL:
         return jax.devices()
@@ -61,15 +61,15 @@ def devices(name: str) -> Sequence[jax.Device]:
 
 
 @contextlib.contextmanager
-def kept_nowhere() -> Iterator[None]:
-    """While it lasts, jax's cache of compiled programs is left alone.
+def without_cache() -> Iterator[None]:
+    """Disable jax's cache of compiled programs inside this context.
 
-    Without its devices a compiler writes programs there, of up to 120 MB, that it cannot read back.
+    Without its devices a compiler writes programs to it, of up to 120 MB, that it cannot read back.
     """
     before = jax.config.jax_enable_compilation_cache
     try:
         jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # it looks at the setting once
+        compilation_cache.reset_cache()  # the cache reads the setting only once
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
@@ -77,13 +77,13 @@ def kept_nowhere() -> Iterator[None]:
 
 
 def chip(devices: Sequence[jax.Device]) -> chips.Chip | None:
-    """What one of the devices can do; None where that is not known, as of a CPU."""
+    """The figures of one device; None where unknown, as for a CPU."""
     found = chips.find(devices[0].device_kind)
     places = {tuple(device.coords) for device in devices if hasattr(device, "coords")}
     cores = len(devices) // len(places) if places else 1
     if found is None or cores == 1:
         return found
-    # The two cores of a TPU v4 are devices of their own here.
+    # Here the two cores of a TPU v4 are separate devices.
     names = ("flops", "memory", "bandwidth", "interconnect")
     return dataclasses.replace(found, **{name: getattr(found, name) / cores for name in names})
 

@@ -1,15 +1,16 @@
-"""The search of `pea-jax preflight --tune`: the rows a chip and the remat that are fastest.
+"""The search of `pea-jax preflight --tune` for the fastest rows per chip and remat.
 
-For each remat two small programs say how many rows should fit, if memory grows evenly with them;
-that many are compiled, and fewer where the compiler finds no room after all. More may fit, since
-the compiler computes some things again by itself where memory gets short: a quarter more is tried
-as long as that fits and is faster. A remat that could not win, were arithmetic its only limit, is
-not tried further. Where not even one row fits, the frozen weights are split further.
+For each remat, two small programs predict the rows that fit, assuming linear memory. That many are
+compiled, and fewer where they do not fit after all. More may fit, because the compiler recomputes
+some values where memory gets short: a quarter more is tried while that fits and is faster. A remat
+that could not win even if arithmetic were its only limit is dropped early. Where not even one row
+fits, the frozen weights are split further.
 """
 
 import dataclasses
 import json as json_
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -17,55 +18,55 @@ from rich.table import Table
 
 from pea_jax.assembly import trainer as runs
 from pea_jax.models.unet.unet import REMAT
-from pea_jax.tasks.preflight.programs import Program, Target, compiled, rows_of
-from pea_jax.tasks.preflight.roofline import Report
+from pea_jax.tasks.preflight.roofline import Cost
+from pea_jax.tasks.preflight.workloads import Target, Workload, measure, rows_of
 
-#: Rows a chip beyond which nothing is gained that a roofline could show.
+#: Rows per chip; more gain nothing that a roofline could show.
 MOST_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Try:
+class Trial:
     """One compiled choice.
 
     Attributes:
-      rows: a chip.
+      rows: per chip.
       remat: `model.remat`.
       fsdp: `mesh.fsdp`.
-      reports: one a size of picture.
+      costs: one per image size.
     """
 
     rows: int
     remat: str
     fsdp: int
-    reports: tuple[Report, ...]
+    costs: tuple[Cost, ...]
 
     @property
     def fits(self) -> bool:
-        """Whether all sizes do."""
-        return all(report.fits for report in self.reports)
+        """Whether all sizes fit."""
+        return all(cost.fits for cost in self.costs)
 
     @property
     def total(self) -> int:
-        """Bytes that the largest of them needs; 0 where the compiler does not say."""
-        return max(report.total for report in self.reports)
+        """Bytes of the largest size; 0 where the compiler does not report them."""
+        return max(cost.total for cost in self.costs)
 
     @property
     def speed(self) -> float:
-        """Images a second on a chip at the roofline, all sizes being as frequent."""
-        return sum(report.rows for report in self.reports) / sum(
-            report.roofline_seconds for report in self.reports
+        """Images per second and chip at the roofline, with all sizes equally frequent."""
+        return sum(cost.rows for cost in self.costs) / sum(
+            cost.roofline_seconds for cost in self.costs
         )
 
     @property
     def ceiling(self) -> float:
-        """The same, were arithmetic the only limit: what more rows cannot better."""
-        return sum(report.rows for report in self.reports) / sum(
-            report.seconds["compute"] for report in self.reports
+        """The speed if arithmetic were the only limit; more rows cannot exceed it."""
+        return sum(cost.rows for cost in self.costs) / sum(
+            cost.seconds["compute"] for cost in self.costs
         )
 
     def overrides(self, config: ConfigDict, task: str, devices: int) -> list[str]:
-        """What to type."""
+        """The flags of this choice."""
         if task == "sample":
             return [f"--config.sample.batch_size={self.rows * devices}"]
         rows = rows_of(config, task, self.rows)
@@ -84,47 +85,40 @@ def tune(
     sizes: Sequence[tuple[int, int]],
     *,
     json: bool = False,
-) -> Try:
-    """Prints every choice that was compiled and names the fastest that fits.
+) -> Trial:
+    """Print every compiled choice, and the fastest that fits.
 
     Raises:
-      ValueError: the chip's speed is not known, or nothing fits.
+      ValueError: the chip's speed is unknown, or nothing fits.
     """
     if target.chip is None:
         kind = target.devices[0].device_kind
         raise ValueError(f"--tune: the memory and the speed of a {kind!r} are not known")
-    tries = []
-    for one in _tries(config, target, task, sizes):
-        tries.append(one)
+    trials = []
+    for one in _trials(config, target, task, sizes):
+        trials.append(one)
         if not json:
             print(_line(one), flush=True)
-    fitting = [one for one in tries if one.fits]
+    fitting = [one for one in trials if one.fits]
     best = max(fitting, key=lambda one: one.speed, default=None)
-    told = best.overrides(config, task, len(target.devices)) if best else []
+    flags = best.overrides(config, task, len(target.devices)) if best else []
     if json:
-        print(
-            json_.dumps(
-                {
-                    "tries": [_as_dict(one) for one in tries],
-                    "best": best and _as_dict(best),
-                    "overrides": told,
-                }
-            )
-        )
+        result = {"tries": [_as_dict(one) for one in trials], "best": best and _as_dict(best)}
+        print(json_.dumps(result | {"overrides": flags}))
     else:
-        _show(tries, best)
+        _show(trials, best)
     if best is None:
         raise ValueError(
             f"nothing fits: not even one row a chip of {target.chip.memory / 1e9:.1f} GB"
         )
     if not json:
-        print(f"fastest that fits: {' '.join(told)}")
+        print(f"fastest that fits: {' '.join(flags)}")
     return best
 
 
-def _tries(
+def _trials(
     config: ConfigDict, target: Target, task: str, sizes: Sequence[tuple[int, int]]
-) -> Iterator[Try]:
+) -> Iterator[Trial]:
     best = 0.0
     for fsdp in _splits(config, target):
         for remat in REMAT if task == "train" else (config.model.remat,):
@@ -137,7 +131,7 @@ def _tries(
 
 
 def _splits(config: ConfigDict, target: Target) -> Iterator[int]:
-    """The config's own number first, then more of those that divide the devices."""
+    """Values of mesh.fsdp: the config's own first, then larger ones that divide the devices."""
     devices = len(target.devices)
     own = target.mesh(config).shape["fsdp"]
     yield own
@@ -152,23 +146,23 @@ def _of_remat(
     remat: str,
     fsdp: int,
     best: float,
-) -> Iterator[Try]:
-    """One row, two, as many as should fit, and fewer or more than that."""
+) -> Iterator[Trial]:
+    """One row, two, the predicted number, and fewer or more than that."""
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
         changed.model.remat = remat
         changed.mesh.fsdp, changed.mesh.data = fsdp, -1
     trainer = runs.make_trainer(changed, target.mesh(changed), abstract=True)
 
-    def attempt(rows: int) -> Try:
+    def attempt(rows: int) -> Trial:
         parts = rows_of(changed, task, rows)
-        programs = [Program(task, size, parts) for size in sizes]
-        reports = tuple(compiled(changed, trainer, one, target) for one in programs)
-        return Try(rows, remat, fsdp, reports)
+        workloads = [Workload(task, size, parts) for size in sizes]
+        costs = tuple(measure(changed, trainer, one, target) for one in workloads)
+        return Trial(rows, remat, fsdp, costs)
 
     first = attempt(1)
     yield first
-    # Later choices do more work for the same rows: memory is all that they can win by.
+    # Later choices do more work for the same rows: they can only gain memory.
     if not first.fits or first.ceiling <= best:
         return
     second = attempt(2)
@@ -177,42 +171,39 @@ def _of_remat(
         return
     a_row = max(second.total - first.total, 1)
     expected = 2 + int((target.chip.memory - second.total) // a_row)
-    rows = max(3, min(expected, MOST_ROWS))
-    one = attempt(rows)
+    before, one = second, attempt(max(3, min(expected, MOST_ROWS)))
     yield one
-    if one.fits:
-        before = second
-        while one.fits and one.speed > before.speed and rows < MOST_ROWS:
-            rows = min(rows + max(1, rows // 4), MOST_ROWS)
-            before, one = one, attempt(rows)
+    if not one.fits:
+        while not one.fits and one.rows > 3:
+            one = attempt(one.rows - max(1, one.rows // 8))
             yield one
-    else:
-        while not one.fits and rows > 3:
-            rows -= max(1, rows // 8)
-            one = attempt(rows)
-            yield one
+        return
+    while one.fits and one.speed > before.speed and one.rows < MOST_ROWS:
+        more = one.rows + max(1, one.rows // 4)
+        before, one = one, attempt(min(more, MOST_ROWS))
+        yield one
 
 
-def _line(one: Try) -> str:
-    said = f"{one.speed:.2f} images/s a chip" if one.fits else "does not fit"
-    return f"rows {one.rows}, remat {one.remat}, fsdp {one.fsdp}: {said}"
+def _line(one: Trial) -> str:
+    speed = f"{one.speed:.2f} images/s a chip" if one.fits else "does not fit"
+    return f"rows {one.rows}, remat {one.remat}, fsdp {one.fsdp}: {speed}"
 
 
-def _as_dict(one: Try) -> dict:
+def _as_dict(one: Trial) -> dict[str, Any]:
     values = {"rows": one.rows, "remat": one.remat, "fsdp": one.fsdp, "fits": one.fits}
     values["images_per_second"] = one.speed if one.fits else None
-    return values | {"reports": [report.as_dict() for report in one.reports]}
+    return values | {"reports": [cost.as_dict() for cost in one.costs]}
 
 
-def _show(tries: Sequence[Try], best: Try | None) -> None:
+def _show(trials: Sequence[Trial], best: Trial | None) -> None:
     table = Table(title="a chip", title_justify="left")
     for name in ("rows", "remat", "fsdp", "total GB", "TFLOP", "GB", "ms", "bound", "images/s", ""):
         table.add_column(name, justify="right")
-    for one in tries:
+    for one in trials:
         cells = [str(one.rows), one.remat, str(one.fsdp)]
         cells.append(f"{one.total / 1e9:.2f}" if one.total else "?")
         if one.fits:
-            slowest = max(one.reports, key=lambda report: report.roofline_seconds)
+            slowest = max(one.costs, key=lambda cost: cost.roofline_seconds)
             cells += [f"{slowest.flops / 1e12:.2f}", f"{slowest.bytes / 1e9:.0f}"]
             cells += [f"{1e3 * slowest.roofline_seconds:.0f}", slowest.bound, f"{one.speed:.2f}"]
             cells.append("best" if one is best else "")

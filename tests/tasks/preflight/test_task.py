@@ -1,6 +1,6 @@
-"""Preflight: the programs are those that run, and what they need is told, in tables and in JSON.
+"""Preflight compiles the programs that run, and prints their cost in tables and in JSON.
 
-What the TPU compiler says needs libtpu; all else is checked with the devices at hand.
+Tests of the TPU compiler need libtpu; all others use the local devices.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from pea_jax.cli import main
 from pea_jax.runtime import parallel
 from pea_jax.runtime.chips import Chip
 from pea_jax.tasks.preflight import preflight, task, tune
-from pea_jax.tasks.preflight.programs import Program, Target
 from pea_jax.tasks.preflight.report import advice
-from pea_jax.tasks.preflight.roofline import Report
+from pea_jax.tasks.preflight.roofline import Cost
+from pea_jax.tasks.preflight.workloads import Target, Workload
 from tests import libtpu, tiny
 from tests.libtpu import needs_libtpu
 
@@ -27,7 +27,7 @@ from tests.libtpu import needs_libtpu
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preflight")
     models, data_dir = tiny.write_models(folder / "models"), tiny.write_data(folder / "data")
-    # Reports are kept there, so each program is compiled once.
+    # Costs are cached there, so each program is compiled once.
     return tiny.config(models, data_dir, train__compilation_cache=str(folder / "kept"))
 
 
@@ -77,13 +77,13 @@ def test_abstract_arguments_are_those_of_a_run(config, fsdp, monkeypatch):
 
 def test_sizes_are_those_that_the_run_trains_on(config, monkeypatch, capsys):
     """The largest decides what fits: it is what is compiled where no size is given."""
-    monkeypatch.setattr(task, "compiled", lambda *given: _made_up(1, "none"))
-    asked = {None: "default", "buckets": "buckets", "largest": "largest"}
+    monkeypatch.setattr(task, "measure", lambda *arguments: _made_up(1, "none"))
+    names = {None: "default", "buckets": "buckets", "largest": "largest"}
 
     def sizes():
         return {
-            name: [program.size for program, _ in preflight(config, topology="local", size=size)]
-            for size, name in asked.items()
+            name: [workload.size for workload, _ in preflight(config, topology="local", size=size)]
+            for size, name in names.items()
         }
 
     square = [(16, 16)]
@@ -98,24 +98,24 @@ def test_sizes_are_those_that_the_run_trains_on(config, monkeypatch, capsys):
 @pytest.mark.parametrize("task", ["train", "sample"])
 def test_local_devices_run_what_was_compiled(config, task, capsys):
     """A CPU has no roofline, but memory, FLOPs and collectives like any other device."""
-    ((program, report),) = preflight(config, topology="local", task=task)
-    assert program.size == (16, 16)
-    assert report.fits
-    assert report.limit is report.seconds is None
-    assert report.flops > 0
-    weights = report.arguments["weights"]
-    assert report.argument_bytes >= sum(report.arguments.values()) > weights > 0
-    assert report.total >= report.argument_bytes + report.temporary_bytes
-    assert bool(report.collectives) == (task == "train")  # the gradients' sum
+    ((workload, cost),) = preflight(config, topology="local", task=task)
+    assert workload.size == (16, 16)
+    assert cost.fits
+    assert cost.limit is cost.seconds is None
+    assert cost.flops > 0
+    weights = cost.arguments["weights"]
+    assert cost.argument_bytes >= sum(cost.arguments.values()) > weights > 0
+    assert cost.total >= cost.argument_bytes + cost.temporary_bytes
+    assert bool(cost.collectives) == (task == "train")  # the gradients' sum
     assert "temporaries" in capsys.readouterr().out
 
 
 def test_a_kept_report_is_that_of_the_same_program(config, monkeypatch):
     """Compiling takes minutes for the real models: what is known is not made again."""
-    ((_, report),) = preflight(config, topology="local")
+    ((_, cost),) = preflight(config, topology="local")
     monkeypatch.setattr(jax.stages.Lowered, "compile", None)
     ((_, again),) = preflight(config, topology="local")
-    assert again == report
+    assert again == cost
     with pytest.raises(TypeError):
         preflight(config, topology="local", size="16x24")
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=65536")
@@ -128,8 +128,8 @@ def test_a_sampler_costs_as_much_more_as_it_has_more_steps(config):
     flops = {}
     for steps in (2, 10):
         config.sample.steps = steps
-        ((_, report),) = preflight(config, topology="local", task="sample")
-        flops[steps] = report.flops
+        ((_, cost),) = preflight(config, topology="local", task="sample")
+        flops[steps] = cost.flops
     config.sample.steps = 2
     a_step = (flops[10] - flops[2]) / 8
     assert 0 < flops[2] - 2 * a_step < flops[2]  # the encoders and the decoder
@@ -138,14 +138,14 @@ def test_a_sampler_costs_as_much_more_as_it_has_more_steps(config):
 
 def test_json_is_one_object_and_nothing_else(command, capsys):
     assert main.main([*command, "--topology", "local", "--json", "--size", "16x24"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["topology"], told["devices"], told["fits"]) == ("local", 8, True)
-    assert [(one["height"], one["width"]) for one in told["programs"]] == [(16, 24)]
-    assert told["programs"][0]["rows_by_part"] == {"native": 1, "parallel": 1}
+    result = json.loads(capsys.readouterr().out)
+    assert (result["topology"], result["devices"], result["fits"]) == ("local", 8, True)
+    assert [(one["height"], one["width"]) for one in result["programs"]] == [(16, 24)]
+    assert result["programs"][0]["rows_by_part"] == {"native": 1, "parallel": 1}
 
 
 @pytest.mark.parametrize(
-    ("words", "said", "status"),
+    ("words", "message", "status"),
     [
         ("--topology v5e:3x5x7", "--topology v5e:3x5x7: expected", 1),
         ("--topology local --size 16", "--size: expected HxW", 2),
@@ -160,19 +160,19 @@ def test_json_is_one_object_and_nothing_else(command, capsys):
         ("--topology local --config.model.base=no/where", "no/where: neither a folder here", 1),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(command, capsys, words, said, status):
+def test_what_cannot_be_is_said_in_one_line(command, capsys, words, message, status):
     if "v5e" in words and not libtpu.HERE:
-        said = "needs libtpu"
+        message = "needs libtpu"
     assert main.main([*command, *words.split()]) == status
     complaint = capsys.readouterr().err.strip()
-    assert said in complaint
+    assert message in complaint
     assert "\n" not in complaint
 
 
 @needs_libtpu
 @pytest.mark.parametrize("task", ["train", "sample"])
 def test_a_tpu_that_is_not_here(command, capsys, task, tmp_path):
-    """Nothing is in jax's own cache but the report: the compiler could not read it back."""
+    """Only the cost is cached, not in jax's own cache: the compiler could not read it back."""
     kept = tmp_path / "kept"
     more = ["--topology", "v5e:2x2", "--task", task, f"--config.train.compilation_cache={kept}"]
     before = jax.config.jax_compilation_cache_dir
@@ -185,10 +185,10 @@ def test_a_tpu_that_is_not_here(command, capsys, task, tmp_path):
     printed = capsys.readouterr()
     assert not list(kept.glob("jit_*"))
     assert len(list((kept / "preflight").iterdir())) == 1
-    told = json.loads(printed.out)
+    result = json.loads(printed.out)
     assert printed.err == ""
-    assert told["device_kind"] == "TPU v5 lite"
-    (program,) = told["programs"]
+    assert result["device_kind"] == "TPU v5 lite"
+    (program,) = result["programs"]
     assert program["bound"] in ("compute", "memory", "interconnect")
     assert 0 < program["total"] < program["limit"]
 
@@ -224,12 +224,12 @@ def test_slices_that_are_advised_divide_the_rows_of_each_part(config, rows, now,
     """SDXL's batch on sixteen chips has three native rows and twelve parallel ones a chip."""
     config = config.copy_and_resolve_references()
     config.train.accumulation_steps = now
-    program = Program("train", (16, 16), dict(zip(("native", "parallel"), rows, strict=True)))
-    report = dataclasses.replace(_made_up(1, "none"), fits=False)
+    workload = Workload("train", (16, 16), dict(zip(("native", "parallel"), rows, strict=True)))
+    cost = dataclasses.replace(_made_up(1, "none"), fits=False)
     target = Target("local", jax.devices(), None, None)
-    told = "\n".join(advice(config, program, report, target))
+    changes = "\n".join(advice(config, workload, cost, target))
     wanted = f"--config.train.accumulation_steps={advised}: " if advised else None
-    assert (wanted in told) if wanted else ("accumulation_steps" not in told)
+    assert (wanted in changes) if wanted else ("accumulation_steps" not in changes)
 
 
 def _made_up(rows, remat, *, limit=100.0):
@@ -237,7 +237,7 @@ def _made_up(rows, remat, *, limit=100.0):
     work = {"none": 1.0, "blocks": 1.4, "full": 1.8}[remat]
     total = round(10 + rows * {"none": 30, "blocks": 6, "full": 4}[remat])
     seconds = {"compute": rows * work, "memory": 4 + 0.5 * rows, "interconnect": 0.0}
-    return Report(
+    return Cost(
         fits=total <= limit,
         limit=limit,
         arguments={},
@@ -251,13 +251,13 @@ def _made_up(rows, remat, *, limit=100.0):
 def test_tune_goes_on_where_the_compiler_makes_room(config, monkeypatch):
     """By what a row adds three would fit; the compiler computes some things again, and five do."""
 
-    def fake(config, trainer, program, target):
-        rows = sum(program.rows.values())
-        report = _made_up(rows, config.model.remat)
-        recomputed = dataclasses.replace(report, total=100, fits=True)
-        return recomputed if rows in (4, 5) else report
+    def fake(config, trainer, workload, target):
+        rows = sum(workload.rows.values())
+        cost = _made_up(rows, config.model.remat)
+        recomputed = dataclasses.replace(cost, total=100, fits=True)
+        return recomputed if rows in (4, 5) else cost
 
-    monkeypatch.setattr(tune, "compiled", fake)
+    monkeypatch.setattr(tune, "measure", fake)
     chip = Chip("made up", flops=1.0, memory=100.0, bandwidth=1.0, interconnect=1.0)
     target = Target("made up", jax.devices(), chip, None)
     best = tune.tune(config, target, "train", [(16, 16)])
@@ -266,20 +266,20 @@ def test_tune_goes_on_where_the_compiler_makes_room(config, monkeypatch):
 
 def test_tune_names_the_fastest_that_fits(config, monkeypatch, capsys):
     """Three rows without remat are slower than fifteen with it; "full" could not win."""
-    asked = []
+    measured = []
 
-    def fake(config, trainer, program, target):
-        rows = sum(program.rows.values())
-        asked.append((config.model.remat, rows))
+    def fake(config, trainer, workload, target):
+        rows = sum(workload.rows.values())
+        measured.append((config.model.remat, rows))
         return _made_up(rows, config.model.remat)
 
-    monkeypatch.setattr(tune, "compiled", fake)
+    monkeypatch.setattr(tune, "measure", fake)
     chip = Chip("made up", flops=1.0, memory=100.0, bandwidth=1.0, interconnect=1.0)
     target = Target("made up", jax.devices(), chip, None)
     best = tune.tune(config, target, "train", [(16, 16)])
     assert (best.remat, best.rows) == ("blocks", 15)
     wanted = {"none": (1, 2, 3, 4), "blocks": (1, 2, 15, 18), "full": (1,)}
-    assert asked == [(remat, rows) for remat, tried in wanted.items() for rows in tried]
-    said = capsys.readouterr().out
-    assert "--config.data.batch_size=120 --config.data.native_batch_size=64" in said
-    assert "--config.model.remat=blocks" in said
+    assert measured == [(remat, rows) for remat, tried in wanted.items() for rows in tried]
+    output = capsys.readouterr().out
+    assert "--config.data.batch_size=120 --config.data.native_batch_size=64" in output
+    assert "--config.model.remat=blocks" in output

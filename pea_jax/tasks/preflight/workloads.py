@@ -1,4 +1,4 @@
-"""The programs of a run, compiled from shapes for devices that need not be here."""
+"""The programs of a run, compiled from shapes for devices that may be absent."""
 
 import contextlib
 import dataclasses
@@ -16,45 +16,45 @@ from ml_collections import ConfigDict
 
 from pea_jax.assembly import trainer as runs
 from pea_jax.assembly.model_factory import sample_settings
-from pea_jax.runtime import parallel
+from pea_jax.runtime import parallel, storage
 from pea_jax.runtime.chips import Chip
 from pea_jax.tasks.preflight import roofline, topology
-from pea_jax.tasks.preflight.roofline import Report
+from pea_jax.tasks.preflight.roofline import Cost
 
 TASKS = ("train", "sample")
 
-#: Counts in the key of kept reports: raise it when what is in a report changes.
+#: Part of the key of cached costs: raise it when the content of a cost changes.
 _VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What is compiled for.
+    """The devices to compile for.
 
     Attributes:
-      topology: as given.
+      topology: its name, as in the flag.
       devices: all of them.
-      chip: what one can do; None where that is not known.
-      kept: the folder of earlier reports; None keeps none.
+      chip: the figures of one; None where unknown.
+      cache: the folder of earlier costs; None caches nothing.
     """
 
     topology: str
     devices: Sequence[jax.Device]
     chip: Chip | None
-    kept: Path | None
+    cache: Path | None
 
     def mesh(self, config: ConfigDict) -> Mesh:
-        """Of all the devices, as the config splits them."""
+        """The mesh of all devices, with the sizes of the config."""
         return parallel.make_mesh(config.mesh.data, config.mesh.fsdp, self.devices)
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A program that is to be compiled.
+class Workload:
+    """A program by its task and sizes.
 
     Attributes:
       task: of `TASKS`.
-      size: height and width of the pictures, in pixels.
+      size: height and width of the images, in pixels.
       rows: of the batch on one chip, by part.
     """
 
@@ -64,28 +64,28 @@ class Program:
 
     @property
     def name(self) -> str:
-        """For people: "train 640x640, 15 rows a chip (3 native)"."""
+        """The title in reports: "train 640x640, 15 rows a chip (3 native)"."""
         total = sum(self.rows.values())
         native = f" ({self.rows['native']} native)" if self.rows.get("native") else ""
         return f"{self.task} {self.size[0]}x{self.size[1]}, {total} rows a chip{native}"
 
 
-def compiled(config: ConfigDict, trainer: runs.Trainer, program: Program, target: Target) -> Report:
-    """Compiles a program, unless it was before, and reads what it needs."""
+def measure(config: ConfigDict, trainer: runs.Trainer, workload: Workload, target: Target) -> Cost:
+    """The cost of a workload's program, compiled now or cached by an earlier call."""
     shards = parallel.data_shards(trainer.mesh)
-    lowered, batch, trips = _lower(config, trainer, program, shards)
-    state = trainer.state if program.task == "train" else trainer.state.params
+    lowered, batch, trips = _lower(config, trainer, workload, shards)
+    state = trainer.state if workload.task == "train" else trainer.state.params
     known: dict[str, Any] = {
         "chip": target.chip,
         "arguments": {"weights": trainer.frozen, "state": state, "batch": batch},
-        "rows": sum(program.rows.values()),
+        "rows": sum(workload.rows.values()),
     }
 
-    def compile_() -> Report:
+    def compile_() -> Cost:
         start = time.perf_counter()
         here = target.topology == topology.LOCAL
         try:
-            with contextlib.nullcontext() if here else topology.kept_nowhere():
+            with contextlib.nullcontext() if here else topology.without_cache():
                 done = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if not roofline.is_out_of_memory(error):
@@ -95,11 +95,11 @@ def compiled(config: ConfigDict, trainer: runs.Trainer, program: Program, target
         seconds = time.perf_counter() - start
         return roofline.read(done, compile_seconds=seconds, trips=trips, **known)
 
-    return _kept(target, (lowered.as_text(), trips), compile_)
+    return _cached(target, (lowered.as_text(), trips), compile_)
 
 
 def rows_of(config: ConfigDict, task: str, rows: int) -> dict[str, int]:
-    """So many rows by part, as near to the config's proportion of native ones as they can be."""
+    """`rows` rows by part, as close as possible to the config's proportion of native ones."""
     if task == "sample":
         return {"prompts": rows}
     native = round(rows * config.data.native_batch_size / config.data.batch_size)
@@ -107,44 +107,42 @@ def rows_of(config: ConfigDict, task: str, rows: int) -> dict[str, int]:
 
 
 def _lower(
-    config: ConfigDict, trainer: runs.Trainer, program: Program, shards: int
+    config: ConfigDict, trainer: runs.Trainer, workload: Workload, shards: int
 ) -> tuple[jax.stages.Lowered, Any, dict[int, int]]:
-    """The program, its batch, and how often its loops run."""
-    trainer.pipeline.latent_shape(*program.size)  # refuses sizes that cannot be
-    if program.task == "train":
-        rows = {part: count * shards for part, count in program.rows.items()}
-        batch = runs.batch_shapes(trainer, rows, program.size)
+    """The lowered program, its batch, and the trip counts of `hlo.count`."""
+    trainer.pipeline.latent_shape(*workload.size)  # refuses sizes that do not divide
+    if workload.task == "train":
+        rows = {part: count * shards for part, count in workload.rows.items()}
+        batch = runs.batch_shapes(trainer, rows, workload.size)
         lowered = trainer.step.lower(trainer.state, trainer.frozen, batch, trainer.key)
         return lowered, batch, {}
-    height, width = program.size
+    height, width = workload.size
     settings = dataclasses.replace(sample_settings(config), height=height, width=width)
-    rows = program.rows["prompts"] * shards
+    rows = workload.rows["prompts"] * shards
     batch = trainer.pipeline.batch_shapes(settings, rows)
-    # The rows of a plan that are no steps cost nothing.
+    # Rows of the plan that are no steps cost nothing.
     trips = {len(trainer.pipeline.plan(settings).active): settings.steps}
     return trainer.pipeline.lower(settings, rows), batch, trips
 
 
 def _compiler_settings() -> dict[str, Any]:
-    """What someone asked of the compiler: other settings give another program."""
+    """The user's settings of the compiler: other settings give another program."""
     names = ("exec_time_optimization_effort", "memory_fitting_effort", "optimization_level")
     settings = {name: str(getattr(jax.config, f"jax_{name}")) for name in names}
     settings |= {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     return {name: value for name, value in settings.items() if value not in ("", "0.0", "UNKNOWN")}
 
 
-def _kept(target: Target, program: tuple[str, Any], make: Callable[[], Report]) -> Report:
-    """The report of this very program that an earlier call made, or a new one."""
-    if target.kept is None:
+def _cached(target: Target, program: tuple[str, Any], make: Callable[[], Cost]) -> Cost:
+    """The cost of exactly this program from an earlier call, or a new one."""
+    if target.cache is None:
         return make()
-    told = (_VERSION, jax.__version__, topology.compiler(), target.topology, target.chip, *program)
-    told += tuple(_compiler_settings().items())
-    file = target.kept / f"{hashlib.sha256(repr(told).encode()).hexdigest()}.json"
+    key = (_VERSION, jax.__version__, topology.compiler(), target.topology, target.chip, *program)
+    key += tuple(_compiler_settings().items())
+    file = target.cache / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.json"
     if file.is_file():
-        return Report.from_dict(json.loads(file.read_text()))
-    report = make()
+        return Cost.from_dict(json.loads(file.read_text()))
+    cost = make()
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(report.as_dict()))
-    partial.replace(file)
-    return report
+    storage.replace_text(file, json.dumps(cost.as_dict()))
+    return cost
