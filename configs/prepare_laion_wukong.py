@@ -1,6 +1,6 @@
 """The data set of configs/sdxl_zh.py, of webdataset tars with the keys of the paper's authors.
 
-    pea-jax prepare --config configs/prepare_laion_wukong.py --workers 16
+    pea-jax prepare --config prepare_laion_wukong --workers 16
 
 Set prepare.where.train to the tars, here or on the command line, where it may be given several
 times: --config.prepare.where.train='gs://BUCKET/laion/{00000..00999}.tar'. Filters are the paper's:
@@ -11,7 +11,7 @@ other keys are taken. The command ends with a table of what was kept, and what w
 
 from ml_collections import ConfigDict
 
-from configs import sdxl_zh
+from pea_jax.configs import sdxl_zh
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 """Stable Diffusion 2.1 in Chinese at 768 pixels, with XLM-R large; velocity prediction.
 
-    pea-jax train --config configs/sd21_zh.py --workdir runs/sd21_zh --config.data.data_dir=DIR
+    pea-jax train --config sd21_zh --workdir runs/sd21_zh --config.data.data_dir=DIR
 
 As configs/sd15_zh.py, with conditioning tokens of 1024 instead of 768 (8,390,656 parameters of the
 adapter) and 2.25 times the pixels: about three times the time and memory of a row. The solver
@@ -9,7 +9,7 @@ rescales the guidance, which velocity models need at high scales.
 
 from ml_collections import ConfigDict
 
-from configs import sd15_zh
+from pea_jax.configs import sd15_zh
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 """SDXL in five languages at once, with the multilingual CLIP (XLM-R large, ViT-H).
 
-    pea-jax train --config configs/sdxl_multilingual.py --workdir runs/sdxl_multilingual
+    pea-jax train --config sdxl_multilingual --workdir runs/sdxl_multilingual
 
 As configs/sdxl_zh.py, on a data set that has captions in all of these languages. Adapter:
 11,538,432 parameters. All rows come equally often, so a language as often as it has rows; or give
@@ -9,7 +9,7 @@ each a weight: --config.data.language_weights='(2, 1, 1, 1, 1)'.
 
 from ml_collections import ConfigDict
 
-from configs import sdxl_zh
+from pea_jax.configs import sdxl_zh
 
 
 def get_config() -> ConfigDict:

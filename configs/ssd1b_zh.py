@@ -1,6 +1,6 @@
 """SSD-1B in Chinese: the pruned SDXL, 1.3 of 2.6 billion parameters, with Chinese-CLIP ViT-H.
 
-    pea-jax train --config configs/ssd1b_zh.py --workdir runs/ssd1b_zh --config.data.data_dir=DIR
+    pea-jax train --config ssd1b_zh --workdir runs/ssd1b_zh --config.data.data_dir=DIR
 
 As configs/sdxl_zh.py. An adapter that was trained on SDXL fits
 SSD-1B as it is; this trains one for it alone (6,033,408 parameters), from an SDXL one where
@@ -9,7 +9,7 @@ adapter.init_from names it. The middle block has no attention; its output is dis
 
 from ml_collections import ConfigDict
 
-from configs import sdxl_zh
+from pea_jax.configs import sdxl_zh
 
 
 def get_config() -> ConfigDict:

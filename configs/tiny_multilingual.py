@@ -1,6 +1,6 @@
 """Tinyworld in five languages by one adapter: Chinese, Japanese, Korean, Russian and Italian.
 
-    pea-jax train --config configs/tiny_multilingual.py --workdir runs/tiny_multilingual
+    pea-jax train --config tiny_multilingual --workdir runs/tiny_multilingual
     pea-jax evaluate --workdir runs/tiny_multilingual
 
 As configs/tiny_zh.py, with a wider adapter and 2,500 steps, whose rows are of all languages alike.
@@ -11,7 +11,7 @@ Expect seven to fifteen minutes on two cores. The loss falls from about 0.5 to a
 
 from ml_collections import ConfigDict
 
-from configs import tiny_zh
+from pea_jax.configs import tiny_zh
 
 
 def get_config() -> ConfigDict:

@@ -44,12 +44,16 @@ _LOG = logging.getLogger(__name__)
 _ABSENT = "(absent)"
 
 
-def check_config(workdir: AnyPath, config: Mapping[str, Any]) -> None:
+def check_config(
+    workdir: AnyPath, config: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None
+) -> None:
     """Refuse a workdir that holds a run of another config.
 
     Args:
         workdir: may be missing.
         config: nested, of what JSON can hold.
+        defaults: like `config`; values of fields that the run's config lacks, which an older
+            version wrote.
 
     Raises:
         ValueError: names every field that differs and is not under MAY_CHANGE; or the workdir is a
@@ -61,7 +65,8 @@ def check_config(workdir: AnyPath, config: Mapping[str, Any]) -> None:
         if checkpoint_files.steps(workdir):
             raise ValueError(f"{workdir} holds checkpoints but no {CONFIG_FILE}")
         return
-    before, now = _flatten(read_config(workdir)), _flatten(_as_json(config))
+    before = _flatten(_as_json(defaults or {})) | _flatten(read_config(workdir))
+    now = _flatten(_as_json(config))
     differing = [
         f"{field}: {before.get(field, _ABSENT)!r} there, {now.get(field, _ABSENT)!r} here"
         for field in sorted(before.keys() | now.keys())

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from pea_jax.assembly import model_factory
 from pea_jax.assembly.trainer import Run, batch_rows, build, model_flops
+from pea_jax.configs import base
 from pea_jax.distill.losses import BY_LANGUAGE, require_finite
 from pea_jax.distill.state import TrainState
 from pea_jax.evals import grid
@@ -49,7 +50,8 @@ def train(config: ConfigDict, workdir: AnyPath, *, profile: str | None = None) -
         KeyboardInterrupt: after Ctrl-C, when the step under way was finished and saved.
     """
     tracing = profiling.parse(profile)
-    checkpoint.check_config(workdir, config.to_dict())
+    defaults = base.get_config().to_dict()
+    checkpoint.check_config(workdir, config.to_dict(), defaults=defaults)
     run = build(config)
     primary = parallel.process_index() == 0
     if primary:
