@@ -182,7 +182,7 @@ def make_parser() -> argparse.ArgumentParser:
             name,
             help=command.summary,
             usage=f"%(prog)s {command.example}",
-            description=f"{command.summary.capitalize()}.\n{command.note}",
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.\n{command.note}",
             epilog=_FIELDS if command.takes_config else "",
         )
         for option, settings in (command.options | (_RUN if command.takes_config else {})).items():

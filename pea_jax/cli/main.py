@@ -62,19 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Most often another process has ended, and a collective failed with it.
             if debug or not isinstance(error, RuntimeError):
                 traceback.print_exc()
-            _complain(
-                program, f"lost the other processes, or failed beside them: {_one_line(error)}"
-            )
+            reason = _one_line(error)
+            _complain(program, f"lost the other processes, or failed beside them: {reason}")
             return _leave(1)
 
 
 def _help(arguments: argparse.Namespace) -> str:
-    text = arguments.parser.format_help()
+    lines = [arguments.parser.format_help().rstrip()]
     if getattr(arguments, "config", None):
-        text += "\n".join(
-            ["", "fields of the config:", *configs.listed(configs.load(arguments.config))]
-        )
-    return text.rstrip()
+        lines += ["", "fields of the config:", *configs.listed(configs.load(arguments.config))]
+    return "\n".join(lines)
 
 
 def _joined() -> bool:
