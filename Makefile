@@ -1,23 +1,22 @@
-# Everything a newcomer needs: `make demo` and `make test`. PYTHON=python3.13 picks another Python.
+# Start with `make demo` and `make test`. PYTHON=python3.13 selects another Python.
 
 PYTHON ?= python3
 VENV   ?= .venv
-# Two workers suit two cores and fit into 16 GB.
+# Two workers need two cores and 16 GB.
 WORKERS ?= 2
-# Further arguments for pytest: make test ARGS="tests/diffusion -x"
+# Arguments for pytest: make test ARGS="tests/diffusion -x"
 ARGS   ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
-# PyTorch is the reference of tests/parity and nothing else. The default build on Linux brings
-# gigabytes of CUDA, so the CPU build is asked for by name: from the package index that pip is set up
-# with, then from PyTorch's own. PARITY says what happens where neither has it:
-#   auto      the parity tests are skipped, and say so
-#   required  the default build is installed instead, and a parity test that is skipped all the
-#             same fails (what .ci/run asks for)
-#   skip      PyTorch is not asked for at all
+# Only tests/parity needs PyTorch. The default build for Linux contains gigabytes of CUDA, so the CPU
+# build is requested by name: from pip's configured index, then from PyTorch's own index. PARITY
+# decides what happens if neither has it:
+#   auto      the parity tests are skipped, with a message
+#   required  the default build is installed instead, and a skipped parity test fails (for .ci/run)
+#   skip      PyTorch is not installed
 PARITY ?= auto
 TORCH_VERSION := 2.13.0
 TORCH_INDEX   := https://download.pytorch.org/whl/cpu
@@ -28,16 +27,20 @@ TORCH_CPU := torch==$(TORCH_VERSION)+cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow test-wheel test-beam test-lowest lint format clean
 
 help:
-	@echo 'make demo     distil a Chinese adapter into the embedded tiny Stable Diffusion (10 minutes)'
-	@echo 'make test     the test suite; ARGS="tests/diffusion -x" goes to pytest'
-	@echo 'make lint     ruff, the import contract, shellcheck;  make format applies what ruff can'
-	@echo 'make clean    removes the environment and caches, keeps runs/'
+	@echo 'make demo         distil a Chinese adapter into the embedded tiny Stable Diffusion (10 minutes)'
+	@echo 'make test         the test suite; ARGS="tests/diffusion -x" is passed to pytest'
+	@echo 'make test-slow    full-size models'
+	@echo 'make test-wheel   build, install and run the wheel (downloads the dependencies)'
+	@echo 'make test-beam    the tests of Apache Beam, in .venv-beam'
+	@echo 'make test-lowest  the test suite with the oldest supported dependencies, in .venv-lowest'
+	@echo 'make lint         ruff, import contracts, shellcheck;  make format applies the fixes of ruff'
+	@echo 'make clean        remove environments and caches, keep runs/'
 
-# Stamp files: the environment is made anew when another Python is asked for, and the package is
-# installed again when its dependencies change.
+# Stamp files: another PYTHON creates the environment again, and a change of the dependencies installs
+# the package again.
 MADE   := $(VENV)/.made-with-python-$(PYTHON_VERSION)
 RUN    := $(VENV)/.installed
 TEST   := $(VENV)/.installed-test
@@ -62,25 +65,25 @@ $(PARITY_STAMP): $(TEST)
 	case '$(PARITY)' in auto|required|skip) ;; *) \
 	    echo 'PARITY is auto, required or skip, not $(PARITY)' >&2; exit 2;; esac; \
 	if [ '$(PARITY)' = skip ]; then \
-	    echo 'PyTorch not asked for: the parity tests will be skipped.'; \
+	    echo 'PARITY=skip: PyTorch is not installed, and the parity tests are skipped.'; \
 	elif $(PIP) install --quiet '$(TORCH_CPU)' 2>/dev/null \
 	    || $(PIP) install --quiet --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH_CPU)' 2>/dev/null; then \
 	    $(PIP) install --quiet --editable '.[parity]'; \
 	elif [ '$(PARITY)' = required ]; then \
-	    echo 'No CPU build of PyTorch to be had: installing the default build, which is large.'; \
+	    echo 'No CPU build of PyTorch found: installing the default build, which is large.'; \
 	    $(PIP) install --quiet 'torch==$(TORCH_VERSION)' --editable '.[parity]'; \
 	else \
-	    echo 'No CPU build of PyTorch $(TORCH_VERSION) to be had for Python $(PYTHON_VERSION):' \
-	        'the parity tests will be skipped (PARITY=required installs the default build).'; \
+	    echo 'No CPU build of PyTorch $(TORCH_VERSION) found for Python $(PYTHON_VERSION):' \
+	        'the parity tests are skipped (PARITY=required installs the default build).'; \
 	fi
 	@touch $@
 
 install: $(RUN)
 
-# Trains only where the last time did not finish; what follows from the adapter is made anew.
+# An unfinished run is continued. Evaluation, samples and export are made again.
 DEMO := runs/tiny_zh
 demo: $(RUN)
-	$(BIN)/pea-jax train --config configs/tiny_zh.py --workdir $(DEMO)
+	$(BIN)/pea-jax train --config tiny_zh --workdir $(DEMO)
 	$(BIN)/pea-jax evaluate --workdir $(DEMO)
 	rm -rf $(DEMO)/samples $(DEMO)/export
 	$(BIN)/pea-jax sample --workdir $(DEMO) --output $(DEMO)/samples \
@@ -90,12 +93,39 @@ demo: $(RUN)
 test: $(PARITY_STAMP)
 	PARITY=$(PARITY) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
-# Full-size models; one process, since one of them fills a good part of 16 GB.
+# One process: a full-size model needs most of 16 GB.
 test-slow: $(PARITY_STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-# shellcheck is the operating system's (apt install shellcheck, brew install shellcheck): what PyPI has
-# of that name downloads a program when it is installed.
+test-wheel: $(TEST)
+	$(BIN)/python -m pytest -m wheel tests/test_wheel.py $(ARGS)
+
+# Apache Beam needs protobuf 6 and an older sentencepiece, and about 60 packages.
+BEAM       := .venv-beam
+BEAM_STAMP := $(BEAM)/.installed-with-python-$(PYTHON_VERSION)
+
+$(BEAM_STAMP): setup.py
+	$(PYTHON) -m venv --clear $(BEAM)
+	$(BEAM)/bin/python -m pip install --quiet --editable '.[test,beam]'
+	@touch $@
+
+test-beam: $(BEAM_STAMP)
+	$(BEAM)/bin/python -m pytest -m beam tests/data $(ARGS)
+
+# The lower bounds of setup.py, on the oldest Python. Always from nothing, as bounds of other packages
+# change over time.
+LOWEST        := .venv-lowest
+LOWEST_PYTHON ?= python3.11
+
+test-lowest:
+	$(LOWEST_PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+	    --editable '.[test]'
+	$(LOWEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+# shellcheck comes from the operating system (apt install shellcheck, brew install shellcheck): the
+# package of this name on PyPI downloads a program during its installation.
 SHELL_SCRIPTS := launch/*.sh launch/gke/*.sh launch/*.sbatch .ci/run
 
 lint: $(TEST)
@@ -114,4 +144,4 @@ format: $(TEST)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(BEAM) $(LOWEST) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -31,9 +31,9 @@ DEPENDENCIES = [
     # Files of trained models.
     "safetensors>=0.8",  # the one trusted format of weights
     "huggingface_hub>=1.31",  # fetching a repository by its name
-    "transformers>=5",  # tokenizers and nothing else; needs no PyTorch for them
+    "transformers>=5.16",  # tokenizers and nothing else; needs no PyTorch for them
     "sentencepiece>=0.2",  # with it transformers reads the vocabularies of mT5 and AltCLIP
-    "protobuf>=5",  # what those vocabularies are written in; sentencepiece does not declare it
+    "protobuf>=6.33.5",  # reads those vocabularies; sentencepiece does not declare it
     "ftfy>=6",  # open_clip mends texts with it before it tokenizes them
     # A run.
     "orbax-checkpoint>=0.12.8",  # asynchronous, sharded checkpoints
@@ -54,10 +54,10 @@ EXTRAS = {
     "gcs": ["gcsfs>=2026.4"],
     # Data sets of Hugging Face as an origin of `pea-jax prepare`.
     "datasets": ["datasets>=5.2"],
-    # Building data sets on Dataflow, Flink and the other runners of Apache Beam.
-    # It takes protobuf 6, which sentencepiece 0.2.3 does not.
+    # Building data sets on Dataflow, Flink and the other runners of Apache Beam, which needs
+    # protobuf 6; sentencepiece 0.2.3 needs protobuf 7.
     "beam": ["apache-beam>=2.77", "sentencepiece<0.2.3"],
-    # What `make test` and `make lint` need, but for PyTorch (see `parity`).
+    # `make test` and `make lint`, without PyTorch (see `parity`). `make test-beam` adds `beam`.
     "test": [
         "pytest>=8",
         "pytest-xdist>=3.6",  # one worker a core
@@ -72,9 +72,6 @@ EXTRAS = {
         "gcsfs>=2026.4",
         # tests/preflight: the TPU compiler, which exists for this platform alone.
         "jax[tpu]>=0.10.2; platform_system == 'Linux' and platform_machine == 'x86_64'",
-        # tests/data/test_executors.py builds on its local runner; see `beam`.
-        "apache-beam>=2.77",
-        "sentencepiece<0.2.3",
     ],
     # The reference of tests/parity and the target of the export. A plain PyTorch from PyPI brings
     # gigabytes of CUDA on Linux: the Makefile installs the CPU build.
@@ -91,7 +88,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["pea_jax", "pea_jax.*"]),
+    packages=[*find_packages(include=["pea_jax", "pea_jax.*"]), "pea_jax.configs"],
+    package_dir={"pea_jax.configs": "configs"},
     # Files that are read at run time: the shipped checkpoints, the font of the sample grids, the
     # configs of published models, and what `pea-jax export` copies into a diffusers folder.
     package_data={

@@ -1,6 +1,6 @@
 """Makes the data set of configs/sdxl_zh.py from webdataset tars with the keys of the authors.
 
-    pea-jax prepare --config configs/prepare_laion_wukong.py --workers 16
+    pea-jax prepare --config prepare_laion_wukong --workers 16
 
 Set prepare.where.train to the tars, here or on the command line, where the flag may be repeated:
 --config.prepare.where.train='gs://BUCKET/laion/{00000..00999}.tar'. The filters are those of the
@@ -12,7 +12,7 @@ many were rejected for each reason.
 
 from ml_collections import ConfigDict
 
-from configs import sdxl_zh
+from pea_jax.configs import sdxl_zh
 
 
 def get_config() -> ConfigDict:

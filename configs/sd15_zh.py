@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5 in Chinese, with XLM-R large: the paper's SD setting.
 
-    pea-jax train --config configs/sd15_zh.py --workdir runs/sd15_zh --config.data.data_dir=DIR
+    pea-jax train --config sd15_zh --workdir runs/sd15_zh --config.data.data_dir=DIR
 
 Needs a data set that `pea-jax prepare` made (docs/data.md): images with Chinese captions, some of
 them native, the others paired with English captions. The adapter has 7,866,368 parameters. The
@@ -11,7 +11,7 @@ optim.learning_rate together.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from pea_jax.configs import base
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 """Stable Diffusion 2.1 in Chinese at 768 pixels, with XLM-R large; velocity prediction.
 
-    pea-jax train --config configs/sd21_zh.py --workdir runs/sd21_zh --config.data.data_dir=DIR
+    pea-jax train --config sd21_zh --workdir runs/sd21_zh --config.data.data_dir=DIR
 
 Like configs/sd15_zh.py, but the conditioning tokens have width 1024 instead of 768 (the adapter has
 8,390,656 parameters), and an image has 2.25 times the pixels: a row needs about three times the
@@ -9,7 +9,7 @@ time and memory. Sampling rescales guidance, which velocity models need at high 
 
 from ml_collections import ConfigDict
 
-from configs import sd15_zh
+from pea_jax.configs import sd15_zh
 
 
 def get_config() -> ConfigDict:

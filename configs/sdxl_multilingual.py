@@ -1,6 +1,6 @@
 """SDXL in five languages at once, with the multilingual CLIP (XLM-R large, ViT-H).
 
-    pea-jax train --config configs/sdxl_multilingual.py --workdir runs/sdxl_multilingual
+    pea-jax train --config sdxl_multilingual --workdir runs/sdxl_multilingual
 
 Like configs/sdxl_zh.py, on a data set with captions in all five languages. The adapter has
 11,538,432 parameters. By default all rows are sampled equally often; to weight the languages, set
@@ -9,7 +9,7 @@ Like configs/sdxl_zh.py, on a data set with captions in all five languages. The 
 
 from ml_collections import ConfigDict
 
-from configs import sdxl_zh
+from pea_jax.configs import sdxl_zh
 
 
 def get_config() -> ConfigDict:

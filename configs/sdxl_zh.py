@@ -1,6 +1,6 @@
 """SDXL in Chinese, with Chinese-CLIP ViT-H: the paper's main setting.
 
-    pea-jax train --config configs/sdxl_zh.py --workdir runs/sdxl_zh --config.data.data_dir=DIR
+    pea-jax train --config sdxl_zh --workdir runs/sdxl_zh --config.data.data_dir=DIR
 
 Needs a data set like that of configs/sd15_zh.py; configs/prepare_laion_wukong.py makes it. The
 adapter has 6,033,408 parameters, the "6M" of the paper. The authors stopped after about 50,000
@@ -12,7 +12,7 @@ optim.learning_rate together; model.remat and mesh.fsdp save memory.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from pea_jax.configs import base
 from pea_jax.data import buckets
 
 

@@ -1,6 +1,6 @@
 """SSD-1B in Chinese, with Chinese-CLIP ViT-H. SSD-1B is a pruned SDXL: 1.3 of 2.6 billion weights.
 
-    pea-jax train --config configs/ssd1b_zh.py --workdir runs/ssd1b_zh --config.data.data_dir=DIR
+    pea-jax train --config ssd1b_zh --workdir runs/ssd1b_zh --config.data.data_dir=DIR
 
 Like configs/sdxl_zh.py. An adapter trained on SDXL fits SSD-1B unchanged; this config trains one
 for SSD-1B itself (6,033,408 parameters). To start from an SDXL adapter, set adapter.init_from. The
@@ -9,7 +9,7 @@ middle block of SSD-1B has no attention, but its output is distilled like every 
 
 from ml_collections import ConfigDict
 
-from configs import sdxl_zh
+from pea_jax.configs import sdxl_zh
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 """Tinyworld in five languages with one adapter: Chinese, Japanese, Korean, Russian and Italian.
 
-    pea-jax train --config configs/tiny_multilingual.py --workdir runs/tiny_multilingual
+    pea-jax train --config tiny_multilingual --workdir runs/tiny_multilingual
     pea-jax evaluate --workdir runs/tiny_multilingual
 
 Like configs/tiny_zh.py, with a wider adapter and 2,500 steps; all languages are sampled equally.
@@ -11,7 +11,7 @@ prompt sets `general` and `native`.
 
 from ml_collections import ConfigDict
 
-from configs import tiny_zh
+from pea_jax.configs import tiny_zh
 
 
 def get_config() -> ConfigDict:

@@ -1,7 +1,7 @@
 """Tinyworld: teach Chinese to the tiny Stable Diffusion, on two CPU cores.
 
-    pea-jax prepare --config configs/tiny_zh.py
-    pea-jax train --config configs/tiny_zh.py --workdir runs/tiny_zh
+    pea-jax prepare --config tiny_zh
+    pea-jax train --config tiny_zh --workdir runs/tiny_zh
 
 Expect six to eight minutes on two cores. The loss falls from about 0.5 to about 0.03.
 `pea-jax evaluate` then scores the student within a few per cent of the English teacher on the
@@ -10,7 +10,7 @@ prompt sets `general` and `native`. On `native` the word-for-word translation fa
 
 from ml_collections import ConfigDict
 
-from configs import base
+from pea_jax.configs import base
 
 
 def get_config() -> ConfigDict:

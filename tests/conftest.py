@@ -4,6 +4,7 @@ The environment is set before anything imports jax, which reads it once.
 """
 
 import atexit
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -40,6 +41,12 @@ except ModuleNotFoundError:
 else:
     # The workers of a test run share the cores: one thread each.
     torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of Apache Beam where it is not installed; `make test-beam` installs it."""
+    if item.get_closest_marker("beam") and importlib.util.find_spec("apache_beam") is None:
+        pytest.skip("apache-beam is not installed: `make test-beam` runs this test")
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ import pytest
 from flax import nnx
 
 from pea_jax.assembly import checks
-from pea_jax.assembly.model_factory import sample_settings
-from pea_jax.cli import config, main
+from pea_jax.assembly.model_factory import model_dtype, sample_settings
+from pea_jax.cli import config
+from pea_jax.cli.commands import parse
 from pea_jax.distill.losses import DistillSettings
+from pea_jax.distill.optimizer import make_optimizer
 from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.runtime.checkpoint import MAY_CHANGE
 from pea_jax.tinyworld import captions, dataset, splits
@@ -54,7 +56,7 @@ def test_a_config_can_be_run(file):
     DistillSettings(**made.distill)
     optimizer = made.optim.to_dict()
     optimizer.pop("ema_decay")
-    _, schedule = optimizer.make_optimizer(**optimizer)
+    _, schedule = make_optimizer(**optimizer)
     last = schedule(made.train.steps)
     assert made.optim.end_learning_rate <= last <= made.optim.learning_rate * (1 + 1e-6)
     stem = DATA.get(file.stem, file.stem)
@@ -70,10 +72,10 @@ def test_a_config_is_a_short_delta_that_says_how_to_run_it(file):
     if file.stem != "base":
         assert len(text.splitlines()) < 60
         command = "prepare" if file.stem in DATA else "train"
-        assert f"pea-jax {command} --config configs/{file.name} --work" in docstring
-    # A command that the docstring shows can be given: its flags and fields are there.
-    for verb, words in re.findall(r"^    pea-jax (\w+) (.*)$", docstring, re.MULTILINE):
-        _, rest = main.parse(verb, words.split())
+        assert f"pea-jax {command} --config {file.stem} --work" in docstring
+    # The flags and fields of the commands in the docstring exist.
+    for words in re.findall(r"^    pea-jax (\w+ .*)$", docstring, re.MULTILINE):
+        _, rest = parse(words.split())
         config.override(config.load(file), rest)
 
 
@@ -141,8 +143,8 @@ def test_full_size_adapters_have_the_published_numbers_of_parameters(name):
 
 
 def test_auto_dtype_goes_by_the_devices():
-    assert config.model_dtype("auto", "cpu") == "float32"
-    assert config.model_dtype("auto", "tpu") == "bfloat16"
-    assert jnp.dtype(config.model_dtype("float32", "tpu")) == jnp.float32
+    assert model_dtype("auto", "cpu") == "float32"
+    assert model_dtype("auto", "tpu") == "bfloat16"
+    assert jnp.dtype(model_dtype("float32", "tpu")) == jnp.float32
     with pytest.raises(ValueError, match="expected auto, float32 or bfloat16, got 'fp16'"):
-        config.model_dtype("fp16", "cpu")
+        model_dtype("fp16", "cpu")

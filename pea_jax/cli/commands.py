@@ -1,153 +1,217 @@
-"""What `pea-jax` can do: every verb with its flags. No task is imported here, and no jax."""
+"""The commands of `pea-jax` and their options. No task is imported here, and no jax."""
 
+import argparse
 import dataclasses
-from collections.abc import Callable
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
-from absl import flags
+from pea_jax import __version__
+from pea_jax.runtime.errors import UsageError
 
-#: Adds a flag to those that it is given.
-Define = Callable[[flags.FlagValues], object]
-
-
-def _text(name: str, told: str) -> Define:
-    return lambda values: flags.DEFINE_string(name, None, told, flag_values=values)
-
-
-def _texts(name: str, told: str) -> Define:
-    return lambda values: flags.DEFINE_multi_string(name, [], told, flag_values=values)
+#: The arguments of `argparse.ArgumentParser.add_argument`, by the name of an option.
+Options = Mapping[str, Mapping[str, Any]]
 
 
-def _number(name: str, told: str) -> Define:
-    return lambda values: flags.DEFINE_integer(name, None, told, flag_values=values)
+def _value(metavar: str, description: str, **others: Any) -> Mapping[str, Any]:
+    return {"metavar": metavar, "help": description, **others}
 
 
-def _switch(name: str, told: str) -> Define:
-    return lambda values: flags.DEFINE_bool(name, False, told, flag_values=values)
+def _number(description: str) -> Mapping[str, Any]:
+    return _value("N", description, type=int)
 
 
-_STEP = _number("step", "of the checkpoint; the latest by default")
+def _switch(description: str) -> Mapping[str, Any]:
+    return {"action": "store_true", "help": description}
+
+
+_STEP = {"--step": _number("checkpoint step; default: the latest")}
+_RUN = {
+    "--config": _value("NAME", "a shipped config (tiny_zh) or a Python file (path/to/mine.py)"),
+    "--workdir": _value("DIR", "folder of the run"),
+    "--distributed": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "join the processes of other hosts (TPU pods, Slurm, Open MPI, Kubernetes); "
+        "default: where the environment shows several",
+    },
+}
+
+_FIELDS = """Any field of the config can be set: --config.path.to.field=value.
+With --config NAME this help lists the fields."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Verb:
+class Command:
     """A task as the command line offers it.
 
     Attributes:
         summary: one line.
-        example: what follows `pea-jax VERB`.
-        flags: its own, handed to the task as keyword arguments of the same names.
-        required: those of its flags that must be given.
-        positional: the name of the one argument that is no flag, a path, which the verb takes in
-            place of a config and a workdir.
-        note: what is particular about --config and --workdir.
+        example: the arguments of a typical call.
+        options: passed to the task as keyword arguments of the same names. A command with a FILE
+            takes it in place of a config and a workdir.
+        required: names of options without a default.
+        note: special cases of --config and --workdir.
     """
 
     summary: str
     example: str
-    flags: tuple[Define, ...] = ()
+    options: Options
     required: tuple[str, ...] = ("workdir",)
-    positional: str = ""
-    note: str = "Without --config it is that of the run in the workdir."
+    note: str = "Without --config: the config of the run in --workdir."
+
+    @property
+    def takes_config(self) -> bool:
+        """Whether the task takes a config and a workdir."""
+        return "file" not in self.options
+
+    @property
+    def names(self) -> list[str]:
+        """The task's keyword arguments."""
+        return [option.lstrip("-").replace("-", "_") for option in self.options]
 
 
-VERBS = {
-    "prepare": Verb(
-        "make the data set that a config names; the same command goes on where it was stopped",
-        "--config configs/prepare_laion_wukong.py --workers 16",
-        (
-            _number("workers", "processes of this machine that make it; 1 by default"),
-            _text("beam_pipeline_options", "NAME=VALUE,... of an Apache Beam pipeline to make it"),
-            _switch("latents", "and keep what the VAE makes of its pictures, for data.latents"),
-            _switch("benchmark", "then read it as training does, and print images/s of that alone"),
-        ),
+COMMANDS = {
+    "prepare": Command(
+        "make the data set of a config; continues where it was stopped",
+        "--config prepare_laion_wukong --workers 16",
+        {
+            "--workers": _number("number of processes on this machine; default: 1"),
+            "--beam_pipeline_options": _value("NAME=VALUE,...", "run as an Apache Beam pipeline"),
+            "--latents": _switch("also encode the pictures with the VAE, for data.latents"),
+            "--benchmark": _switch("then read the data as training does and print images/s"),
+        },
         required=("config",),
-        note="It needs no workdir.",
+        note="No --workdir is needed.",
     ),
-    "train": Verb(
-        "distil an adapter; the same command goes on where a run was stopped",
-        "--config configs/tiny_zh.py --workdir runs/x --config.optim.learning_rate=1e-3",
-        (_text("profile", "START:COUNT traces COUNT steps after the first START, for xprof"),),
-        note="A run that was begun needs no --config: it is in the workdir.",
+    "train": Command(
+        "distil an adapter; continues where the run was stopped",
+        "--config tiny_zh --workdir runs/x --config.optim.learning_rate=1e-3",
+        {"--profile": _value("START:COUNT", "trace COUNT steps after the first START, for xprof")},
     ),
-    "sample": Verb(
-        "make images of prompts with a trained adapter",
+    "sample": Command(
+        "generate images from prompts with a trained adapter",
         "--workdir runs/x --prompt 一个红色的大圆形 --output images/",
-        (
-            _text("prompts", "a text file, one prompt a line"),
-            _texts("prompt", "a prompt; may be given several times"),
-            _text("output", "the folder to make"),
-            _STEP,
-        ),
+        {
+            "--prompts": _value("FILE", "text file with one prompt per line"),
+            "--prompt": _value("TEXT", "a prompt; can be repeated", action="append", default=[]),
+            "--output": _value("DIR", "new folder for the images"),
+            **_STEP,
+        },
         required=("output",),
-        note="Without --config it is that of the run in the workdir; without --workdir the base "
-        "model is sampled, in English.",
+        note="Without --config: the config of the run in --workdir.\n"
+        "Without --workdir: the base model is sampled, in English.",
     ),
-    "evaluate": Verb(
+    "evaluate": Command(
         "score teacher, untrained and trained adapter, and the translation baseline",
         "--workdir runs/x",
-        (_text("output", "the folder of eval.json and grid.png; WORKDIR by default"), _STEP),
+        {
+            "--output": _value("DIR", "folder of eval.json and grid.png; default: WORKDIR"),
+            **_STEP,
+        },
     ),
-    "export": Verb(
-        "write the adapter, and a folder that PyTorch diffusers loads",
+    "export": Command(
+        "write the adapter, and a model folder for PyTorch diffusers",
         "--workdir runs/x --output exported/",
-        (_text("output", "the folder to make; WORKDIR/export by default"), _STEP),
+        {"--output": _value("DIR", "new folder; default: WORKDIR/export"), **_STEP},
     ),
-    "preflight": Verb(
-        "compile a run for devices that need not be here: what fits, and how fast it can be",
-        "--config configs/sdxl_zh.py --topology v5e:4x4",
-        (
-            _text("topology", "a slice of TPUs, such as v5e:4x4, or local for the devices at hand"),
-            _text("task", "train or sample; train by default"),
-            _text("size", "HxW in pixels, commas between several; buckets; largest of these"),
-            _number("batch", "rows a chip; by default what the config makes of its batch"),
-            _switch("tune", "look for the batch and the remat that are fastest"),
-            _switch("json", "print one JSON object"),
-        ),
+    "preflight": Command(
+        "compile a run for devices that need not be present: memory, compute, traffic",
+        "--config sdxl_zh --topology v5e:4x4",
+        {
+            "--topology": _value("SLICE", "a TPU slice such as v5e:4x4, or local"),
+            "--task": _value("TASK", "train or sample; default: train"),
+            "--size": _value("SIZE", "HxW in pixels, separated by commas; or buckets, or largest"),
+            "--batch": _number("rows per chip; default: by the batch size of the config"),
+            "--tune": _switch("search for the fastest batch and remat"),
+            "--json": _switch("print one JSON object"),
+        },
         required=("config", "topology"),
-        note="It needs no workdir, no weights, no data, and for a TPU no TPU.",
+        note="No --workdir, weights or data are needed, and no TPU for a TPU slice.",
     ),
-    "convert": Verb(
-        "read an adapter's file, the authors' or ours, and write the other",
+    "convert": Command(
+        "convert an adapter file between the authors' format and ours",
         "pytorch_model.bin --output adapter/",
-        (
-            _text("output", "the folder to make"),
-            _text("format", "safetensors (ours, with a config.json) or torch; ours by default"),
-            _text("dtype", "float32, float16 or bfloat16; that of the file by default"),
-            _text("language-encoder", "what the adapter was trained with, for config.json"),
-            _text("base", "the model that the adapter was trained for, for config.json"),
-        ),
-        required=("output",),
-        positional="file",
-        note="FILE is a torch pickle, a safetensors file or a folder of `pea-jax export`.",
+        {
+            "file": _value("FILE", "torch pickle, safetensors file or exported folder", nargs="?"),
+            "--output": _value("DIR", "new folder"),
+            "--format": _value("FORMAT", "safetensors (ours) or torch; default: safetensors"),
+            "--dtype": _value("DTYPE", "float32, float16 or bfloat16; default: unchanged"),
+            "--language-encoder": _value("NAME", "language encoder, for config.json"),
+            "--base": _value("NAME", "base model, for config.json"),
+        },
+        required=("file", "output"),
+        note="The values stay the same bit for bit, unless --dtype is set.",
     ),
 }
 
 
-def define(verb: str) -> flags.FlagValues:
-    """All flags that a verb takes, its own and the common ones, not parsed yet."""
-    values = flags.FlagValues()
-    values.set_gnu_getopt()  # flags may follow what is none
-    if not VERBS[verb].positional:
-        flags.DEFINE_string("config", None, "a file such as configs/tiny_zh.py", flag_values=values)
-        flags.DEFINE_string("workdir", None, "the folder of the run", flag_values=values)
-        flags.DEFINE_bool(
-            "distributed",
-            None,
-            "join the processes on the other hosts: on TPU pods, Slurm, Open MPI and Kubernetes",
-            flag_values=values,
+class _Parser(argparse.ArgumentParser):
+    """Raises `UsageError` in place of an exit."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(
+            add_help=False,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+                prog, max_help_position=32, width=100
+            ),
+            **settings,
         )
-    for flag in VERBS[verb].flags:
-        flag(values)
-    flags.DEFINE_bool("debug", False, "show where an error came from", flag_values=values)
-    flags.DEFINE_bool(
-        "verbose", False, "show what the libraries log", short_name="v", flag_values=values
+        self.set_defaults(parser=self)
+        self.add_argument("-h", "--help", action="store_true", help="show this help")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands. A parsed namespace has the parser of its command as `parser`."""
+    examples = [f"  pea-jax {name} {command.example}" for name, command in COMMANDS.items()]
+    root = _Parser(
+        prog="pea-jax",
+        usage="%(prog)s COMMAND --config NAME --workdir DIR [--config.path.to.field=value]",
+        description="Teach a frozen text-to-image model another language with a small adapter.",
+        epilog="\n".join(["examples:", *examples]),
     )
-    return values
+    root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parsers = root.add_subparsers(
+        dest="command", title="commands", metavar="COMMAND ...", prog=root.prog
+    )
+    for name, command in COMMANDS.items():
+        parser = parsers.add_parser(
+            name,
+            help=command.summary,
+            usage=f"%(prog)s {command.example}",
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.\n{command.note}",
+            epilog=_FIELDS if command.takes_config else "",
+        )
+        for option, settings in (command.options | (_RUN if command.takes_config else {})).items():
+            parser.add_argument(option, **settings)
+        parser.add_argument("--debug", **_switch("show the traceback of an error"))
+        parser.add_argument("-v", "--verbose", **_switch("show the logs of libraries"))
+    return root
 
 
-def own_flags(verb: str) -> list[str]:
-    """The names of the flags that are the verb's alone."""
-    values = flags.FlagValues()
-    for flag in VERBS[verb].flags:
-        flag(values)
-    return list(values)
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of a command line without the program's name.
+
+    Returns:
+        The namespace, and what is left: the overrides of the config.
+
+    Raises:
+        UsageError: an unknown command or flag, or a value of another type.
+    """
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise UsageError(f"no command {argv[0]!r}; expected one of {', '.join(COMMANDS)}")
+    arguments, rest = make_parser().parse_known_args(argv)
+    known = arguments.parser._option_string_actions
+    for name in (word.split("=", 1)[0] for word in rest):
+        if name.startswith("--") and not name.startswith("--config."):
+            raise UsageError(f"no flag {name}{did_you_mean(name, known)}")
+    return arguments, rest
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names as the end of a message; "" where none is near."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

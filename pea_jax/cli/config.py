@@ -1,10 +1,9 @@
-"""Configs of the command line: Python files that return a ConfigDict, and fields set one by one.
+"""Configs of the command line: Python files that return a ConfigDict, and overrides of fields.
 
-Only the command line and the tasks see a ConfigDict; below them go plain arguments.
+Only the command line and the tasks see a ConfigDict; the layers below take plain arguments.
 """
 
 import contextlib
-import difflib
 import importlib.util
 import json
 import sys
@@ -15,26 +14,36 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from pea_jax.cli.commands import did_you_mean
+from pea_jax.runtime import storage
 from pea_jax.runtime.errors import UsageError
 
 
-def load(file: Path) -> ConfigDict:
-    """The config that `get_config` of a Python file returns, locked.
+def shipped() -> dict[str, Path]:
+    """The files of pea_jax.configs by name."""
+    (folder,) = importlib.util.find_spec("pea_jax.configs").submodule_search_locations
+    return {file.stem: file for file in sorted(Path(folder).glob("*.py"))}
 
-    The file may import its neighbours as `configs.NAME`, from wherever the command is run.
+
+def load(name: str | Path) -> ConfigDict:
+    """The locked config that `get_config` of a Python file returns.
+
+    Args:
+        name: a shipped config (tiny_zh), or a Python file (path/to/mine.py). A file can import its
+            neighbours by their names, and shipped configs from pea_jax.configs.
 
     Raises:
+        UsageError: no shipped config has this name.
         FileNotFoundError: no such file.
-        ValueError: it has no `get_config`, or sets a field that is not there.
+        ValueError: it has no `get_config`, or sets a field that does not exist.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"no config file {file}")
+    file = _find(str(name))
     spec = importlib.util.spec_from_file_location("pea_jax_config", file)
     if spec is None:
         raise ValueError(f"{file}: expected a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
     try:
-        with _import_path(file.resolve().parent.parent, Path.cwd()):
+        with _import_path(file.resolve().parent):
             spec.loader.exec_module(module)
             config = module.get_config()
     except (AttributeError, KeyError, TypeError, ImportError, SyntaxError) as error:
@@ -44,25 +53,52 @@ def load(file: Path) -> ConfigDict:
     return config.lock()
 
 
-def from_json(config: Mapping[str, Any]) -> ConfigDict:
-    """A config read back from JSON, locked."""
-    return ConfigDict(_tuples(dict(config))).lock()
+def _find(name: str) -> Path:
+    files = shipped()
+    if name in files:
+        return files[name]
+    names = ", ".join(files)
+    if Path(name).name == name and not name.endswith(".py"):
+        raise UsageError(f"no config {name!r}; expected a Python file (.py) or one of {names}")
+    file = storage.local(name, "--config")
+    if not file.is_file():
+        raise FileNotFoundError(f"no config file {file}; shipped configs, by name: {names}")
+    return file
+
+
+def from_json(stored: Mapping[str, Any]) -> ConfigDict:
+    """A config read back from JSON, locked. Fields that it lacks have the defaults of base.py.
+
+    Raises:
+        ValueError: names every field that no longer exists, since it may have changed numbers; or a
+            value has another type.
+    """
+    config, made = load("base"), ConfigDict(_tuples(dict(stored)))
+    known = set(fields(config))
+    if unknown := [path for path in fields(made) if path not in known]:
+        raise ValueError(
+            f"config.json has fields that this version of pea-jax does not know: "
+            f"{', '.join(unknown)}; remove them from the file if the run does not depend on them"
+        )
+    try:
+        config.update(made)
+    except TypeError as error:
+        raise ValueError(f"config.json: {error}") from error
+    return config
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     """Set fields of `config` from arguments such as --config.optim.learning_rate=1e-4.
 
     Raises:
-        UsageError: an argument that is none, a field that is not there, or a value of another type.
+        UsageError: another argument, an unknown field, or a value of another type.
     """
     known = list(fields(config))
     for argument in arguments:
         name = argument.split("=", 1)[0].removeprefix("--")
         path = name.removeprefix("config.")
         if name != path and path not in known:
-            close = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UsageError(f"the config has no field {path}{hint}")
+            raise UsageError(f"the config has no field {path}{did_you_mean(path, known)}")
     values = flags.FlagValues()
     words = ["pea-jax", *arguments]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
@@ -76,7 +112,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 
 
 def listed(config: ConfigDict) -> list[str]:
-    """Every field with its value, as arguments that would set it."""
+    """Every field with its value, as the argument that sets it."""
     lines = []
     for path in fields(config):
         value: Any = config
@@ -87,9 +123,9 @@ def listed(config: ConfigDict) -> list[str]:
 
 
 @contextlib.contextmanager
-def _import_path(*folders: Path) -> Iterator[None]:
+def _import_path(folder: Path) -> Iterator[None]:
     before = list(sys.path)
-    sys.path[:0] = [str(folder) for folder in folders]
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
@@ -97,7 +133,7 @@ def _import_path(*folders: Path) -> Iterator[None]:
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """The dotted path of every field, groups left out."""
+    """The dotted path of every field, without the groups."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             yield from fields(value, f"{prefix}{name}.")
@@ -106,7 +142,7 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[str]:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has lists where a config has tuples, which are what the command line can set."""
+    """JSON has lists where a config has tuples, which the command line can set."""
     if isinstance(value, dict):
         return {name: _tuples(part) for name, part in value.items()}
     return tuple(_tuples(part) for part in value) if isinstance(value, list) else value

@@ -1,79 +1,77 @@
-"""The command line: `pea-jax VERB --config FILE --workdir DIR [--config.path.to.field=value]`.
+"""The command line: `pea-jax COMMAND --config NAME --workdir DIR [--config.path.to.field=value]`.
 
-Importing this module, and asking for help, imports no jax: a task is loaded when it is run.
+Importing this module and printing help imports no jax: a task is imported when it runs.
 """
 
+import argparse
 import contextlib
-import difflib
 import importlib
 import logging
 import os
 import sys
-import textwrap
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from pea_jax.cli import config as configs
-from pea_jax.cli.commands import VERBS, define, own_flags
+from pea_jax.cli.commands import COMMANDS, parse
 from pea_jax.runtime import storage
 from pea_jax.runtime.errors import UsageError
 from pea_jax.runtime.storage import AnyPath
 
 _PACKAGE = Path(__file__).parent.parent
 
-#: Of libraries that log what is told in one line by an error, or by nobody.
+#: Libraries whose logs are hidden without --verbose: their errors come as one line anyway.
 _LOGGERS = ("pea_jax", "absl", "jax", "orbax", "grain", "gcsfs", "fsspec", "google", "asyncio")
 
-#: How many of a message's lines are shown without --debug.
+#: The number of lines of a message that are shown without --debug.
 _SHOWN_LINES = 9
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit status.
 
-    0 done; 1 the task cannot go on, said in one line; 2 the command line cannot be; 130 Ctrl-C.
+    0: done. 1: the task failed, with the reason in one line. 2: wrong usage. 130: Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0 if argv else 2
-    if argv[0] == "--version":
-        print(f"pea-jax {importlib.import_module('pea_jax').__version__}")
-        return 0
-    verb, said = argv[0], f"pea-jax {argv[0]}"
+    program = " ".join(["pea-jax", *(word for word in argv[:1] if word in COMMANDS)])
     debug = "--debug" in argv
     with warnings.catch_warnings():
         try:
-            if verb not in VERBS:
-                said = "pea-jax"
-                raise UsageError(f"no verb {verb!r}; expected one of {', '.join(VERBS)}")
-            if any(word in ("-h", "--help") for word in argv):
-                print(_help(verb, argv[1:]))
-                return 0
+            arguments, overrides = parse(argv)
+            if arguments.help or not arguments.command:
+                print(_help(arguments))
+                return 0 if arguments.help else 2
             with storage.faults():
-                return _run(verb, argv[1:])
+                return _run(arguments, overrides)
         except KeyboardInterrupt as interrupt:
-            _complain(said, str(interrupt) or "interrupted")
+            _complain(program, str(interrupt) or "interrupted")
             return _leave(130)
-        except (ValueError, OSError, FloatingPointError, flags.Error) as error:
+        except (ValueError, OSError, FloatingPointError) as error:
             if debug:
                 traceback.print_exc()
-            _complain(said, _one_line(error, everything=debug))
-            return _leave(2 if isinstance(error, UsageError | flags.Error) else 1)
+            _complain(program, _one_line(error, everything=debug))
+            return _leave(2 if isinstance(error, UsageError) else 1)
         except Exception as error:
             if not _joined():
                 raise
-            # Most often another process is gone, and a collective with it.
+            # Most often another process has ended, and a collective failed with it.
             if debug or not isinstance(error, RuntimeError):
                 traceback.print_exc()
-            _complain(said, f"lost the other processes, or failed beside them: {_one_line(error)}")
+            reason = _one_line(error)
+            _complain(program, f"lost the other processes, or failed beside them: {reason}")
             return _leave(1)
+
+
+def _help(arguments: argparse.Namespace) -> str:
+    lines = [arguments.parser.format_help().rstrip()]
+    if getattr(arguments, "config", None):
+        lines += ["", "fields of the config:", *configs.listed(configs.load(arguments.config))]
+    return "\n".join(lines)
 
 
 def _joined() -> bool:
@@ -83,9 +81,9 @@ def _joined() -> bool:
 
 
 def _leave(status: int) -> int:
-    """The exit status; a process of several ends here and now, and does not wait for the others.
+    """The exit status. One process of several exits at once, without waiting for the others.
 
-    They may be waiting for it: they learn that it is gone when its heartbeats stay away.
+    They may be waiting for this one, and notice its end when its heartbeats stop.
     """
     if _joined():
         sys.stdout.flush()
@@ -94,58 +92,36 @@ def _leave(status: int) -> int:
     return status
 
 
-def parse(verb: str, arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
-    """The verb's flags, and what is left: the overrides of the config."""
-    values = define(verb)
-    known = list(values)
-    for argument in arguments:
-        name = argument.split("=", 1)[0].lstrip("-")
-        if argument.startswith("--") and not name.startswith("config.") and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean --{close[0]}?" if close else ""
-            raise UsageError(f"no flag --{name}{hint}")
-    rest = values(["pea-jax", *arguments], known_only=True)[1:]
-    return values, rest
-
-
-def _run(verb: str, arguments: Sequence[str]) -> int:
-    """Parse the arguments of a verb and run its task."""
-    values, rest = parse(verb, arguments)
-    missing = [name for name in VERBS[verb].required if not values[name].value]
-    if missing:
-        raise UsageError("expected " + " and ".join(f"--{name}" for name in missing))
-    own = {name.replace("-", "_"): values[name].value for name in own_flags(verb)}
+def _run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Run the task of a command."""
+    name, command = arguments.command, COMMANDS[arguments.command]
+    if missing := [need for need in command.required if not getattr(arguments, need)]:
+        shown = [need.upper() if need == "file" else f"--{need}" for need in missing]
+        raise UsageError(f"expected {' and '.join(shown)}")
+    own = {option: getattr(arguments, option) for option in command.names}
     if own.get("output"):
         own["output"] = storage.as_path(own["output"])
-    if positional := VERBS[verb].positional:
-        source = _only(rest, positional)
-        with _quiet(verb, loud=values["verbose"].value):
-            task = importlib.import_module(f"pea_jax.tasks.{verb}")
-            getattr(task, verb)(source, **own)
-        return 0
-    workdir = storage.as_path(values["workdir"].value) if values["workdir"].value else None
-    with _quiet(verb, loud=values["verbose"].value):
-        config = configs.override(_config(values["config"].value, workdir), rest)
-        task = importlib.import_module(f"pea_jax.tasks.{verb}")
+    with _quiet(name, loud=arguments.verbose):
+        if not command.takes_config:
+            if overrides:
+                raise UsageError(f"unexpected {' '.join(overrides)!r}")
+            own["file"] = storage.local(own["file"], "FILE")
+            getattr(importlib.import_module(f"pea_jax.tasks.{name}"), name)(**own)
+            return 0
+        workdir = storage.as_path(arguments.workdir) if arguments.workdir else None
+        config = configs.override(_config(arguments.config, workdir), overrides)
+        task = importlib.import_module(f"pea_jax.tasks.{name}")
         if "prompts" in own:
             own["prompts"] = _prompts(task, own.pop("prompts"), own.pop("prompt"))
-        _start_jax(config, distributed=values["distributed"].value, preemptible=verb == "train")
-        getattr(task, verb)(config, workdir, **own)
+        _start_jax(config, distributed=arguments.distributed, preemptible=name == "train")
+        getattr(task, name)(config, workdir, **own)
     return 0
 
 
-def _only(arguments: Sequence[str], name: str) -> Path:
-    """The one argument that is left when the flags are taken out."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        got = " ".join(arguments)
-        raise UsageError(f"expected one {name.upper()}, got {repr(got) if got else 'none'}")
-    return storage.local(arguments[0], name.upper())
-
-
-def _config(file: str | None, workdir: AnyPath | None) -> ConfigDict:
-    """The config of a file; or else that of the run in the workdir."""
-    if file:
-        return configs.load(storage.local(file, "--config"))
+def _config(name: str | None, workdir: AnyPath | None) -> ConfigDict:
+    """The config of this name or file; without one the config of the run in the workdir."""
+    if name:
+        return configs.load(name)
     if workdir is None:
         raise UsageError("expected --config, or the --workdir of a run")
     checkpoint = importlib.import_module("pea_jax.runtime.checkpoint")
@@ -172,23 +148,23 @@ def _start_jax(config: ConfigDict, *, distributed: bool | None, preemptible: boo
 
 
 @contextlib.contextmanager
-def _quiet(verb: str, *, loud: bool) -> Iterator[None]:
-    """Show the warnings of this package, one line each; those of libraries only where asked for."""
+def _quiet(command: str, *, loud: bool) -> Iterator[None]:
+    """Show the warnings of this package, one line each, and those of libraries only if `loud`."""
     if loud:
         logging.basicConfig(level=logging.INFO)
         yield
         return
-    # Read by the libraries when they are first imported.
+    # The libraries read these when they are first imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        _complain(f"pea-jax {verb}: warning", _one_line(message))
+        _complain(f"pea-jax {command}: warning", _one_line(message))
 
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: show(record.getMessage())
-    # absl's logger serves libraries and this package alike.
+    # Libraries and this package share absl's logger.
     handler.addFilter(
         lambda record: (
             record.name.startswith("pea_jax") or Path(record.pathname).is_relative_to(_PACKAGE)
@@ -210,12 +186,12 @@ def _quiet(verb: str, *, loud: bool) -> Iterator[None]:
             logger.removeHandler(handler)
 
 
-def _complain(said: str, what: str) -> None:
-    print(f"{said}: {what}", file=sys.stderr, flush=True)
+def _complain(program: str, message: str) -> None:
+    print(f"{program}: {message}", file=sys.stderr, flush=True)
 
 
 def _one_line(error: Exception | str, *, everything: bool = False) -> str:
-    """The message of an error without line breaks, a long list cut."""
+    """The message of an error without line breaks; a long list is cut."""
     if isinstance(error, OSError) and error.strerror:
         names = [str(name) for name in (error.filename, error.filename2) if name]
         return ": ".join([*names, error.strerror])
@@ -226,60 +202,3 @@ def _one_line(error: Exception | str, *, everything: bool = False) -> str:
     if cut > 0 and not everything:
         lines = [*lines[:_SHOWN_LINES], f"and {cut} more (--debug shows them)"]
     return " ".join([lines[0], "; ".join(lines[1:])]).strip()
-
-
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    verbs = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
-    examples = [f"  pea-jax {name} {verb.example}" for name, verb in VERBS.items()]
-    return "\n".join(
-        [
-            "pea-jax VERB --config FILE --workdir DIR [--config.path.to.field=value]",
-            "",
-            "Teach a frozen text-to-image model another language with a small adapter.",
-            "",
-            *verbs,
-            "",
-            *examples,
-            "",
-            "pea-jax VERB --help tells its flags, configs/base.py every field of a config.",
-        ]
-    )
-
-
-def _help(verb: str, arguments: Sequence[str]) -> str:
-    values = define(verb)
-    names = [name for name in values if len(name) > 1]
-    width = max(map(len, names)) + len("  --") + 2
-    told = []
-    for name in names:
-        told += textwrap.wrap(
-            values[name].help.split(";\n")[0],
-            96,
-            initial_indent=f"  --{name}".ljust(width),
-            subsequent_indent=" " * width,
-        )
-    chosen = VERBS[verb]
-    lines = [
-        f"pea-jax {verb} {chosen.example}",
-        "",
-        *textwrap.wrap(f"{chosen.summary[0].upper()}{chosen.summary[1:]}. {chosen.note}", 96),
-        "",
-        *told,
-    ]
-    if chosen.positional:
-        return "\n".join(lines)
-    lines += [
-        "",
-        "Any field of the config can be set: --config.path.to.field=value.",
-        "With --config FILE this help lists the fields.",
-    ]
-    values(["pea-jax", *(word for word in arguments if word not in ("-h", "--help"))], True)
-    if values["config"].value:
-        config = configs.load(Path(values["config"].value))
-        lines[-2:] = ["The fields of the config:", *configs.listed(config)]
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -45,12 +45,15 @@ _LOG = logging.getLogger(__name__)
 _ABSENT = "(absent)"
 
 
-def check_config(workdir: AnyPath, config: Mapping[str, Any]) -> None:
+def check_config(
+    workdir: AnyPath, config: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None
+) -> None:
     """Refuse a workdir that holds a run of another config.
 
     Args:
         workdir: may be missing.
         config: nested, of JSON values.
+        defaults: like `config`; the values of fields that a run of an older version lacks.
 
     Raises:
         ValueError: names every differing field that is not under MAY_CHANGE; or the workdir is a
@@ -62,7 +65,8 @@ def check_config(workdir: AnyPath, config: Mapping[str, Any]) -> None:
         if checkpoint_files.steps(workdir):
             raise ValueError(f"{workdir} holds checkpoints but no {CONFIG_FILE}")
         return
-    before, now = _flatten(read_config(workdir)), _flatten(_as_json(config))
+    before = _flatten(_as_json(defaults or {})) | _flatten(read_config(workdir))
+    now = _flatten(_as_json(config))
     differing = [
         f"{field}: {before.get(field, _ABSENT)!r} there, {now.get(field, _ABSENT)!r} here"
         for field in sorted(before.keys() | now.keys())

@@ -104,7 +104,7 @@ def _refuse_several() -> None:
         names = ", ".join(f"{name}={value}" for name, value in several.items())
         raise ValueError(
             f"this is one process of several ({names}): give --distributed to join them, or "
-            "--nodistributed to run it alone"
+            "--no-distributed to run it alone"
         )
 
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from pea_jax.assembly import checks, model_factory
 from pea_jax.assembly.trainer import Run, build, model_flops
+from pea_jax.configs import base
 from pea_jax.distill.losses import BY_LANGUAGE, require_finite
 from pea_jax.distill.state import TrainState
 from pea_jax.evals import grid
@@ -46,7 +47,8 @@ def train(config: ConfigDict, workdir: AnyPath, *, profile: str | None = None) -
         KeyboardInterrupt: after Ctrl-C, once the current step is finished and saved.
     """
     traced = profiling.parse(profile)
-    checkpoint.check_config(workdir, config.to_dict())
+    defaults = base.get_config().to_dict()
+    checkpoint.check_config(workdir, config.to_dict(), defaults=defaults)
     run = build(config)
     primary = processes.process_index() == 0
     if primary:

@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 from absl import logging as absl_logging
 
+import pea_jax
 from pea_jax.cli import config, main
-from pea_jax.cli.commands import VERBS
+from pea_jax.cli.commands import COMMANDS, parse
 from pea_jax.runtime import checkpoint
+from pea_jax.runtime.errors import UsageError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = str(CONFIGS / "tiny_zh.py")
 
 
 class Task:
-    """Stands for a task's module, and notes what its function was given."""
+    """Stands in for a task and records its arguments."""
 
     def __init__(self, act=lambda: None):
         self.calls = []
@@ -32,7 +34,7 @@ class Task:
 
 @pytest.fixture
 def task(monkeypatch):
-    """Puts a `Task` in the place of a verb's; jax is left as it is."""
+    """Replaces the task of a command by a `Task`, without starting jax."""
 
     def place(verb, act=lambda: None, **others):
         fake = Task(act)
@@ -75,47 +77,52 @@ def test_help_is_short_and_imports_no_jax():
         assert max(map(len, text)) <= 100
 
 
-def test_the_overview_names_every_verb_and_its_example(capsys):
+def test_help_names_every_command_and_its_example(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    for name, verb in VERBS.items():
+    for name, command in COMMANDS.items():
         assert f"  {name} " in out
-        assert f"pea-jax {name} {verb.example}" in out
-    # Without a verb the same is shown, but nothing was done.
+        assert f"pea-jax {name} {command.example}" in out
+    # Without a command the same is shown, but nothing was done.
     assert run(capsys) == (2, out, [])
 
 
-#: The verbs that take a config and a workdir.
-OF_RUNS = [name for name, verb in VERBS.items() if not verb.positional]
+#: The commands that take a config and a workdir.
+OF_RUNS = [name for name, command in COMMANDS.items() if command.takes_config]
 
 
-@pytest.mark.parametrize("verb", OF_RUNS)
-def test_help_of_a_verb_tells_its_flags_and_with_a_config_the_fields(capsys, verb):
-    status, out, err = run(capsys, verb, "--help")
+@pytest.mark.parametrize("name", OF_RUNS)
+def test_help_of_a_command_lists_its_flags_and_with_a_config_the_fields(capsys, name):
+    status, out, err = run(capsys, name, "--help")
     assert (status, err) == (0, [])
-    for name in ("config", "workdir", "debug", "verbose"):
-        assert f"  --{name}" in out
-    status, out, _ = run(capsys, verb, "--config", TINY, "--help")
+    assert "--config NAME " in out
+    for flag in ("workdir", "debug", "verbose"):
+        assert f" --{flag} " in out
+    status, out, _ = run(capsys, name, "--config", "tiny_zh", "--help")
     assert status == 0
     assert "  --config.optim.learning_rate=0.002\n" in out
 
 
-def test_help_of_a_verb_without_a_config_tells_its_flags_alone(capsys):
+def test_help_of_a_command_without_a_config_lists_its_flags_alone(capsys):
     status, out, err = run(capsys, "convert", "--help")
     assert (status, err) == (0, [])
-    assert "  --language-encoder  what" in out
-    assert "  --output            the folder" in out
+    assert "  --language-encoder NAME  language" in out
+    assert "  --output DIR             new folder" in out
     assert "config" not in out.replace("config.json", "")
 
 
-def test_an_example_of_every_verb_can_be_parsed():
-    for name, verb in VERBS.items():
-        values, rest = main.parse(name, verb.example.split())
-        assert all(values[flag].value for flag in verb.required), name
-        if verb.positional:
-            (_,) = rest
-            continue
-        config.override(config.load(CONFIGS / "tiny_zh.py"), rest)
+def test_the_example_of_every_command_can_be_parsed():
+    for name, command in COMMANDS.items():
+        arguments, rest = parse([name, *command.example.split()])
+        assert all(getattr(arguments, flag) for flag in command.required), name
+        config.override(config.load("tiny_zh"), rest)
+
+
+def test_the_version_is_that_of_the_package():
+    done = subprocess.run(
+        [sys.executable, "-m", "pea_jax", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"pea-jax {pea_jax.__version__}\n"
 
 
 def test_a_task_gets_the_config_with_its_overrides(capsys, task, tmp_path):
@@ -129,24 +136,24 @@ def test_a_task_gets_the_config_with_its_overrides(capsys, task, tmp_path):
     ]
     status, _, err = run(capsys, "train", "--config", TINY, "--workdir", tmp_path, *overrides)
     assert (status, err) == (0, [])
-    ((given, workdir, flags),) = train.calls
+    ((made, workdir, flags),) = train.calls
     assert (workdir, flags) == (tmp_path, {"profile": None})
-    assert given.optim.learning_rate == 1e-4
-    assert given.distill.hybrid is False
-    assert given.data.dataset == "laion/1.0.0"
-    assert given.train.sample_prompts == ("一", "二")
-    assert given.seed == 5
-    assert given.adapter.hidden_width == 256
-    assert given.is_locked
+    assert made.optim.learning_rate == 1e-4
+    assert made.distill.hybrid is False
+    assert made.data.dataset == "laion/1.0.0"
+    assert made.train.sample_prompts == ("一", "二")
+    assert made.seed == 5
+    assert made.adapter.hidden_width == 256
+    assert made.is_locked
 
 
-def test_a_verb_without_a_config_gets_its_file_wherever_it_stands(capsys, task):
+def test_a_command_without_a_config_gets_its_file_at_any_position(capsys, task):
     convert = task("convert")
     for words in (["~/a.bin", "--output", "out"], ["--output=out", "--base=x", "~/a.bin"]):
         assert run(capsys, "convert", *words) == (0, "", [])
-    given = {"format": None, "dtype": None, "language_encoder": None, "output": Path("out")}
-    file = Path("~/a.bin").expanduser()
-    assert convert.calls == [(file, given | {"base": None}), (file, given | {"base": "x"})]
+    common = {"format": None, "dtype": None, "language_encoder": None, "output": Path("out")}
+    common |= {"file": Path("~/a.bin").expanduser()}
+    assert convert.calls == [(common | {"base": None},), (common | {"base": "x"},)]
 
 
 def test_after_training_the_config_is_that_of_the_workdir(capsys, task, tmp_path):
@@ -157,10 +164,10 @@ def test_after_training_the_config_is_that_of_the_workdir(capsys, task, tmp_path
         capsys, "evaluate", "--workdir", tmp_path, "--config.train.sample_prompts=('一',)"
     )
     assert (status, err) == (0, [])
-    given = evaluate.calls[0][0]
-    assert given.seed == 9
-    assert given.train.sample_prompts == ("一",)
-    assert given.data == made.data
+    used = evaluate.calls[0][0]
+    assert used.seed == 9
+    assert used.train.sample_prompts == ("一",)
+    assert used.data == made.data
 
 
 def test_prompts_come_from_a_file_or_from_the_command_line(capsys, task, tmp_path):
@@ -180,13 +187,22 @@ def test_prompts_come_from_a_file_or_from_the_command_line(capsys, task, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        ("trian", "pea-jax: no verb 'trian'; expected one of prepare, train, sample"),
+        ("trian", "pea-jax: no command 'trian'; expected one of prepare, train, sample"),
         ("train --config TINY", "pea-jax train: expected --workdir"),
-        ("evaluate --workdir DIR --step last", "pea-jax evaluate: flag --step=last: invalid lit"),
+        ("evaluate --workdir DIR --step last", "pea-jax evaluate: argument --step: invalid int"),
         ("prepare --workdir DIR", "pea-jax prepare: expected --config"),
         ("train --wrkdir DIR", "pea-jax train: no flag --wrkdir; did you mean --workdir?"),
+        ("--verson", "pea-jax: no flag --verson; did you mean --version?"),
+        (
+            "convert x --languge-encoder=y",
+            "pea-jax convert: no flag --languge-encoder; did",
+        ),
+        ("convert --base x", "pea-jax convert: expected FILE and --output"),
+        ("convert x y --output DIR", "pea-jax convert: unexpected 'y'"),
+        ("train --workdir", "pea-jax train: argument --workdir: expected one argument"),
+        ("train --config tiny --workdir DIR", "pea-jax train: no config 'tiny'; expected a Python"),
         ("train --config TINY --workdir DIR more", "pea-jax train: unexpected 'more'"),
         (
             "train --config TINY --workdir DIR --config.optim.learning_rte=1",
@@ -199,25 +215,25 @@ def test_prompts_come_from_a_file_or_from_the_command_line(capsys, task, tmp_pat
         ),
     ],
 )
-def test_a_command_line_that_cannot_be_gets_one_line(capsys, task, tmp_path, arguments, told):
+def test_wrong_usage_gets_one_line(capsys, task, tmp_path, arguments, message):
     train = task("train")
     places = {"TINY": TINY, "DIR": tmp_path / "run"}
     status, out, err = run(capsys, *(places.get(word, word) for word in arguments.split()))
     assert (status, out, len(err)) == (2, "", 1)
-    assert err[0].startswith(told)
+    assert err[0].startswith(message)
     assert train.calls == []
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (None, "no config file "),
         ("def get_config(): return 1", "expected a ConfigDict, got a int"),
         ("x = 1", "has no attribute 'get_config'"),
         ("def get_config(:", "invalid syntax"),
         (
-            "from configs import base\n"
+            "from pea_jax.configs import base\n"
             "def get_config():\n"
             "    config = base.get_config()\n"
             "    config.optim.learning_rte = 1\n"
@@ -226,19 +242,18 @@ def test_a_command_line_that_cannot_be_gets_one_line(capsys, task, tmp_path, arg
         ),
     ],
 )
-def test_a_config_file_that_cannot_be_read_gets_one_line(capsys, monkeypatch, tmp_path, text, told):
-    monkeypatch.chdir(CONFIGS.parent)
+def test_a_config_file_that_cannot_be_read_gets_one_line(capsys, tmp_path, text, message):
     file = tmp_path / "mine.py"
     if text is not None:
         file.write_text(text)
     status, _, err = run(capsys, "train", "--config", file, "--workdir", tmp_path / "run")
     assert (status, len(err)) == (1, 1)
     assert err[0].startswith("pea-jax train: ")
-    assert told in err[0]
+    assert message in err[0]
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (ValueError("no\n  such thing"), "no such thing"),
         (FileNotFoundError("holds no run"), "holds no run"),
@@ -251,12 +266,12 @@ def test_a_config_file_that_cannot_be_read_gets_one_line(capsys, monkeypatch, tm
         (ValueError(), "ValueError"),
     ],
 )
-def test_an_error_of_a_task_is_one_line_and_a_traceback_for_who_asks(capsys, task, error, told):
+def test_an_error_of_a_task_is_one_line_and_with_debug_a_traceback(capsys, task, error, message):
     def act():
         raise error
 
     task("prepare", act)
-    assert run(capsys, "prepare", "--config", TINY) == (1, "", [f"pea-jax prepare: {told}"])
+    assert run(capsys, "prepare", "--config", TINY) == (1, "", [f"pea-jax prepare: {message}"])
     status, _, err = run(capsys, "prepare", "--config", TINY, "--debug")
     assert (status, err[0]) == (1, "Traceback (most recent call last):")
 
@@ -273,7 +288,7 @@ def test_a_long_list_is_cut(capsys, task):
     )
 
 
-def test_a_bug_is_not_dressed_up_as_a_message(task):
+def test_a_bug_keeps_its_traceback(task):
     def act():
         raise ZeroDivisionError
 
@@ -290,12 +305,12 @@ def test_ctrl_c_ends_with_130(capsys, task):
     assert run(capsys, "prepare", "--config", TINY) == (130, "", ["pea-jax prepare: interrupted"])
 
 
-def test_warnings_of_this_package_are_one_line_and_those_of_libraries_none(capsys, task):
+def test_warnings_of_this_package_are_one_line_and_those_of_libraries_are_hidden(capsys, task):
     def act():
         logging.getLogger("pea_jax.weights.tokenizers").warning("%r is\ntoo long", "甲")
         logging.getLogger("orbax.checkpoint").warning("noise")
         logging.getLogger("jax._src.xla_bridge").warning("noise")
-        absl_logging.warning("noise")  # from this file, which is not of the package
+        absl_logging.warning("noise")  # this file is not in the package
         ours = Path(main.__file__).parents[1] / "data" / "schema.py"
         absl_logging.get_absl_logger().handle(
             logging.LogRecord("absl", logging.WARNING, str(ours), 1, "row %s", ("7",), None)
@@ -313,7 +328,7 @@ def test_warnings_of_this_package_are_one_line_and_those_of_libraries_none(capsy
         "pea-jax prepare: warning: row 7",
         "pea-jax prepare: warning: careful",
     ]
-    # Afterwards the loggers are as they were.
+    # The loggers are restored.
     assert logging.getLogger("absl").propagate
     assert logging.getLogger("pea_jax").handlers == []
 
@@ -323,7 +338,7 @@ def test_compiled_programs_are_kept_where_the_config_says(monkeypatch, tmp_path)
 
     monkeypatch.setenv("HOME", str(tmp_path))
     before = jax.config.jax_compilation_cache_dir
-    made = config.load(CONFIGS / "tiny_zh.py")
+    made = config.load("tiny_zh")
     try:
         main._start_jax(made, distributed=None, preemptible=False)
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "pea_jax")
@@ -335,10 +350,53 @@ def test_compiled_programs_are_kept_where_the_config_says(monkeypatch, tmp_path)
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_a_config_file_works_from_any_folder(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["sd21_zh", CONFIGS / "sd21_zh.py"])
+def test_a_shipped_config_loads_by_name_and_by_path_from_any_folder(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
-    made = config.load(CONFIGS / "sd21_zh.py")
+    made = config.load(name)
     assert made.data.image_size == 768
     assert sys.path == before
     assert json.loads(json.dumps(made.to_dict()))["model"]["base"].endswith("stable-diffusion-2-1")
+
+
+def test_a_name_that_does_not_exist_lists_the_names():
+    names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.py")))
+    with pytest.raises(UsageError, match=f"no config 'sd3_zh'; .* one of {names}"):
+        config.load("sd3_zh")
+    with pytest.raises(FileNotFoundError, match=f"no config file sd3_zh.py; .*by name: {names}"):
+        config.load("sd3_zh.py")
+
+
+def test_a_config_file_imports_its_neighbours_and_the_shipped_configs(tmp_path):
+    (tmp_path / "neighbour.py").write_text("SEED = 7\n")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import neighbour\n"
+        "from pea_jax.configs import tiny_zh\n"
+        "def get_config():\n"
+        "    config = tiny_zh.get_config()\n"
+        "    config.seed = neighbour.SEED\n"
+        "    return config\n"
+    )
+    made = config.load(file)
+    assert (made.seed, made.adapter.hidden_width) == (7, 256)
+
+
+def test_fields_that_a_stored_config_lacks_have_their_defaults():
+    stored = json.loads(json.dumps(config.load("tiny_zh").to_dict()))
+    stored["optim"].pop("ema_decay")
+    stored.pop("evaluate")
+    assert config.from_json(stored) == config.load("tiny_zh")
+
+
+def test_a_stored_config_with_fields_of_another_version_is_refused(capsys, task, tmp_path):
+    stored = config.load("tiny_zh").to_dict() | {"sead": 1}
+    stored["train"] |= {"step_count": 2}
+    checkpoint.write_config(tmp_path, stored)
+    evaluate = task("evaluate")
+    status, _, (line,) = run(capsys, "evaluate", "--workdir", tmp_path)
+    assert (status, evaluate.calls) == (1, [])
+    assert "does not know: sead, train.step_count; remove them" in line
+    with pytest.raises(ValueError, match=r"config\.json: .*seed"):
+        config.from_json({"seed": "one"})

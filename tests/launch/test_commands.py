@@ -7,9 +7,8 @@ import shlex
 import pytest
 import yaml
 
-from configs import base
-from pea_jax.cli import config, main
-from pea_jax.cli.commands import VERBS
+from pea_jax.cli import config
+from pea_jax.cli.commands import COMMANDS, parse
 from tests.launch.conftest import POD, POD_SETTINGS, ROOT, commands
 
 LAUNCH = ROOT / "launch"
@@ -42,14 +41,13 @@ def check(words):
     """What `pea-jax` would say of a command line before it does anything.
 
     Raises:
-        ValueError: no such verb, flag, file or field of the config.
+        ValueError: no such command, flag, file or field of the config.
     """
-    verb, *arguments = words
-    values, rest = main.parse(verb, arguments)
-    missing = [name for name in VERBS[verb].required if not values[name].value]
+    arguments, rest = parse(words)
+    required = COMMANDS[arguments.command].required
+    missing = [name for name in required if not getattr(arguments, name)]
     assert not missing, missing
-    file = values["config"].value
-    config.override(config.load(ROOT / file) if file else base.get_config(), rest)
+    config.override(config.load(arguments.config or "base"), rest)
 
 
 def on_worker(printed):

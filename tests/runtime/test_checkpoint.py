@@ -114,6 +114,14 @@ def test_another_config_is_refused_with_every_field_that_differs(tmp_path):
     assert "warmup" not in str(error.value)
 
 
+def test_a_field_that_a_run_lacks_has_its_default(tmp_path):
+    checkpoint.write_config(tmp_path, CONFIG)
+    newer, defaults = changed(optim__new=2), {"optim": {"new": 2}, "seed": 9}
+    checkpoint.check_config(tmp_path, newer, defaults=defaults)
+    with pytest.raises(ValueError, match=r"config \(optim\.new: 2 there, 3 here\)"):
+        checkpoint.check_config(tmp_path, changed(optim__new=3), defaults=defaults)
+
+
 def test_a_workdir_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no run: expected .*config\.json"):
         checkpoint.read_config(tmp_path)

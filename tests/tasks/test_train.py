@@ -276,6 +276,18 @@ def test_a_workdir_of_another_config_is_refused_before_anything_is_loaded(go, tm
     assert after == before
 
 
+def test_a_run_of_an_older_version_continues_with_the_defaults_of_newer_fields(go, tmp_path):
+    go(steps=2)
+    made = checkpoint.read_config(tmp_path / "run")
+    older = json.loads(json.dumps(made))
+    del older["optim"]["ema_decay"], older["data"]["per_device"]
+    checkpoint.write_config(tmp_path / "run", older)
+    go(steps=4)
+    assert saved(tmp_path / "run")[-1] == 4
+    made["train"]["steps"] = 4
+    assert checkpoint.read_config(tmp_path / "run") == made
+
+
 def test_what_cannot_be_loaded_leaves_no_trace(monkeypatch, tmp_path):
     def build(config):
         raise ValueError("no such weights")

@@ -98,7 +98,13 @@ def _raises_what_cannot_be_pickled():
     yield
 
 
-@pytest.mark.parametrize("others", [executors.processes, lambda _: executors.on_beam([])])
+@pytest.mark.parametrize(
+    "others",
+    [
+        executors.processes,
+        pytest.param(lambda _: executors.on_beam([]), marks=pytest.mark.beam, id="beam"),
+    ],
+)
 def test_a_shard_that_cannot_be_pickled_is_told(tmp_path, others):
     splits = {"train": [lambda: [sets.row(1)]]}
     with pytest.raises(ValueError, match=r"part train-00000 .* can't be pickled: .*lambda"):
@@ -136,6 +142,7 @@ def test_workers_end_with_the_first_process(tmp_path, how, expected):
     assert shards.contents(build(tmp_path / "data", executors.in_turn)) == expected
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize("workers", [0, 2])
 def test_beam_makes_the_same_set(tmp_path, expected, workers):
     others = f",direct_running_mode=multi_processing,direct_num_workers={workers}"
@@ -146,6 +153,7 @@ def test_beam_makes_the_same_set(tmp_path, expected, workers):
     assert (os.getpid() in shards.workers(tmp_path / "diary")) == (not workers)
 
 
+@pytest.mark.beam
 def test_what_a_shard_raises_on_beam_is_told_in_a_line_and_the_rest_goes_on(tmp_path, expected):
     with pytest.raises(executors.WorkerError, match=r"failed: .*shard 2 is broken") as told:
         build(tmp_path / "data", executors.on_beam(executors.beam_options(LOCAL)), fail=1)
@@ -158,6 +166,7 @@ def test_what_a_shard_raises_on_beam_is_told_in_a_line_and_the_rest_goes_on(tmp_
     assert 0 not in shards.read(tmp_path / "diary", "begin")
 
 
+@pytest.mark.beam
 def test_parts_that_beams_workers_wrote_elsewhere_are_missed(tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "_do", lambda number, packed: number)
     jobs = [
@@ -177,6 +186,7 @@ def test_beam_is_asked_for_where_it_is_missing(monkeypatch):
         executors.on_beam([])
 
 
+@pytest.mark.beam
 def test_options_that_beam_does_not_know_are_refused():
     for text, told in [
         ("runer=DataflowRunner,project=x,odd", "knows no odd, no runer"),
