@@ -88,13 +88,13 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path, monke
     vae = read_base_config(models / "sd").vae
     numbers = 2 * vae.latent_channels * 16 * 32 // vae.downsampling_factor**2 * 2
     monkeypatch.setattr(latent_encoder, "CHUNK_BYTES", 4 * 4 * numbers)
-    held, at_once = [], latent_encoder._encoded_at_once
+    held, encoded_chunk = [], latent_encoder._encoded_chunk
 
-    def noted(pixels, rows, *given):
+    def noted(pixels, rows, *arguments):
         held.append(len(rows))
-        return at_once(pixels, rows, *given)
+        return encoded_chunk(pixels, rows, *arguments)
 
-    monkeypatch.setattr(latent_encoder, "_encoded_at_once", noted)
+    monkeypatch.setattr(latent_encoder, "_encoded_chunk", noted)
     made = config(
         models,
         photographs(tmp_path),
@@ -117,7 +117,7 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path, monke
     moments_of = jax.jit(lambda pixels: posterior(nnx.merge(graph, state), pixels))
     for number, place in zip(numbers, range(len(source)), strict=True):
         row, kept = pixels[number], source[place]
-        for name in schema.Described.__annotations__:
+        for name in schema.AnyRow.__annotations__:
             assert getattr(kept, name) == getattr(row, name)
         size = (16, 32) if row.width == 41 else (16, 16)
         assert kept.size == size
@@ -291,12 +291,12 @@ def test_a_killed_one_goes_on_and_makes_the_same_set(models, data_dir, tmp_path,
         timeout=400,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    with pytest.raises(DatasetError, match="not finished: go on with pea-jax prepare --latents"):
+    with pytest.raises(DatasetError, match="not finished: continue with pea-jax prepare --latents"):
         trainer.build(made)
     seen = []
     encoded = latent_encoder._encoded
     monkeypatch.setattr(
-        latent_encoder, "_encoded", lambda *given: seen.append(1) or encoded(*given)
+        latent_encoder, "_encoded", lambda *arguments: seen.append(1) or encoded(*arguments)
     )
     again = make(made)
     assert len(seen) == 3  # of five parts

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pea_jax.data import buckets
-from pea_jax.data.buckets import BucketWarning, allot, nearest, problems
+from pea_jax.data.buckets import BucketWarning, allot, bucket_problems, nearest
 
 WIDE, SQUARE, TALL = (4, 8, 0.5), (6, 6, 0.25), (8, 4, 0.25)
 SIZES = [WIDE[:2], SQUARE[:2], TALL[:2]]
@@ -83,12 +83,12 @@ def test_a_picture_without_a_size_is_refused():
 
 
 def test_what_cannot_be_is_named():
-    assert problems(buckets.SDXL) == problems(()) == []
+    assert bucket_problems(buckets.SDXL) == bucket_problems(()) == []
     wrong = [[4, 8, 0.5], (4, 8), (4, 8, 0.0), (4, 8, -1.0), (4, 8, math.nan), (4, 8, "1"), 7]
     for bad in (*wrong, (0, 8, 1.0), (4.0, 8, 1.0)):
-        (told,) = problems([bad])
+        (told,) = bucket_problems([bad])
         assert told == f"expected (height, width, probability), all positive, got {bad!r}"
-    told = problems([(4, 8, 0.5), (8, 16, 0.5), (4, 8, 0.1), (4, 4, 0)])
+    told = bucket_problems([(4, 8, 0.5), (8, 16, 0.5), (4, 8, 0.1), (4, 4, 0)])
     assert len(told) == 3
     assert told[0] == "expected one bucket of an aspect, got 4x8 and 8x16"
     assert told[1] == "expected one bucket of an aspect, got 4x8 and 4x8"

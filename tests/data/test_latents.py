@@ -13,7 +13,7 @@ from pea_jax.data.read.source import DatasetError
 from pea_jax.data.write import builder
 from tests.data import sets
 
-RECIPE = latents.Recipe(
+RECIPE = latents.LatentRecipe(
     dataset="small",
     split="train",
     languages=("ja", "zh"),
@@ -52,7 +52,7 @@ def build(data_dir, recipe=RECIPE, pixels="b" * 16):
         recipe.name,
         {"train": [lambda: iter(rows)]},
         recipe=latents.recipe_file(recipe, pixels),
-        form=latents.form(recipe.dtype),
+        row_format=latents.row_format(recipe.dtype),
     )
 
 
@@ -67,7 +67,7 @@ def test_a_row_comes_back_as_it_went_in(tmp_path, rng, dtype):
         recipe.name,
         {"train": [lambda: iter([given])]},
         recipe=latents.recipe_file(recipe, ""),
-        form=latents.form(dtype),
+        row_format=latents.row_format(dtype),
     )
     source = latents.LatentSource(folder, "train")
     assert source.recipe == recipe
@@ -90,7 +90,10 @@ def test_moments_that_cannot_be_stored_are_refused(tmp_path, value):
     given = row(3, moments=np.full((2, 4, 2, 3), value, np.float32))
     with pytest.raises(ValueError, match=r"row row3: .* not finite in float16"):
         builder.build(
-            tmp_path, recipe.name, {"train": [lambda: iter([given])]}, form=latents.form("float16")
+            tmp_path,
+            recipe.name,
+            {"train": [lambda: iter([given])]},
+            row_format=latents.row_format("float16"),
         )
 
 
@@ -200,9 +203,9 @@ def test_a_set_that_is_not_finished_is_refused(tmp_path):
             RECIPE.name,
             {"train": [lambda: iter([row(1)]), broken]},
             recipe=latents.recipe_file(RECIPE, ""),
-            form=latents.form(RECIPE.dtype),
+            row_format=latents.row_format(RECIPE.dtype),
         )
-    with pytest.raises(DatasetError, match=r"1.0.0 is not finished: go on with pea-jax prepare"):
+    with pytest.raises(DatasetError, match=r"1.0.0 is not finished: continue with pea-jax prepare"):
         latents.find(tmp_path, RECIPE, None)
 
 

@@ -1,4 +1,4 @@
-"""The files that names stand for: {00000..00099}, {a,b}, *, folders; on disks and in buckets."""
+"""File patterns with {00000..00099}, {a,b}, * and folders, on disks and in buckets."""
 
 import fnmatch
 import itertools
@@ -20,9 +20,9 @@ class File:
     """A file to read.
 
     Attributes:
-      path: of it, also in a bucket.
-      label: its path below the folder that all files of the split have in common, without its
-        ending: the same wherever that folder lies.
+      path: local, or in a bucket.
+      label: path below the common folder of the split's files, without the ending. It does not
+        change when that folder moves.
       size: in bytes.
     """
 
@@ -32,15 +32,15 @@ class File:
 
 
 def expand(pattern: str) -> list[str]:
-    """The names that a name with braces stands for, in order: {00000..00099} and {a,b}.
+    """Expands the braces {00000..00099} and {a,b} of a pattern, in order.
 
     Raises:
-      ValueError: braces that say neither.
+      ValueError: other braces, or an empty range.
     """
-    found = _BRACES.search(pattern)
-    if found is None:
+    match = _BRACES.search(pattern)
+    if match is None:
         return [pattern]
-    inside = found[1]
+    inside = match[1]
     if numbers := _RANGE.fullmatch(inside):
         first, last = numbers.groups()
         width = len(first) if first.startswith("0") else 0
@@ -49,21 +49,21 @@ def expand(pattern: str) -> list[str]:
         choices = inside.split(",") if "," in inside else []
     if not choices:
         raise ValueError(f"{pattern}: expected {{FIRST..LAST}} or {{A,B}}, got {{{inside}}}")
-    rest = expand(pattern[found.end() :])
-    return [pattern[: found.start()] + choice + end for choice in choices for end in rest]
+    rest = expand(pattern[match.end() :])
+    return [pattern[: match.start()] + choice + end for choice in choices for end in rest]
 
 
 def find(where: Sequence[str], endings: Sequence[str]) -> list[File]:
-    """The files of one split, in the order of `where`, those of a pattern or folder sorted.
+    """The files of one split, in the order of `where`. Matches of one pattern or folder are sorted.
 
     Args:
-      where: names of files, with braces and with *, ? and [] in any part; or of folders, which
-        stand for the files in them that have one of the endings.
+      where: files, with braces and with *, ? and [] in any part of the path; or folders, for all
+        files in them with one of the endings.
       endings: such as ".tar".
 
     Raises:
-      ValueError: a name that stands for nothing, a file that is named twice.
-      StorageError: a bucket that can't be reached.
+      ValueError: a name has no match, or a file is named twice.
+      StorageError: a bucket is unreachable.
     """
     listings: dict[str, dict[str, int | None]] = {}
     found: list[tuple[str, int]] = []
@@ -86,12 +86,12 @@ def find(where: Sequence[str], endings: Sequence[str]) -> list[File]:
 
 
 def _matches(pattern: str, endings: Sequence[str], listings: dict) -> Iterator[tuple[str, int]]:
-    """Path and size of each file that a pattern without braces stands for."""
+    """Path and size of each match of a pattern without braces."""
     scheme, _, rest = pattern.rpartition("://")
     parts = PurePosixPath(rest).parts
     fixed = list(itertools.takewhile(lambda part: not _MAGIC.search(part), parts))
     if len(fixed) == len(parts):
-        # The last part is looked for in its folder, which many names of a split share.
+        # Many names of a split share a folder, which is listed once.
         fixed = fixed[:-1]
     top = str(PurePosixPath(*fixed))
     top = f"{scheme}://{top}" if scheme else top
@@ -120,7 +120,7 @@ def _walk(
 
 
 def _labels(paths: Sequence[str], endings: Sequence[str]) -> list[str]:
-    """Paths below their common folder, without endings; with them where two would be the same."""
+    """Paths below their common folder, without endings unless two labels would then be equal."""
     split = [path.split("/") for path in paths]
     common = 0
     for parts in zip(*(each[:-1] for each in split), strict=False):

@@ -69,7 +69,7 @@ def main(folder: Path, count: int) -> None:
             number
             for unfinished in paths.unfinished(paths.folder_of(place, "small"))
             for number in range(len(shards.KEYS))
-            if parts.Part(str(unfinished), f"train-{number:05d}").is_done()
+            if parts.ShardPart(str(unfinished), f"train-{number:05d}").is_done()
         )
         begun = len(shards.read(diary, "begin"))
         if paths.is_built(paths.folder_of(place, "small")):

@@ -11,7 +11,7 @@ import pytest
 from pea_jax.data import paths
 from pea_jax.data.read.source import Source, locate
 from pea_jax.data.write import builder
-from pea_jax.data.write.parts import Counts, Part
+from pea_jax.data.write.parts import ShardPart
 from tests.data import sets, shards
 
 
@@ -214,24 +214,23 @@ def test_of_rows_with_one_key_the_first_good_one_is_kept(tmp_path):
 
 
 def test_progress_begins_with_what_is_done(tmp_path):
-    told = []
+    calls = []
 
     def build(**wrong):
-        told.clear()
+        calls.clear()
         splits = {"train": shards.splits(**wrong)["train"]}
-        builder.build(tmp_path, "small", splits, progress=lambda *each: told.append(each))
+        builder.build(tmp_path, "small", splits, progress=lambda *each: calls.append(each))
 
     with pytest.raises(ValueError, match="shard 2 is broken"):
         build(fail=1)
-    first = Counts(3, {"is no image": 1, "key occurs more than once": 1})
-    second = Counts(6, {"is no image": 2, "key occurs more than once": 1})
-    assert told == [(0, 6, Counts(0, {})), (1, 6, first), (2, 6, second)]
+    # Parts done, parts, rows kept, rows rejected.
+    assert calls == [(0, 6, 0, 0), (1, 6, 3, 2), (2, 6, 6, 3)]
     build()
-    assert told[0] == (2, 6, second)
-    assert [done for done, _, _ in told] == [2, 3, 4, 5, 6]
-    assert told[-1][2].kept == 15
+    assert calls[0] == (2, 6, 6, 3)
+    assert [done for done, *_ in calls] == [2, 3, 4, 5, 6]
+    assert calls[-1][2] == 15
     build()
-    assert told == [], "the set is there"
+    assert calls == [], "the set exists"
 
 
 def test_another_recipe_is_refused_and_nothing_changed(tmp_path):
@@ -334,7 +333,7 @@ def test_a_process_that_is_told_to_end_removes_its_own_drafts_alone(tmp_path):
     mine, other = (f".pea_jax-train-00000.{host}.{pid}.abc" for pid in (os.getpid(), 1))
     for name in (mine, other):
         (tmp_path / name / "folder").mkdir(parents=True)
-    Part(str(tmp_path), "train-00000").remove_drafts()
+    ShardPart(str(tmp_path), "train-00000").remove_drafts()
     assert os.listdir(tmp_path) == [other]
 
 

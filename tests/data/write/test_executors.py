@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pea_jax.data.write import builder, executors
-from pea_jax.data.write.parts import Making, Part
+from pea_jax.data.write.parts import BuildPart, ShardPart
 from tests.data import sets, shards
 
 #: Beam's local runner. With unsafe triggers allowed, of which there are none, it does not fetch a
@@ -24,7 +24,7 @@ def expected(tmp_path) -> dict[str, bytes]:
     return shards.contents(folder)
 
 
-def build(place: Path, run: executors.Run, **wrong: int) -> Path:
+def build(place: Path, run: executors.Executor, **wrong: int) -> Path:
     splits = shards.splits(place.with_name("diary"), **wrong)
     return builder.build(place, "small", splits, recipe={}, run=run)
 
@@ -81,7 +81,7 @@ def test_a_worker_that_dies_is_told_with_its_part(tmp_path, expected):
     with pytest.raises(executors.WorkerError, match=r"ended by signal 9 .* over part train-00002"):
         build(tmp_path / "data", executors.processes(2), die=2)
     assert not any(map(runs, shards.workers(tmp_path / "diary")))
-    assert shards.contents(build(tmp_path / "data", executors.in_turn)) == expected
+    assert shards.contents(build(tmp_path / "data", executors.serial)) == expected
 
 
 def test_an_error_that_cannot_be_sent_is_told(tmp_path):
@@ -112,7 +112,7 @@ def test_workers_end_with_the_first_process(tmp_path, how, expected):
         import sys
         from pathlib import Path
         from pea_jax.data.write import executors
-        from tests.data.test_executors import build
+        from tests.data.write.test_executors import build
 
         if __name__ == "__main__":
             # A shell's background jobs pass it by.
@@ -133,7 +133,7 @@ def test_workers_end_with_the_first_process(tmp_path, how, expected):
     assert waited(lambda: not any(map(runs, shards.workers(diary))), 20), told
     assert told.count("KeyboardInterrupt") == (how == signal.SIGINT), told
     assert not list(tmp_path.glob("data/small/unfinished*/.*")), "drafts are removed"
-    assert shards.contents(build(tmp_path / "data", executors.in_turn)) == expected
+    assert shards.contents(build(tmp_path / "data", executors.serial)) == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -161,7 +161,9 @@ def test_what_a_shard_raises_on_beam_is_told_in_a_line_and_the_rest_goes_on(tmp_
 def test_parts_that_beams_workers_wrote_elsewhere_are_missed(tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "_do", lambda number, packed: number)
     jobs = [
-        Making(Part(str(tmp_path), f"train-{number}"), functools.partial(shards.rows, 0, None))
+        BuildPart(
+            ShardPart(str(tmp_path), f"train-{number}"), functools.partial(shards.rows, 0, None)
+        )
         for number in range(3)
     ]
     run = executors.on_beam(executors.beam_options(LOCAL))
