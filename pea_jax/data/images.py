@@ -17,18 +17,9 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 1 << 26
 
 #: Errors of Pillow on damaged data.
-_BROKEN = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError)
+_BROKEN += (OverflowError, struct.error, zlib.error)
+
 #: The reason for rejecting a row on a `CorruptImageError`.
 UNREADABLE = "image can't be read"
 

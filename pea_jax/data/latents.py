@@ -120,7 +120,6 @@ class LatentRow:
     mirrored: Float[np.ndarray, "2 h w C"] | None
 
 
-_TEXTS = ("key", "caption", "caption_en", "language")
 _SIZE, _CROP = ("target_height", "target_width"), ("crop_top", "crop_left")
 _SHAPE = ("latent_height", "latent_width", "latent_channels")
 
@@ -132,12 +131,10 @@ def row_format(dtype: str) -> schema.RowFormat:
 
 def _features() -> tfds.features.FeaturesDict:
     """Moments are stored as bytes of an array [2, h, w, C], little-endian, in C order."""
-    numbers = ("height", "width", *_SIZE, *_CROP, *_SHAPE)
     return tfds.features.FeaturesDict(
         {
-            **{name: tfds.features.Text() for name in _TEXTS},
-            **{name: tfds.features.Scalar(np.int32) for name in numbers},
-            "native": tfds.features.Scalar(np.bool_),
+            **schema.shared_features(),
+            **{name: tfds.features.Scalar(np.int32) for name in (*_SIZE, *_CROP, *_SHAPE)},
             "moments": tfds.features.Scalar(np.bytes_),
             "mirrored": tfds.features.Scalar(np.bytes_),
         }
@@ -160,7 +157,7 @@ def _to_example(dtype: str, row: LatentRow) -> dict[str, object]:
         return array.tobytes()
 
     return {
-        **{name: getattr(row, name) for name in (*_TEXTS, "native", "height", "width")},
+        **{name: getattr(row, name) for name in schema.AnyRow.__annotations__},
         **dict(zip(_SIZE, row.size, strict=True)),
         **dict(zip(_CROP, row.crop, strict=True)),
         **dict(zip(_SHAPE, row.moments.shape[1:], strict=True)),
@@ -199,9 +196,7 @@ class LatentSource(Source):
             return np.frombuffer(example[name], dtype).reshape(shape).astype(np.float32)
 
         return LatentRow(
-            **{name: example[name].decode() for name in _TEXTS},
-            **{name: int(example[name]) for name in ("height", "width")},
-            native=bool(example["native"]),
+            **schema.shared_fields(example),
             size=tuple(int(example[name]) for name in _SIZE),
             crop=tuple(int(example[name]) for name in _CROP),
             moments=array("moments"),

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,7 +31,7 @@ INDEX_DTYPE = np.dtype(
 LONGEST_LANGUAGE = INDEX_DTYPE["language"].itemsize // np.dtype("U1").itemsize
 
 _TEXTS = ("key", "caption", "caption_en", "language")
-_NUMBERS = ("height", "width")
+_SIDES = ("height", "width")
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,19 @@ class Rejected:
     reason: str
 
 
+def shared_features() -> dict[str, tfds.features.FeatureConnector]:
+    """The TFDS features of `AnyRow`."""
+    return {
+        "native": tfds.features.Scalar(np.bool_),
+        **{name: tfds.features.Text() for name in _TEXTS},
+        **{name: tfds.features.Scalar(np.int32) for name in _SIDES},
+    }
+
+
 def features() -> tfds.features.FeaturesDict:
     """The TFDS features of a row. The image stays encoded."""
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "native": tfds.features.Scalar(np.bool_),
-            **{name: tfds.features.Text() for name in _TEXTS},
-            **{name: tfds.features.Scalar(np.int32) for name in _NUMBERS},
-        }
-    )
+    image = tfds.features.Image(shape=(None, None, 3))
+    return tfds.features.FeaturesDict({"image": image, **shared_features()})
 
 
 def problem(row: Row) -> str | None:
@@ -116,14 +119,18 @@ def to_example(row: Row) -> dict[str, object]:
     return {**vars(row), "image": io.BytesIO(row.image)}
 
 
-def from_example(example: dict[str, object]) -> Row:
-    """A row as TFDS reads it, with the image still encoded."""
-    return Row(
-        image=bytes(example["image"]),
-        native=bool(example["native"]),
+def shared_fields(example: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `AnyRow` in a TFDS example."""
+    return {
+        "native": bool(example["native"]),
         **{name: example[name].decode() for name in _TEXTS},
-        **{name: int(example[name]) for name in _NUMBERS},
-    )
+        **{name: int(example[name]) for name in _SIDES},
+    }
+
+
+def from_example(example: Mapping[str, Any]) -> Row:
+    """A row as TFDS reads it, with the image still encoded."""
+    return Row(image=bytes(example["image"]), **shared_fields(example))
 
 
 def index_record(row: AnyRow) -> tuple:

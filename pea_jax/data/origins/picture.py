@@ -12,15 +12,8 @@ from pea_jax.runtime import storage
 from pea_jax.runtime.storage import AnyPath
 
 #: Errors of a path without a file. Any other error concerns the disk and ends the task.
-_MISSING = (
-    None,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.EINVAL,
-    errno.ELOOP,
-)
+_MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+_MISSING += (errno.ENAMETOOLONG, errno.EINVAL)
 
 
 def read(cell: Any, folders: Sequence[AnyPath]) -> tuple[bytes | None, str | None]:

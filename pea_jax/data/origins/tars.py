@@ -43,13 +43,8 @@ _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _LIMITS = {**dict.fromkeys(PICTURES, MAX_PICTURE), **dict.fromkeys(TEXTS, MAX_TEXT)}
 
 #: Headers that describe the next header. tarfile reads them whole.
-_DESCRIBING = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
+_DESCRIBING = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_DESCRIBING += (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 #: The field with the text of a txt file.
 TXT = "txt"

@@ -108,11 +108,6 @@ class Loader(grain.DatasetIterator):
         """Rows per epoch: part -> number, over all hosts."""
         return {part.name: part.rows for part in self._fetch.plan.parts}
 
-    @property
-    def buckets(self) -> tuple[Bucket, ...]:
-        """The buckets in use."""
-        return self._fetch.plan.buckets
-
     def size(self, step: int) -> tuple[int, int]:
         """Height and width of the images of a step; steps count from 0."""
         return self._fetch.plan.size(step)

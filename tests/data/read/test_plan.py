@@ -275,7 +275,7 @@ def test_a_bucket_that_a_part_lacks_loses_no_row(load, tmp_path):
         "bucket 16x8 has no native rows: it is left out, and its 10 other rows go to the nearest "
         "aspects that remain"
     ]
-    assert loader.buckets == BUCKETS[:2]
+    assert loader._fetch.plan.buckets == BUCKETS[:2]
     sizes = Counter(loader.size(step) for step in range(9000))
     assert sizes == {WIDE: 6000, SQUARE: 3000}
     kinds, seen = kinds_of(counts), []
