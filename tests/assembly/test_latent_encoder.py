@@ -1,4 +1,4 @@
-"""`pea-jax prepare --latents`, and training from what it kept."""
+"""`pea-jax prepare --latents`, and training from cached latents."""
 
 import io
 import json
@@ -212,20 +212,20 @@ def test_latents_of_another_vae_are_refused(models, data_dir, tmp_path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    told = r'^no latents of few .*vae: "\w{16}" there, "\w{16}" now'
-    with pytest.raises(DatasetError, match=told):
+    message = r'^no latents of few .*vae: "\w{16}" there, "\w{16}" now'
+    with pytest.raises(DatasetError, match=message):
         trainer.build(config(others, data_dir))
     content[-1] ^= 1
     file.write_bytes(content)
     assert data_factory.open_source(config(others, data_dir), "cpu").folder
     values = json.loads((file.parent / "config.json").read_text())
     (file.parent / "config.json").write_text(json.dumps(values | {"scaling_factor": 0.5}))
-    with pytest.raises(DatasetError, match=told):
+    with pytest.raises(DatasetError, match=message):
         trainer.build(config(others, data_dir))
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"data__image_size": 32}, "sizes.0.0: 16 there, 32 now"),
         ({"data__random_flip": True}, "flips: false there, true now"),
@@ -235,9 +235,9 @@ def test_latents_of_another_vae_are_refused(models, data_dir, tmp_path):
         ({"data__crop": "random"}, "a random crop is another picture at every step"),
     ],
 )
-def test_latents_that_show_something_else_are_refused(models, data_dir, changes, told):
+def test_latents_that_show_something_else_are_refused(models, data_dir, changes, message):
     make(config(models, data_dir))
-    with pytest.raises(ValueError, match=re.escape(told)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         trainer.build(config(models, data_dir, **changes))
 
 

@@ -96,7 +96,7 @@ def test_rows_are_written_as_they_come(tmp_path):
     assert sizes[-1] > 20_000_000, "no shard is held in memory"
 
 
-def test_a_disk_that_is_full_is_told_in_a_line_and_leaves_no_part(tmp_path):
+def test_a_disk_that_is_full_is_reported_in_a_line_and_leaves_no_part(tmp_path):
     noise = np.random.default_rng(0).bytes(100_000)
     rows = [sets.row(number, image=noise) for number in range(50)]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
