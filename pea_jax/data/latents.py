@@ -90,30 +90,16 @@ class LatentRecipe:
 
 
 @dataclass(frozen=True)
-class LatentRow:
+class LatentRow(schema.AnyRow):
     """A row of a pixel set (`schema.Row`) with moments in place of its image.
 
     Attributes:
-      key: of the pixel set's row, as all fields up to `width`.
-      caption: in `language`.
-      caption_en: its English counterpart.
-      language: of `caption`.
-      native: the kind of row.
-      height: of the whole image, pixels.
-      width: of the whole image, pixels.
       size: height and width of the encoded crop, pixels.
       crop: top and left of the crop in the image that is resized to cover `size`.
       moments: mean and log variance of the VAE's posterior, neither sampled nor scaled.
       mirrored: moments of the image mirrored left to right and cropped, or None.
     """
 
-    key: str
-    caption: str
-    caption_en: str
-    language: str
-    native: bool
-    height: int
-    width: int
     size: tuple[int, int]
     crop: tuple[int, int]
     moments: Float[np.ndarray, "2 h w C"]

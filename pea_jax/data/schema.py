@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -35,12 +35,11 @@ _SIDES = ("height", "width")
 
 
 @dataclass(frozen=True)
-class Row:
-    """An image with its caption and, for parallel rows, an English caption of the same meaning.
+class AnyRow:
+    """The fields that all rows share, whether they hold an image or latents.
 
     Attributes:
       key: permanent name of the row, unique in its data set.
-      image: a whole JPEG, PNG or WebP file.
       caption: in `language`.
       caption_en: its English counterpart, or "".
       language: BCP 47 code of `caption`, such as "zh".
@@ -51,26 +50,23 @@ class Row:
     """
 
     key: str
+    caption: str
+    caption_en: str
+    language: str
+    native: bool
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Row(AnyRow):
+    """An image with its caption and, for parallel rows, an English caption of the same meaning.
+
+    Attributes:
+      image: a whole JPEG, PNG or WebP file.
+    """
+
     image: bytes
-    caption: str
-    caption_en: str
-    language: str
-    native: bool
-    height: int
-    width: int
-
-
-@runtime_checkable
-class AnyRow(Protocol):
-    """The fields that all rows share, whether they hold an image or latents; see `Row`."""
-
-    key: str
-    caption: str
-    caption_en: str
-    language: str
-    native: bool
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """File patterns with {00000..00099}, {a,b}, * and folders, on disks and in buckets."""
 
 import fnmatch
+import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -13,6 +14,9 @@ from pea_jax.runtime.storage import AnyPath
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAGIC = re.compile(r"[*?\[]")
+
+#: Folder -> sizes of its files by name, None for a subfolder; `storage.sizes`, cached.
+_Sizes = Callable[[AnyPath], dict[str, int | None]]
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,12 @@ def find(where: Sequence[str], endings: Sequence[str]) -> list[File]:
       ValueError: a name has no match, or a file is named twice.
       StorageError: a bucket is unreachable.
     """
-    listings: dict[str, dict[str, int | None]] = {}
+    sizes = functools.cache(storage.sizes)
     found: list[tuple[str, int]] = []
     missing = []
     for name in where:
         for pattern in expand(name):
-            matches = list(_matches(pattern, endings, listings))
+            matches = list(_matches(pattern, endings, sizes))
             found += matches
             if not matches:
                 missing.append(pattern)
@@ -85,7 +89,7 @@ def find(where: Sequence[str], endings: Sequence[str]) -> list[File]:
     return [File(path, label, size) for (path, size), label in zip(found, labels, strict=True)]
 
 
-def _matches(pattern: str, endings: Sequence[str], listings: dict) -> Iterator[tuple[str, int]]:
+def _matches(pattern: str, endings: Sequence[str], sizes: _Sizes) -> Iterator[tuple[str, int]]:
     """Path and size of each match of a pattern without braces."""
     scheme, _, rest = pattern.rpartition("://")
     parts = PurePosixPath(rest).parts
@@ -95,15 +99,13 @@ def _matches(pattern: str, endings: Sequence[str], listings: dict) -> Iterator[t
         fixed = fixed[:-1]
     top = str(PurePosixPath(*fixed))
     top = f"{scheme}://{top}" if scheme else top
-    yield from _walk(storage.as_path(top), parts[len(fixed) :], endings, listings)
+    yield from _walk(storage.as_path(top), parts[len(fixed) :], endings, sizes)
 
 
 def _walk(
-    folder: AnyPath, parts: Sequence[str], endings: Sequence[str], listings: dict
+    folder: AnyPath, parts: Sequence[str], endings: Sequence[str], sizes: _Sizes
 ) -> Iterator[tuple[str, int]]:
-    listing = listings.get(str(folder))
-    if listing is None:
-        listing = listings[str(folder)] = storage.sizes(folder)
+    listing = sizes(folder)
     first, rest = (parts[0], parts[1:]) if parts else ("*", ())
     exact = not _MAGIC.search(first)
     names = [first] * (first in listing) if exact else sorted(fnmatch.filter(listing, first))
@@ -111,22 +113,19 @@ def _walk(
         size = listing[name]
         if rest:
             if size is None:
-                yield from _walk(folder / name, rest, endings, listings)
+                yield from _walk(folder / name, rest, endings, sizes)
         elif size is not None:
             if name.endswith(tuple(endings)):
                 yield str(folder / name), size
         elif exact:
-            yield from _walk(folder / name, (), endings, listings)
+            yield from _walk(folder / name, (), endings, sizes)
 
 
 def _labels(paths: Sequence[str], endings: Sequence[str]) -> list[str]:
     """Paths below their common folder, without endings unless two labels would then be equal."""
     split = [path.split("/") for path in paths]
-    common = 0
-    for parts in zip(*(each[:-1] for each in split), strict=False):
-        if len(set(parts)) > 1:
-            break
-        common += 1
+    levels = zip(*(each[:-1] for each in split), strict=False)
+    common = len(list(itertools.takewhile(lambda names: len(set(names)) == 1, levels)))
     whole = ["/".join(each[common:]) for each in split]
     longest = sorted(endings, key=len, reverse=True)
     bare = [

@@ -8,20 +8,16 @@ A row with an unreadable image is replaced by the next readable row of its strea
 All other rows keep their places.
 """
 
-import os
-import signal
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Int
 
 from pea_jax.data.buckets import Bucket
-from pea_jax.data.child_process import end_with_parent
+from pea_jax.data.read import elements
 from pea_jax.data.read.fetch import Fetch
 from pea_jax.data.read.plan import CENTRE, config_problems, make_plan
 from pea_jax.data.read.source import Source
@@ -46,14 +42,6 @@ class BadImagesError(ValueError):
 
 class BadImageWarning(UserWarning):
     """An image of the data set is unreadable; another row replaces it."""
-
-
-def _start_worker(index: int, count: int) -> None:
-    """Initialise a worker process. Only the parent handles Ctrl-C and SIGTERM."""
-    del index, count
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
 
 
 def _tokens(tokenize: Tokenize, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -117,10 +105,10 @@ class Loader(grain.DatasetIterator):
         if self._elements is None:
             self._elements = self._start()
         try:
-            elements = [next(self._elements) for _ in range(self._fetch.share)]
-            for element in elements:
-                self._count_bad(element)
-            batch = self._assemble(elements)
+            rows = [next(self._elements) for _ in range(self._fetch.share)]
+            for row in rows:
+                self._count_bad(row)
+            batch = self._assemble(rows)
         except BaseException:
             # Some elements of the batch are consumed: another call starts the batch again.
             self._stop()
@@ -129,32 +117,11 @@ class Loader(grain.DatasetIterator):
         return batch
 
     def _start(self) -> grain.DatasetIterator:
-        first = self._step * self._fetch.share
-        elements = grain.MapDataset.range(first, sys.maxsize).map(self._fetch)
-        if not self._workers:
-            threads = min(16, os.cpu_count() or 1)
-            options = grain.ReadOptions(
-                num_threads=threads, prefetch_buffer_size=max(threads, 2 * self._fetch.share)
-            )
-            return iter(elements.to_iter_dataset(options))
-        if not flags.FLAGS.is_parsed():
-            # Grain reads an absl flag here, and programs without absl.app have parsed no flags.
-            flags.FLAGS.mark_as_parsed()
-        # Processes need no threads. Their queues together hold two batches.
-        plain = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        options = grain.MultiprocessingOptions(
-            num_workers=self._workers,
-            per_worker_buffer_size=max(1, -(-2 * self._fetch.share // self._workers)),
-        )
-        # Rows come through pipes. Shared memory would be allocated for each image, which costs more
-        # than copying, and containers have little of it (Docker: 64 MB).
-        piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-        elements = grain.experimental.WithOptionsIterDataset(elements.to_iter_dataset(plain), piped)
-        return iter(elements.mp_prefetch(options, worker_init_fn=_start_worker))
+        return elements.start(self._fetch, self._step * self._fetch.share, self._workers)
 
-    def _count_bad(self, element: Mapping[str, Any]) -> None:
+    def _count_bad(self, row: Mapping[str, Any]) -> None:
         limit = self._fetch.max_bad
-        for key, reason in element["bad"]:
+        for key, reason in row["bad"]:
             if key in self._bad:
                 continue
             self._bad[key] = reason
@@ -163,32 +130,31 @@ class Loader(grain.DatasetIterator):
                 warnings.warn(
                     f"image of row {key} can't be read: {reason}{last}", BadImageWarning, 1
                 )
-        if len(self._bad) > limit or element["picture"] is None:
-            rows = sum(self.rows.values())
+        if len(self._bad) > limit or row["picture"] is None:
+            rows, folder = sum(self.rows.values()), self._fetch.source.folder
             some = "; ".join(f"{key}: {why}" for key, why in list(self._bad.items())[:3])
             raise BadImagesError(
-                f"{len(self._bad)} of {rows} images in {self._fetch.source.folder} can't be read, "
-                f"at most {limit} are accepted on a host "
-                f"({some}{'; ...' if len(self._bad) > 3 else ''})"
+                f"{len(self._bad)} of {rows} images in {folder} can't be read, at most {limit} are "
+                f"accepted on a host ({some}{'; ...' if len(self._bad) > 3 else ''})"
             )
 
-    def _assemble(self, elements: list[dict[str, Any]]) -> Batch:
-        ids, mask = _tokens(self._native_tokenizer, [element["caption"] for element in elements])
+    def _assemble(self, rows: list[dict[str, Any]]) -> Batch:
+        ids, mask = _tokens(self._native_tokenizer, [row["caption"] for row in rows])
         batch, start = {}, 0
         for part in self._fetch.plan.parts:
             chosen = slice(start, start + part.share)
             start += part.share
             batch[part.name] = {
                 **{
-                    name: np.stack([element["picture"][name] for element in elements[chosen]])
-                    for name in elements[chosen][0]["picture"]
+                    name: np.stack([row["picture"][name] for row in rows[chosen]])
+                    for name in rows[chosen][0]["picture"]
                 },
-                "language": np.stack([element["language"] for element in elements[chosen]]),
+                "language": np.stack([row["language"] for row in rows[chosen]]),
                 "ids": ids[chosen],
                 "mask": mask[chosen],
             }
             if part.name == "parallel":
-                english = [element["caption_en"] for element in elements[chosen]]
+                english = [row["caption_en"] for row in rows[chosen]]
                 english_ids, english_mask = _tokens(self._english_tokenizer, english)
                 batch[part.name] |= {"english_ids": english_ids, "english_mask": english_mask}
         return batch

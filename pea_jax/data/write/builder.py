@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pea_jax
@@ -129,36 +130,34 @@ def _check_recipe(folder: AnyPath, there: Any, now: Any) -> None:
         )
 
 
+@dataclass
 class _Build:
     """One call of `build` for a set that does not exist."""
 
-    def __init__(
-        self,
-        folder: AnyPath,
-        splits: Mapping[str, Sequence[Shard]],
-        recipe: Any,
-        row_format: schema.RowFormat,
-        run: Executor,
-        hosts: Hosts,
-        progress: Progress,
-    ):
-        shards = {split: len(shards) for split, shards in splits.items()}
-        self.plan = {"pea_jax": pea_jax.__version__, "shards": shards, "recipe": recipe}
+    folder: AnyPath
+    splits: Mapping[str, Sequence[Shard]]
+    recipe: Any
+    row_format: schema.RowFormat
+    run: Executor
+    hosts: Hosts
+    progress: Progress
+
+    def __post_init__(self):
+        shards = {split: len(shards) for split, shards in self.splits.items()}
+        self.plan = {"pea_jax": pea_jax.__version__, "shards": shards, "recipe": self.recipe}
         digest = hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()[:10]
-        self.folder, self.top = folder, paths.parts_folder(folder, digest)
-        self.recipe, self.row_format = recipe, row_format
-        self.run, self.hosts, self.progress = run, hosts, progress
+        self.top = paths.parts_folder(self.folder, digest)
         self.jobs = {
             split: [
-                parts.BuildPart(
-                    ShardPart(str(self.top), f"{split}-{number:05d}"), shard, row_format
-                )
-                for number, shard in enumerate(some)
+                self._job(f"{split}-{number:05d}", shard) for number, shard in enumerate(shards)
             ]
-            for split, some in splits.items()
+            for split, shards in self.splits.items()
         }
         self.reports: dict[ShardPart, PartReport] = {}
         self.total = PartReport()
+
+    def _job(self, name: str, shard: Shard) -> parts.BuildPart:
+        return parts.BuildPart(ShardPart(str(self.top), name), shard, self.row_format)
 
     def make_parts(self) -> None:
         """Write the missing parts of this host's share."""
