@@ -35,7 +35,7 @@ def check(config: ConfigDict, data_shards: int) -> None:
             "data.native_batch_size: without distill.hybrid every row is parallel, expected 0, "
             f"got {data.native_batch_size}"
         )
-    problems += plan.problems(data.buckets, data.crop, data.languages, data.language_weights)
+    problems += plan.config_problems(data.buckets, data.crop, data.languages, data.language_weights)
     if problems:
         raise ValueError("; ".join(problems))
     check_rows(batch_rows(config, data_shards), data_shards, settings.accumulation_steps)

@@ -1,4 +1,4 @@
-"""`pea-jax prepare --benchmark`: how fast batches come when nothing but their making takes time."""
+"""`pea-jax prepare --benchmark`: the throughput of the loader alone."""
 
 import contextlib
 import os
@@ -18,10 +18,10 @@ from pea_jax.weights.bases import read_base_config, read_tokenizer
 from pea_jax.weights.language import read_language_config, read_tokenizers
 from pea_jax.weights.tokenizers import join
 
-#: Batches that fill what is filled ahead, and are not counted; each worker starts within them.
+#: Uncounted first batches, which start the workers and fill the queues.
 WARM_UP = 4
 
-#: How long the others are counted at least: seconds, and batches.
+#: Minimum duration of the measurement: seconds, and batches.
 SECONDS, BATCHES = 20.0, 5
 
 _PROC = Path("/proc")
@@ -29,13 +29,13 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Reading:
-    """Batches that came one after another, and what they took.
+    """The measurement of some consecutive batches.
 
     Attributes:
-      images: all of them.
-      seconds: on the clock.
-      own: seconds of CPU of this process, which is the one that trains.
-      cpu: seconds of CPU of this process and all below it; None where the system does not tell.
+      images: total number of images.
+      seconds: elapsed time.
+      own: CPU seconds of this process, which would be the training process.
+      cpu: CPU seconds of this process and its descendants; None if the system has no /proc.
     """
 
     images: int
@@ -45,10 +45,10 @@ class Reading:
 
 
 def cpu_seconds() -> float | None:
-    """Of this process and all below it that are alive; None where there is no /proc."""
+    """CPU seconds of this process and its living descendants; None without /proc."""
     parents, spent = {}, {}
     for folder in _PROC.glob("[0-9]*"):
-        # One that ends meanwhile is none of ours: workers stay.
+        # Ignore processes that end meanwhile: workers do not.
         with contextlib.suppress(OSError):
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             parents[int(folder.name)] = int(fields[1])
@@ -66,12 +66,12 @@ def cpu_seconds() -> float | None:
 def readings(
     batches: Iterator[Batch], images: int, seconds: float, clock: Callable[[], float]
 ) -> Iterator[Reading]:
-    """A reading a second, of so many batches as come in it, and one at least.
+    """One reading per second, each of at least one batch.
 
     Args:
       batches: endless.
-      images: in each.
-      seconds: how long; but `BATCHES` batches at least.
+      images: per batch.
+      seconds: minimum duration; at least `BATCHES` batches are read.
       clock: returns seconds.
     """
     taken, begin = 0, clock()
@@ -86,17 +86,16 @@ def readings(
 
 
 def show(config: ConfigDict) -> None:
-    """Takes batches from the loader of a run for a while, and prints the pace of every second.
+    """Reads batches from the loader of a run and prints the throughput of every second.
 
-    No weights are read, and no device is used but for `data.latents`, whose type goes by it. This
-    host makes the whole batch, as the only one of a run does, or where `data.per_device` that of
-    one device.
+    It reads no weights. It uses a device only to resolve the dtype of `data.latents`. This host
+    makes the whole batch, or the batch of one device with `data.per_device`.
 
     Args:
       config: see configs/base.py.
 
     Raises:
-      ValueError: a config that cannot be, or does not fit the data set.
+      ValueError: the config is invalid, or does not fit the data set.
     """
     check(config, data_shards=1)
     platform = jax.local_devices()[0].platform if config.data.latents else ""
@@ -110,8 +109,8 @@ def show(config: ConfigDict) -> None:
         english_tokenizer=read_tokenizer(read_base_config(config.model.base)),
     )
     images, workers = sum(rows.values()), config.data.workers
-    told = f"{workers} worker{'s' * (workers > 1)}" if workers else "threads of one process"
-    print(f"batches of {images} rows, {told}, {_cores()} cores", flush=True)
+    mode = f"{workers} worker{'s' * (workers > 1)}" if workers else "threads of one process"
+    print(f"batches of {images} rows, {mode}, {_cores()} cores", flush=True)
     with contextlib.closing(loader):
         for _ in range(WARM_UP):
             next(loader)
@@ -119,13 +118,13 @@ def show(config: ConfigDict) -> None:
         for reading in readings(loader, images, SECONDS, time.perf_counter):
             found.append(reading)
             passed += reading.seconds
-            pace = reading.images / reading.seconds
-            print(f"  {passed:5.1f} s  {pace:8.1f} images/s", flush=True)
+            rate = reading.images / reading.seconds
+            print(f"  {passed:5.1f} s  {rate:8.1f} images/s", flush=True)
     print("\n".join(summary(found, workers)))
 
 
 def summary(found: list[Reading], workers: int) -> list[str]:
-    """What the readings of a loader with so many workers come to, line by line."""
+    """The summary of the readings for a number of workers, as lines."""
     images, took = sum(one.images for one in found), sum(one.seconds for one in found)
     own = sum(one.own for one in found)
     middle = statistics.median(one.images / one.seconds for one in found)
@@ -142,6 +141,6 @@ def summary(found: list[Reading], workers: int) -> list[str]:
 
 
 def _cores() -> int:
-    """That this process may use."""
+    """The number of cores that this process may use."""
     known = getattr(os, "sched_getaffinity", None)
     return len(known(0)) if known else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The data of a config: the set that it names, and the batches that it asks for."""
+"""The data set and the loader of a config."""
 
 from collections.abc import Mapping
 
@@ -18,12 +18,12 @@ TINYWORLD = "tinyworld"
 
 
 def open_split(dataset: str, data_dir: AnyPath | str, split: str = "train") -> Source:
-    """A split of a data set; tinyworld is built on first use.
+    """A split of a data set; builds a missing tinyworld set.
 
     Args:
       dataset: "tinyworld", or the "name" or "name/version" of a set in `data_dir`.
-      data_dir: holds the prepared sets.
-      split: "train" or "test", or what else the set has.
+      data_dir: folder of the prepared sets.
+      split: such as "train" or "test".
 
     Raises:
       DatasetError: there is no such set or split (a ValueError).
@@ -39,33 +39,29 @@ def open_split(dataset: str, data_dir: AnyPath | str, split: str = "train") -> S
 
 
 def open_source(config: ConfigDict, platform: str) -> Source:
-    """The rows that a run reads: with their pictures, or with latents (`data.latents`).
+    """The rows of a run, with images or, for `data.latents`, with cached latents.
 
-    A set of latents serves without the pixel set; where that is there, it must be the same.
+    Latents do not need their pixel set. If it exists, it must be the one they were made from.
 
     Args:
       config: of the run.
-      platform: of its devices, as `parallel.platform` gives it.
+      platform: of its devices, from `parallel.platform`.
 
     Raises:
-      DatasetError: there is no such set, or it is not of this run (a ValueError).
+      DatasetError: there is no such set, or it does not fit the run (a ValueError).
     """
     data = config.data
     data_dir = storage.as_path(data.data_dir)
     if not data.latents:
         return open_split(data.dataset, data_dir)
-    wanted = latent_encoder.recipe_of(
-        config, _name(data.dataset), model_dtype(config.model.dtype, platform)
-    )
+    name = tinyworld.name() if data.dataset == TINYWORLD else data.dataset
+    dtype = model_dtype(config.model.dtype, platform)
+    wanted = latent_encoder.recipe_of(config, name.split("/")[0], dtype)
     try:
-        if data.dataset == TINYWORLD:
-            folder = locate(data_dir, tinyworld.name())
-        else:
-            folder = locate(data_dir, data.dataset)
+        folder = locate(data_dir, name)
     except DatasetError:
-        folder = None
-    pixels = None if folder is None else Source(folder, latent_encoder.SPLIT)
-    return latents.find(data_dir, wanted, pixels)
+        return latents.find(data_dir, wanted, None)
+    return latents.find(data_dir, wanted, Source(folder, latent_encoder.SPLIT))
 
 
 def open_loader(
@@ -86,8 +82,8 @@ def open_loader(
       rows: of a step, native and parallel, over all hosts (`checks.batch_rows`).
       native_tokenizer: of the language encoder.
       english_tokenizer: of the base model.
-      shard_index: of this host.
-      shard_count: how many hosts there are.
+      shard_index: index of this host.
+      shard_count: number of hosts.
 
     Raises:
       ValueError: as `make_loader` does.
@@ -110,8 +106,3 @@ def open_loader(
         workers=config.data.workers,
         max_bad=config.data.max_bad_images,
     )
-
-
-def _name(dataset: str) -> str:
-    """What the folder of a set is called."""
-    return tinyworld.name() if dataset == TINYWORLD else dataset.split("/")[0]

@@ -1,7 +1,7 @@
-"""`pea-jax prepare --latents`: the VAE's moments of every picture that a run would see, kept.
+"""`pea-jax prepare --latents`: caches the VAE's moments of every image in a run.
 
-The rows of a chunk of a part are encoded together, batch by batch of one size, over all devices of
-this host; hosts share the parts. What a stopped command has done stays done (`data.builder`).
+The set is built in parts (`data.write.builder`), which hosts share and a stopped command reuses.
+Each part is encoded in chunks, and each chunk in batches of one size on all devices of the host.
 """
 
 import collections
@@ -25,54 +25,53 @@ from ml_collections import ConfigDict
 from pea_jax.data import images, latents, schema
 from pea_jax.data.buckets import Bucket, allot
 from pea_jax.data.read.loader import BadImagesError
-from pea_jax.data.read.plan import problems
+from pea_jax.data.read.plan import config_problems
 from pea_jax.data.read.source import Source
 from pea_jax.data.write import builder
 from pea_jax.data.write.hosts import Hosts
-from pea_jax.data.write.parts import Counts
 from pea_jax.models.latents import LatentCodec
 from pea_jax.models.vae import VAE
 from pea_jax.runtime import parallel
 from pea_jax.runtime.storage import AnyPath
 from pea_jax.weights.bases import BaseSpec, hash_vae, load_vae, read_base_config
 
-#: The split that is trained on.
+#: The training split.
 SPLIT = "train"
 
-#: Of a part, at most: bytes of moments, and rows.
+#: Limits of a part: bytes of moments, and rows.
 PART_BYTES, PART_ROWS = 1 << 30, 1 << 14
 
-#: Of moments that are held in memory, at most.
+#: Limit of moments in memory, bytes.
 CHUNK_BYTES = 1 << 28
 
-#: What a device is given in one call: eight pictures of 512x512, more of smaller ones. How many of
-#: them it encodes at a time is the VAE's concern.
+#: Limits of one call per device: pixels (eight images of 512x512), and images. The VAE may split
+#: the call further.
 _PIXELS_A_CALL, _PICTURES_A_CALL = 8 * 512 * 512, 64
 
 Size = tuple[int, int]
 
 
-def recipe_of(config: ConfigDict, dataset: str, dtype: DTypeLike) -> latents.Recipe:
-    """What the latents of a run are made of.
+def recipe_of(config: ConfigDict, dataset: str, dtype: DTypeLike) -> latents.LatentRecipe:
+    """The recipe of a run's latents.
 
     Args:
       config: see configs/base.py.
-      dataset: the name of its pixel set.
-      dtype: that the VAE is asked for in, see `weights.base.load_base`.
+      dataset: name of the pixel set.
+      dtype: requested dtype of the VAE, see `weights.bases.load_base`.
 
     Raises:
-      ValueError: what cannot be kept, or no VAE.
+      ValueError: the config cannot use cached latents, or the base has no VAE.
     """
     data = config.data
     parts = {
         "native": data.native_batch_size > 0,
         "parallel": data.native_batch_size < data.batch_size,
     }
-    return latents.Recipe(
+    return latents.LatentRecipe(
         dataset=dataset,
         split=SPLIT,
         languages=tuple(sorted(set(data.languages))),
-        parts=tuple(sorted(part for part, there in parts.items() if there)),
+        parts=tuple(sorted(part for part, is_used in parts.items() if is_used)),
         sizes=tuple(sorted(bucket[:2] for bucket in _buckets(config))),
         crop=data.crop,
         flips=data.random_flip,
@@ -85,11 +84,11 @@ def recipe_of(config: ConfigDict, dataset: str, dtype: DTypeLike) -> latents.Rec
 def make(
     config: ConfigDict, pixels: Source, dtype: DTypeLike, hosts: Hosts, progress: builder.Progress
 ) -> AnyPath:
-    """Makes the latents of a config, unless they are there.
+    """Makes the latents of a config, unless they exist.
 
     Args:
       config: see configs/base.py.
-      pixels: the set that its `data` names.
+      pixels: the set that `config.data` names.
       dtype: as for `recipe_of`.
       hosts: as for `builder.build`.
       progress: as for `builder.build`.
@@ -98,12 +97,12 @@ def make(
       The folder of the set.
 
     Raises:
-      BadImagesError: more pictures can't be read than `data.max_bad_images`.
-      ValueError: as for `recipe_of` and `builder.build`, or no row to encode.
+      BadImagesError: more than `data.max_bad_images` images are unreadable.
+      ValueError: as for `recipe_of` and `builder.build`, or there is no row to encode.
     """
     data = config.data
-    if wrong := problems(data.buckets, data.crop, data.languages, data.language_weights):
-        raise ValueError("; ".join(wrong))
+    if problems := config_problems(data.buckets, data.crop, data.languages, data.language_weights):
+        raise ValueError("; ".join(problems))
     recipe = recipe_of(config, pixels.folder.parent.name, dtype)
     rows, sizes = allotted(pixels, recipe, _buckets(config))
     base = read_base_config(config.model.base)
@@ -121,24 +120,23 @@ def make(
         for part in parts
     ]
 
-    def watched(done: int, parts: int, counts: Counts) -> None:
-        bad = sum(counts.rejected.values())
+    def checked_progress(done: int, parts: int, kept: int, bad: int) -> None:
         if bad > data.max_bad_images:
             raise BadImagesError(
                 f"{bad} images in {pixels.folder} can't be read, at most {data.max_bad_images} are "
                 "accepted"
             )
-        progress(done, parts, counts)
+        progress(done, parts, kept, bad)
 
     return builder.build(
         pixels.folder.parent.parent,
         recipe.name,
         {SPLIT: shards},
-        f"What the VAE of {config.model.base} makes of {recipe.dataset}.",
+        f"Latents of {recipe.dataset} by the VAE of {config.model.base}.",
         recipe=latents.recipe_file(recipe, pixels.digest),
-        form=latents.form(recipe.dtype),
+        row_format=latents.row_format(recipe.dtype),
         hosts=hosts,
-        progress=watched,
+        progress=checked_progress,
     )
 
 
@@ -148,10 +146,12 @@ def _buckets(config: ConfigDict) -> Sequence[Bucket]:
 
 
 def allotted(
-    pixels: Source, recipe: latents.Recipe, buckets: Sequence[Bucket]
+    pixels: Source, recipe: latents.LatentRecipe, buckets: Sequence[Bucket]
 ) -> tuple[Int64[np.ndarray, "N"], Int64[np.ndarray, "N 2"]]:
-    """Numbers of the rows that a set of latents holds, ascending; and the height and width that
-    training sees each of them in.
+    """The numbers of the rows in a set of latents, ascending, and their training sizes.
+
+    Returns:
+      Row numbers, and the height and width of each row.
 
     Raises:
       ValueError: a part has no rows, or a language is not in the set.
@@ -177,10 +177,10 @@ def allotted(
 
 
 class Encoder:
-    """Pictures to moments, over all devices of this host.
+    """Encodes images as moments on all devices of this host.
 
     Args:
-      load: gives the VAE on a mesh; called when the first picture comes.
+      load: loads the VAE on a mesh; called for the first image.
     """
 
     def __init__(self, load: Callable[[Mesh], VAE]):
@@ -204,41 +204,41 @@ class Encoder:
         )
 
     def batch_size(self, size: Size) -> int:
-        """How many pictures of a size are encoded in one call."""
+        """The number of images of a size in one call."""
         each = max(1, _PIXELS_A_CALL // (size[0] * size[1]))
         return self._mesh.size * min(each, _PICTURES_A_CALL)
 
     def __call__(
         self, batches: Iterable[tuple[Any, UInt8[np.ndarray, "b H W 3"]]]
     ) -> Iterator[tuple[Any, Float[np.ndarray, "b 2 h w C"]]]:
-        """The moments of each batch, with what came with it; one is encoded while one is fetched.
+        """The moments of each batch with its label. The next batch is encoded meanwhile.
 
-        A batch of less than `batch_size` is filled up with its last picture.
+        Batches smaller than `batch_size` are padded with their last image.
         """
-        waiting: tuple[Any, int, Array] | None = None
-        for told, pixels in itertools.chain(batches, [(None, None)]):
-            before, waiting = waiting, None
+        running: tuple[Any, int, Array] | None = None
+        for label, pixels in itertools.chain(batches, [(None, None)]):
+            previous, running = running, None
             if pixels is not None:
                 missing = self.batch_size(pixels.shape[1:3]) - len(pixels)
                 full = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
-                waiting = told, len(pixels), self._encode(parallel.to_global(full, self._mesh))
-            if before is not None:
-                yield before[0], np.asarray(before[2])[: before[1]]
+                running = label, len(pixels), self._encode(parallel.to_global(full, self._mesh))
+            if previous is not None:
+                yield previous[0], np.asarray(previous[2])[: previous[1]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Look:
-    """A row with what training would see of its picture; nothing where it can't be read.
+class _Decoded:
+    """A row with its decoded image.
 
     Attributes:
-      place: in its chunk.
+      place: in the chunk.
       row: of the pixel set.
-      seen: `Source.picture` of each view.
+      pictures: `Source.picture` of each view; empty if the image is unreadable.
     """
 
     place: int
     row: schema.Row
-    seen: tuple[dict[str, np.ndarray], ...]
+    pictures: tuple[dict[str, np.ndarray], ...]
 
 
 def _encoded(
@@ -249,13 +249,13 @@ def _encoded(
     encoder: Encoder,
     chunk: int,
 ) -> Iterator[latents.LatentRow | schema.Rejected]:
-    """The rows of a part, in order; so many of them are held at once."""
+    """The rows of a part, in order; `chunk` rows are in memory at a time."""
     for start in range(0, len(rows), chunk):
-        some = slice(start, start + chunk)
-        yield from _encoded_at_once(pixels, rows[some], sizes[some], flips, encoder)
+        part = slice(start, start + chunk)
+        yield from _encoded_chunk(pixels, rows[part], sizes[part], flips, encoder)
 
 
-def _encoded_at_once(
+def _encoded_chunk(
     pixels: Source,
     rows: Int64[np.ndarray, "n"],
     sizes: Int64[np.ndarray, "n 2"],
@@ -265,26 +265,26 @@ def _encoded_at_once(
     done: dict[int, latents.LatentRow | schema.Rejected] = {}
     views = [images.CENTRE, images.View(flipped=True)][: 1 + flips]
 
-    def look(place: int) -> _Look:
+    def decode(place: int) -> _Decoded:
         row, size = pixels[int(rows[place])], tuple(sizes[place].tolist())
         try:
-            return _Look(place, row, tuple(pixels.picture(row, size, view) for view in views))
+            return _Decoded(place, row, tuple(pixels.picture(row, size, view) for view in views))
         except images.CorruptImageError:
-            return _Look(place, row, ())
+            return _Decoded(place, row, ())
 
-    def batches() -> Iterator[tuple[tuple[list[_Look], int], np.ndarray]]:
+    def batches() -> Iterator[tuple[tuple[list[_Decoded], int], np.ndarray]]:
         for size in dict.fromkeys(map(tuple, sizes.tolist())):
             places = np.flatnonzero((sizes == size).all(axis=1)).tolist()
-            for looks in _ahead(look, places, encoder.batch_size(size)):
-                for one in looks:
-                    if not one.seen:
+            for batch in _prefetched(decode, places, encoder.batch_size(size)):
+                for one in batch:
+                    if not one.pictures:
                         done[one.place] = schema.Rejected(one.row.key, images.UNREADABLE)
-                good = [one for one in looks if one.seen]
+                good = [one for one in batch if one.pictures]
                 for view in range(len(views)) if good else ():
-                    yield (good, view), np.stack([one.seen[view]["pixels"] for one in good])
+                    yield (good, view), np.stack([one.pictures[view]["pixels"] for one in good])
 
-    for (looks, view), moments in encoder(batches()):
-        for one, each in zip(looks, moments, strict=True):
+    for (batch, view), moments in encoder(batches()):
+        for one, each in zip(batch, moments, strict=True):
             if view:
                 done[one.place] = dataclasses.replace(done[one.place], mirrored=each)
             else:
@@ -292,10 +292,10 @@ def _encoded_at_once(
     yield from (done[place] for place in range(len(rows)))
 
 
-def _row(one: _Look, moments: Float[np.ndarray, "2 h w C"]) -> latents.LatentRow:
-    row, time_ids = one.row, one.seen[0]["time_ids"].tolist()
+def _row(decoded: _Decoded, moments: Float[np.ndarray, "2 h w C"]) -> latents.LatentRow:
+    time_ids = decoded.pictures[0]["time_ids"].tolist()
     return latents.LatentRow(
-        **{name: getattr(row, name) for name in schema.Described.__annotations__},
+        **{name: getattr(decoded.row, name) for name in schema.AnyRow.__annotations__},
         crop=tuple(time_ids[2:4]),
         size=tuple(time_ids[4:6]),
         moments=moments,
@@ -303,8 +303,10 @@ def _row(one: _Look, moments: Float[np.ndarray, "2 h w C"]) -> latents.LatentRow
     )
 
 
-def _ahead(function: Callable[[Any], Any], items: Sequence[Any], count: int) -> Iterator[list[Any]]:
-    """`function` of the items, in threads, so many at a time; those that come next are begun."""
+def _prefetched(
+    function: Callable[[Any], Any], items: Sequence[Any], count: int
+) -> Iterator[list[Any]]:
+    """`function` of the items in lists of `count`, in threads that start one list ahead."""
     waiting: collections.deque[list[Future]] = collections.deque()
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for start in range(0, len(items), count):

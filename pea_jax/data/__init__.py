@@ -1,1 +1,1 @@
-"""Rows of image and caption: how they are stored, read back, decoded and batched. numpy only."""
+"""Data sets of captioned images: building, reading, decoding and batching. Uses numpy, not jax."""

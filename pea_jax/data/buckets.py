@@ -1,4 +1,4 @@
-"""Sizes of pictures, of several aspects: which of them a picture is made to fit."""
+"""Buckets: image sizes of several aspects, and the assignment of images to them."""
 
 import math
 import warnings
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64
 
-#: Height and width in pixels, and how often a step has that size.
+#: Height and width in pixels, and the probability that a step has that size.
 Bucket = tuple[int, int, float]
 
-#: Those that SDXL was distilled at, about 0.4 megapixels each (method.md, "Official training
-#: settings"; the authors' probabilities sum to 1.0001).
+#: The paper's buckets for SDXL, about 0.4 megapixels each (method.md, "Official training settings";
+#: the authors' probabilities sum to 1.0001).
 SDXL: tuple[Bucket, ...] = (
     (896, 448, 0.0049),
     (832, 448, 0.0068),
@@ -28,18 +28,18 @@ SDXL: tuple[Bucket, ...] = (
 
 
 class BucketWarning(UserWarning):
-    """A bucket is not used, or has few rows."""
+    """A bucket has no rows, or only a few."""
 
 
 def largest(buckets: Sequence[Bucket]) -> tuple[int, int]:
-    """Height and width of the bucket with the most pixels, the most frequent of equals."""
+    """Height and width of the bucket with the most pixels; of equal ones, the most frequent."""
     height, width, _ = max(buckets, key=lambda bucket: (bucket[0] * bucket[1], bucket[2]))
     return height, width
 
 
-def problems(buckets: Sequence[Any]) -> list[str]:
-    """What is wrong with them, one line each."""
-    found, seen = [], {}
+def bucket_problems(buckets: Sequence[Any]) -> list[str]:
+    """Invalid buckets, one line each."""
+    problems, seen = [], {}
     for bucket in buckets:
         if (
             not isinstance(bucket, tuple)
@@ -47,25 +47,25 @@ def problems(buckets: Sequence[Any]) -> list[str]:
             or not all(type(side) is int and side > 0 for side in bucket[:2])
             or not (type(bucket[2]) in (int, float) and 0 < bucket[2] < math.inf)
         ):
-            found.append(f"expected (height, width, probability), all positive, got {bucket!r}")
+            problems.append(f"expected (height, width, probability), all positive, got {bucket!r}")
             continue
         size = bucket[0], bucket[1]
         other = seen.setdefault(Fraction(*size), size)
         if other is not size:
-            found.append(f"expected one bucket of an aspect, got {name(other)} and {name(size)}")
-    return found
+            problems.append(f"expected one bucket of an aspect, got {name(other)} and {name(size)}")
+    return problems
 
 
 def nearest(
     heights: Int[np.ndarray, "N"], widths: Int[np.ndarray, "N"], sizes: Sequence[tuple[int, int]]
 ) -> Int64[np.ndarray, "N"]:
-    """The place in `sizes` of the aspect nearest to each picture's, by the ratio of the two.
+    """The index in `sizes` of the aspect nearest to each image's, by the ratio of the aspects.
 
-    A picture halfway between two goes to the taller.
+    An image halfway between two sizes goes to the taller one.
     """
     wanted = np.log([height / width for height, width in sizes])
     order = np.argsort(wanted)
-    # Rounded: a square is as near to 2:3 as to 3:2, whatever the last digits say.
+    # Rounded, so that a square is exactly as near to 2:3 as to 3:2.
     halfway = ((wanted[order][1:] + wanted[order][:-1]) / 2).round(9)
     aspects = np.log(np.asarray(heights) / np.asarray(widths)).round(9)
     return order[np.searchsorted(halfway, aspects, side="right")]
@@ -75,25 +75,25 @@ def allot(
     sides: Mapping[str, tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]],
     buckets: Sequence[Bucket],
 ) -> tuple[tuple[Bucket, ...], dict[str, Int64[np.ndarray, "_"]]]:
-    """The bucket of every row, of those that have rows of every part.
+    """Assigns every row to a bucket.
 
-    Without the others, of which it warns: a step has rows of every part, and all in one size. Their
-    rows go to the nearest aspect that remains.
+    A step has rows of every part in one size. Buckets without rows of some part are therefore
+    dropped with a warning, and their rows go to the nearest remaining aspect.
 
     Args:
-      sides: part -> heights and widths of its pictures, one or more.
+      sides: part -> heights and widths of its images, one or more.
       buckets: one or more.
 
     Returns:
-      The buckets that remain, and for each part the place of every row's bucket among them.
+      The remaining buckets, and for each part the index of every row's bucket.
     """
-    without = {
+    shortest = {
         part: int(np.minimum(heights, widths).min())
         for part, (heights, widths) in sides.items()
         if len(buckets) > 1
     }
-    if any(side < 1 for side in without.values()):
-        raise ValueError(f"pictures have sides of at least 1 pixel, got {without} of the parts")
+    if any(side < 1 for side in shortest.values()):
+        raise ValueError(f"pictures have sides of at least 1 pixel, got {shortest} of the parts")
     remaining = list(buckets)
     while True:
         sizes = [bucket[:2] for bucket in remaining]
@@ -102,7 +102,7 @@ def allot(
         empty = [place for place in range(len(sizes)) if not all(c[place] for c in counts.values())]
         if not empty:
             return tuple(remaining), places
-        # One at a time, with the fewest rows to move: they may fill what else would be left out.
+        # One at a time, fewest rows first, because the moved rows may fill another empty bucket.
         least = min(empty, key=lambda place: (sum(c[place] for c in counts.values()), place))
         lacking = " or ".join(part for part, count in counts.items() if not count[least])
         moved = sum(int(count[least]) for count in counts.values())
@@ -116,5 +116,5 @@ def allot(
 
 
 def name(size: Sequence[float]) -> str:
-    """Of a bucket or a size, for people: "768x512", height first."""
+    """The readable name of a bucket or a size, e.g. "768x512": height first."""
     return f"{size[0]}x{size[1]}"

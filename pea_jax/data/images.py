@@ -1,4 +1,4 @@
-"""From an encoded picture to the pixels that training sees."""
+"""Decoding, resizing and cropping of images."""
 
 import dataclasses
 import io
@@ -10,31 +10,22 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
-#: Only these decoders are given foreign bytes.
+#: The only decoders for untrusted bytes.
 FORMATS = ("JPEG", "PNG", "WEBP")
 
-#: A picture of more pixels is refused before it is decoded: 4 bytes a pixel make it 268 MB.
+#: Larger images are refused before decoding; at 4 bytes a pixel, this is 268 MB.
 MAX_PIXELS = 1 << 26
 
-#: What Pillow raises on bytes that are not what they say they are.
-_BROKEN = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-#: Why a row is rejected whose picture is a `CorruptImageError`.
+#: Errors of Pillow on damaged data.
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError)
+_BROKEN += (OverflowError, struct.error, zlib.error)
+
+#: The reason for rejecting a row on a `CorruptImageError`.
 UNREADABLE = "image can't be read"
 
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
-#: How to turn a picture upright, by its EXIF orientation.
+#: EXIF orientation -> operation that turns an image upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,15 +35,16 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LYING = (5, 6, 7, 8)
+#: EXIF orientations that swap height and width.
+_TRANSPOSED = (5, 6, 7, 8)
 
 
 class CorruptImageError(ValueError):
-    """These bytes are no picture that can be shown; the message says why, in one line."""
+    """The image cannot be decoded; the message is one line."""
 
 
 class HugeImageError(CorruptImageError):
-    """A picture of more than ``MAX_PIXELS``."""
+    """The image has more than ``MAX_PIXELS``."""
 
 
 def _open(data: bytes) -> Image.Image:
@@ -68,9 +60,9 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none or the EXIF block is unreadable.
+    """The EXIF orientation; 1 (upright) if there is none.
 
-    A damaged EXIF block, common in the wild, says nothing about the pixels.
+    It is also 1 if the EXIF block is damaged, which is common and does not affect the pixels.
     """
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -79,30 +71,29 @@ def _orientation(image: Image.Image) -> int:
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Height and width of a picture as it is shown (EXIF rotation applied), from its header.
+    """Height and width of an image after EXIF rotation, from its header.
 
     Raises:
-      CorruptImageError: the header can't be read, or promises more than ``MAX_PIXELS``.
+      CorruptImageError: the header is unreadable, or has more than ``MAX_PIXELS``.
     """
-    return _shown(_open(data))
+    return _upright_size(_open(data))
 
 
-def _shown(image: Image.Image) -> tuple[int, int]:
-    lying = _orientation(image) in _LYING
-    return (image.width, image.height) if lying else (image.height, image.width)
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return image.size if _orientation(image) in _TRANSPOSED else image.size[::-1]
 
 
 def verify(data: bytes) -> tuple[int, int]:
-    """Height and width, as `size_of`, of a picture that can be decoded to its end.
+    """Height and width, as `size_of`, after decoding the whole image.
 
-    JPEGs are decoded at an eighth of their size: all of their data is read, for less time.
+    JPEGs are decoded at an eighth of their size, which reads all of their data in less time.
 
     Raises:
       CorruptImageError: truncated, damaged or foreign data, or more than ``MAX_PIXELS``.
     """
     image = _open(data)
     try:
-        size = _shown(image)
+        size = _upright_size(image)
         image.draft(None, (1, 1))
         image.load()
     except _BROKEN as error:
@@ -115,11 +106,11 @@ def _reason(error: Exception) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of any mode: transparent parts on white, 16-bit greys scaled, colour profiles ignored."""
+    """Convert to RGB: transparency on white, 16-bit greys scaled, colour profiles ignored."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16 bits to 8, which turns nearly everything white.
+        # Pillow clips 16 bits to 8, which turns nearly everything white.
         grey = np.asarray(image).astype(np.int64) * 255 // 65535
         return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
@@ -131,12 +122,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Which part of a picture is seen, whatever its size; by default the middle.
+    """Crop position and flip for an image of any size; by default the centre.
 
     Attributes:
-      down: how far down the crop lies, of the room that there is: in (0, 1].
-      right: likewise, to the right.
-      flipped: the picture is mirrored, left to right, and then cropped.
+      down: vertical crop position as a fraction of the available range, in (0, 1].
+      right: horizontal crop position, likewise.
+      flipped: mirror the image left to right before cropping.
     """
 
     down: float = 0.5
@@ -150,19 +141,19 @@ CENTRE = View()
 def corner(
     height: int, width: int, target_height: int, target_width: int, view: View = CENTRE
 ) -> tuple[int, int]:
-    """Where the crop lies in the picture that was resized to cover the target: (top, left).
+    """Top and left of the crop in the image that is resized to cover the target.
 
-    In whole pixels of the resized picture, as SDXL is told of its crops (arXiv 2307.01952, section
-    2.2); where that is flipped, of the flipped picture, whose left is the right of the original.
+    In whole pixels of the resized image, as in SDXL's crop conditioning (arXiv 2307.01952, section
+    2.2). For a flipped view, they refer to the flipped image.
     """
     if target_height * width >= target_width * height:
-        room = 0, target_height * width // height - target_width
+        excess = 0, target_height * width // height - target_width
     else:
-        room = target_width * height // width - target_height, 0
-    # Each of the room + 1 places is as likely; the middle of an odd room is rounded up and left.
+        excess = target_width * height // width - target_height, 0
+    # All excess + 1 positions are equally likely. The centre of an odd excess rounds to top left.
     top, left = (
         math.ceil(place * (pixels + 1)) - 1
-        for place, pixels in zip((view.down, view.right), room, strict=True)
+        for place, pixels in zip((view.down, view.right), excess, strict=True)
     )
     return top, left
 
@@ -170,11 +161,11 @@ def corner(
 def box(
     height: int, width: int, target_height: int, target_width: int, view: View = CENTRE
 ) -> tuple[float, float, float, float]:
-    """What the crop at `corner` shows of the picture: (left, top, right, bottom), source pixels.
+    """The crop at `corner` in pixels of the original image: (left, top, right, bottom).
 
-    Resizing this box to the target, and mirroring it where the view is flipped, is to resize the
-    picture until it just covers the target and then to crop it, without ever making the resized
-    whole (20,000 x 10 would become gigantic).
+    Resizing this box to the target is equivalent to resizing the image until it covers the target
+    and then cropping it. It avoids the resized image, which is gigantic for 20,000 x 10 pixels. The
+    caller mirrors the result of a flipped view.
     """
     scale = min(height / target_height, width / target_width)
     top, left = corner(height, width, target_height, target_width, view)
@@ -186,18 +177,18 @@ def box(
 
 
 def decode(data: bytes, height: int, width: int, view: View = CENTRE) -> UInt8[np.ndarray, "H W 3"]:
-    """Pixels of an encoded picture, resized to cover (height, width) and cropped to them.
+    """Decodes an image, resizes it to cover (height, width) and crops it.
 
-    JPEG, PNG and WebP (of an animation the first frame), upright by their EXIF orientation. Grey,
-    palette and CMYK become RGB; transparent parts are laid on white. Resampling is bicubic with
-    antialiasing; a picture that has the target's size already keeps its exact values, smaller ones
-    are enlarged. JPEGs of at least twice the size are scaled down by their decoder first.
+    Formats are JPEG, PNG and WebP (the first frame of an animation). EXIF orientation is applied.
+    Grey, palette and CMYK images become RGB; transparency is composited on white. Resampling is
+    bicubic with antialiasing. Smaller images are enlarged, and images of the target size keep their
+    exact values. The JPEG decoder scales images of at least twice the size down first.
 
     Args:
       data: the whole file.
       height: of the result, pixels.
       width: of the result, pixels.
-      view: the part that is kept.
+      view: crop and flip.
 
     Raises:
       CorruptImageError: truncated, damaged or foreign data, or more than ``MAX_PIXELS``.
@@ -205,9 +196,9 @@ def decode(data: bytes, height: int, width: int, view: View = CENTRE) -> UInt8[n
     image = _open(data)
     try:
         orientation = _orientation(image)
-        lying = orientation in _LYING
-        shown = image.size[::-1] if lying else image.size
-        image.draft(None, (height, width) if lying else (width, height))
+        transposed = orientation in _TRANSPOSED
+        original = image.size[::-1] if transposed else image.size
+        image.draft(None, (height, width) if transposed else (width, height))
         image.load()
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
@@ -215,12 +206,12 @@ def decode(data: bytes, height: int, width: int, view: View = CENTRE) -> UInt8[n
     except _BROKEN as error:
         raise CorruptImageError(_reason(error)) from error
     if image.size != (width, height):
-        left, top, right, bottom = box(shown[1], shown[0], height, width, view)
-        # The decoder may have scaled it down, and rounded its sides up.
-        across, down = image.width / shown[0], image.height / shown[1]
+        left, top, right, bottom = box(original[1], original[0], height, width, view)
+        # The decoder may have scaled the image down and rounded its sides up.
+        across, down = image.width / original[0], image.height / original[1]
         right, bottom = min(right * across, image.width), min(bottom * down, image.height)
-        part = left * across, top * down, right, bottom
-        image = image.resize((width, height), Image.Resampling.BICUBIC, box=part, reducing_gap=3.0)
+        crop = left * across, top * down, right, bottom
+        image = image.resize((width, height), Image.Resampling.BICUBIC, box=crop, reducing_gap=3.0)
     if view.flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(image)

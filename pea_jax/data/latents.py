@@ -1,12 +1,12 @@
-"""Latents in place of pictures: what a VAE makes of every row, kept as a data set of its own.
+"""Cached latents: a data set with the VAE's moments of every row in place of its image.
 
     DATA_DIR/NAME_latents_HASH/1.0.0/
         ...-train.array_record-00000-of-00004   the rows, in the order of the pixel set
-        index-train.npy, report.json            as a set of pictures has them
-        recipe.json                             the `Recipe`, and the digest of the pixel set
-        dataset_info.json                       with it the set is whole
+        index-train.npy, report.json            as in a set of images
+        recipe.json                             the `LatentRecipe`, and the digest of the pixel set
+        dataset_info.json                       written last; marks the set as complete
 
-Training finds the set again from its config alone, and reads no picture.
+Training finds the set from its config alone, and reads no image.
 """
 
 import dataclasses
@@ -28,35 +28,35 @@ from pea_jax.data.write import recipe as recipes
 from pea_jax.runtime import storage
 from pea_jax.runtime.storage import AnyPath
 
-#: What moments may be stored in; float16 is half the size, and keeps 11 bits of each value.
+#: Dtypes of stored moments; float16 halves the size and keeps 11 bits of each value.
 DTYPES = ("float32", "float16")
 
-#: Of the pixel set that a set of latents was made of, beside the fields of its `Recipe`.
+#: Field of recipe.json with the digest of the pixel set, besides the fields of `LatentRecipe`.
 _PIXELS = "pixels"
 
-#: How to make what is not there.
+#: The command that makes a missing set.
 _COMMAND = "pea-jax prepare --latents"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What latents are made of. Two sets of one recipe and one pixel set are the same.
+class LatentRecipe:
+    """The settings of a set of latents, which with the pixel set determine its content.
 
     Attributes:
       dataset: name of the pixel set.
-      split: of it.
-      languages: whose rows are in, sorted.
-      parts: "native", "parallel" or both, sorted: the kinds of rows that are in.
-      sizes: height and width of the pictures that were encoded, sorted; a row has the one that
-        training would give it (`buckets.allot`).
-      crop: of the pictures.
-      flips: whether the mirrored pictures are there too.
+      split: of the pixel set.
+      languages: of the rows, sorted.
+      parts: kinds of rows: "native", "parallel" or both, sorted.
+      sizes: heights and widths of the encoded images, sorted; each row has the size that it has in
+        training (`buckets.allot`).
+      crop: of the images.
+      flips: whether the latents of mirrored images are stored too.
       dtype: of the stored moments, one of `DTYPES`.
-      vae: `weights.base.hash_vae` of the VAE.
-      compute: the dtype that the VAE computes in, such as "bfloat16".
+      vae: `weights.bases.hash_vae` of the VAE.
+      compute: the VAE's compute dtype, such as "bfloat16".
 
     Raises:
-      ValueError: names every value that cannot be.
+      ValueError: names all unsupported values.
     """
 
     dataset: str
@@ -71,7 +71,6 @@ class Recipe:
     compute: str
 
     def __post_init__(self):
-        """Raise ValueError, naming every field that cannot be."""
         problems = []
         if self.dtype not in DTYPES:
             problems.append(f"expected a dtype of {', '.join(DTYPES)}, got {self.dtype!r}")
@@ -85,68 +84,51 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Of the set: that of the pixel set, and ten hex digits of all of the recipe."""
+        """Name of the set: the pixel set's name and ten hex digits of the recipe's hash."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return f"{self.dataset}_latents_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 @dataclass(frozen=True)
-class LatentRow:
-    """A row of a pixel set (`schema.Row`) with moments in place of its picture.
+class LatentRow(schema.AnyRow):
+    """A row of a pixel set (`schema.Row`) with moments in place of its image.
 
     Attributes:
-      key: of the pixel set's row, like all columns up to `width`.
-      caption: in `language`.
-      caption_en: its English counterpart.
-      language: of `caption`.
-      native: the kind of row.
-      height: of the whole picture, pixels.
-      width: of the whole picture, pixels.
-      size: height and width of the crop that was encoded, pixels.
-      crop: its top and left in the picture that was resized to cover `size`.
+      size: height and width of the encoded crop, pixels.
+      crop: top and left of the crop in the image that is resized to cover `size`.
       moments: mean and log variance of the VAE's posterior, neither sampled nor scaled.
-      mirrored: of the picture mirrored left to right and cropped; None where that isn't kept.
+      mirrored: moments of the image mirrored left to right and cropped, or None.
     """
 
-    key: str
-    caption: str
-    caption_en: str
-    language: str
-    native: bool
-    height: int
-    width: int
     size: tuple[int, int]
     crop: tuple[int, int]
     moments: Float[np.ndarray, "2 h w C"]
     mirrored: Float[np.ndarray, "2 h w C"] | None
 
 
-_TEXTS = ("key", "caption", "caption_en", "language")
 _SIZE, _CROP = ("target_height", "target_width"), ("crop_top", "crop_left")
 _SHAPE = ("latent_height", "latent_width", "latent_channels")
 
 
-def form(dtype: str) -> schema.Form:
-    """How `LatentRow`s are stored, their moments in `dtype`."""
-    return schema.Form(_features, functools.partial(_to_example, dtype), _problem)
+def row_format(dtype: str) -> schema.RowFormat:
+    """The storage format of `LatentRow`s with moments in `dtype`."""
+    return schema.RowFormat(_features, functools.partial(_to_example, dtype), _no_problem)
 
 
 def _features() -> tfds.features.FeaturesDict:
-    """Moments are the bytes of an array [2, h, w, C], little-endian, in C order."""
-    numbers = ("height", "width", *_SIZE, *_CROP, *_SHAPE)
+    """Moments are stored as bytes of an array [2, h, w, C], little-endian, in C order."""
     return tfds.features.FeaturesDict(
         {
-            **{name: tfds.features.Text() for name in _TEXTS},
-            **{name: tfds.features.Scalar(np.int32) for name in numbers},
-            "native": tfds.features.Scalar(np.bool_),
+            **schema.shared_features(),
+            **{name: tfds.features.Scalar(np.int32) for name in (*_SIZE, *_CROP, *_SHAPE)},
             "moments": tfds.features.Scalar(np.bytes_),
             "mirrored": tfds.features.Scalar(np.bytes_),
         }
     )
 
 
-def _problem(row: LatentRow) -> None:
-    """The pixel set has good rows alone."""
+def _no_problem(row: LatentRow) -> None:
+    """All rows are good, because those of the pixel set are."""
     del row
 
 
@@ -154,14 +136,14 @@ def _to_example(dtype: str, row: LatentRow) -> dict[str, object]:
     def stored(moments: np.ndarray | None) -> bytes:
         if moments is None:
             return b""
-        with np.errstate(over="ignore"):  # told below
+        with np.errstate(over="ignore"):  # raises below
             array = np.ascontiguousarray(moments, np.dtype(dtype).newbyteorder("<"))
         if not np.isfinite(array).all():
             raise ValueError(f"row {row.key}: the VAE gave moments that are not finite in {dtype}")
         return array.tobytes()
 
     return {
-        **{name: getattr(row, name) for name in (*_TEXTS, "native", "height", "width")},
+        **{name: getattr(row, name) for name in schema.AnyRow.__annotations__},
         **dict(zip(_SIZE, row.size, strict=True)),
         **dict(zip(_CROP, row.crop, strict=True)),
         **dict(zip(_SHAPE, row.moments.shape[1:], strict=True)),
@@ -174,7 +156,7 @@ class LatentSource(Source):
     """A split of a set of latents.
 
     Attributes:
-      recipe: what it was made of.
+      recipe: of the set.
       pixels: `Source.digest` of the pixel set.
     """
 
@@ -182,17 +164,17 @@ class LatentSource(Source):
 
     def _open(self) -> None:
         super()._open()
-        told = recipes.read(paths.recipe_file(self.folder)) or {}
-        wanted = {field.name for field in dataclasses.fields(Recipe)} | {_PIXELS}
-        if told.keys() != wanted:
+        values = recipes.read(paths.recipe_file(self.folder)) or {}
+        expected = {field.name for field in dataclasses.fields(LatentRecipe)} | {_PIXELS}
+        if values.keys() != expected:
             raise DatasetError(f"{self.folder} holds no latents of this version of pea_jax")
-        self.pixels = told.pop(_PIXELS)
-        lists = {name: tuple(told[name]) for name in ("languages", "parts")}
-        sizes = tuple((height, width) for height, width in told["sizes"])
-        self.recipe = Recipe(**{**told, **lists, "sizes": sizes})
+        self.pixels = values.pop(_PIXELS)
+        lists = {name: tuple(values[name]) for name in ("languages", "parts")}
+        sizes = tuple((height, width) for height, width in values["sizes"])
+        self.recipe = LatentRecipe(**{**values, **lists, "sizes": sizes})
 
     def _from_example(self, example: Mapping[str, Any]) -> LatentRow:
-        """Moments are float32, whatever they are stored in."""
+        """A row with moments in float32, whatever their stored dtype."""
         shape = [2, *(int(example[name]) for name in _SHAPE)]
         dtype = np.dtype(self.recipe.dtype).newbyteorder("<")
 
@@ -200,9 +182,7 @@ class LatentSource(Source):
             return np.frombuffer(example[name], dtype).reshape(shape).astype(np.float32)
 
         return LatentRow(
-            **{name: example[name].decode() for name in _TEXTS},
-            **{name: int(example[name]) for name in ("height", "width")},
-            native=bool(example["native"]),
+            **schema.shared_fields(example),
             size=tuple(int(example[name]) for name in _SIZE),
             crop=tuple(int(example[name]) for name in _CROP),
             moments=array("moments"),
@@ -212,14 +192,14 @@ class LatentSource(Source):
     def picture(
         self, row: LatentRow, size: tuple[int, int], view: images.View = images.CENTRE
     ) -> dict[str, np.ndarray]:
-        """Its "moments" in place of pixels.
+        """A row's "moments" in place of pixels, and "time_ids" as in `Source.picture`.
 
         Raises:
-          DatasetError: what was encoded is not what is to be seen.
+          DatasetError: another size or view was encoded.
         """
         moments = row.mirrored if view.flipped else row.moments
-        kept = dataclasses.replace(view, flipped=False) == images.CENTRE and moments is not None
-        if row.size != size or not kept:
+        stored = dataclasses.replace(view, flipped=False) == images.CENTRE and moments is not None
+        if row.size != size or not stored:
             raise DatasetError(
                 f"row {row.key} of {self.folder}: expected latents of {buckets.name(size)} pixels, "
                 f"{view}, got {buckets.name(row.size)}, {images.CENTRE}"
@@ -229,40 +209,40 @@ class LatentSource(Source):
         return {"moments": moments, "time_ids": time_ids}
 
 
-def recipe_file(recipe: Recipe, pixels: str) -> dict[str, Any]:
-    """What `builder.build` keeps of a recipe, with the pixel set's digest."""
+def recipe_file(recipe: LatentRecipe, pixels: str) -> dict[str, Any]:
+    """The content of recipe.json: a recipe and the pixel set's digest."""
     return {**dataclasses.asdict(recipe), _PIXELS: pixels}
 
 
-def find(data_dir: AnyPath | str, wanted: Recipe, pixels: Source | None) -> LatentSource:
-    """The set of latents that a run is to read.
+def find(data_dir: AnyPath | str, wanted: LatentRecipe, pixels: Source | None) -> LatentSource:
+    """The set of latents for a run.
 
     Args:
-      data_dir: holds the sets.
-      wanted: what the run would make.
-      pixels: the pixel set; None where it is not there.
+      data_dir: folder of all data sets.
+      wanted: the recipe of the run.
+      pixels: the pixel set; None if it does not exist here.
 
     Raises:
-      DatasetError: the set is not there, not whole, or of other pixels; it says what is there.
+      DatasetError: the set is missing, unfinished or made from other pixels; names existing sets.
     """
     folder = paths.folder_of(data_dir, wanted.name)
     if not paths.is_built(folder):
         raise DatasetError(_missing(data_dir, wanted))
     source = LatentSource(folder, wanted.split)
-    told = _differences(source, wanted, source.pixels if pixels is None else pixels.digest)
-    if told:
+    differences = _differences(source, wanted, source.pixels if pixels is None else pixels.digest)
+    if differences:
         raise DatasetError(
-            f"{folder}: {told}: remove it, and make it again with {_COMMAND}, or give the run what "
-            "it was made of"
+            f"{folder}: {differences}: remove it, and make it again with {_COMMAND}, or restore "
+            "the pixel set that it was made from"
         )
     return source
 
 
-def _missing(data_dir: AnyPath | str, wanted: Recipe) -> str:
-    """That there is no such set, and what is there in its place."""
+def _missing(data_dir: AnyPath | str, wanted: LatentRecipe) -> str:
+    """The message for a missing set, with the differences of existing sets."""
     folder = paths.folder_of(data_dir, wanted.name)
     if paths.unfinished(folder):
-        return f"{folder} is not finished: go on with {_COMMAND}"
+        return f"{folder} is not finished: continue with {_COMMAND}"
     others = []
     for top in sorted(storage.as_path(data_dir).glob(f"{wanted.dataset}_latents_*")):
         other = paths.folder_of(data_dir, top.name)
@@ -276,7 +256,7 @@ def _missing(data_dir: AnyPath | str, wanted: Recipe) -> str:
     )
 
 
-def _differences(source: LatentSource, wanted: Recipe, pixels: str) -> str:
-    """Of a set from what is wanted, in one line; "" if there are none."""
+def _differences(source: LatentSource, wanted: LatentRecipe, pixels: str) -> str:
+    """The differences of a set from the wanted one, in one line; "" if there are none."""
     there = recipe_file(source.recipe, source.pixels)
     return recipes.difference(recipes.as_json(there), recipes.as_json(recipe_file(wanted, pixels)))

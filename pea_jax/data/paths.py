@@ -1,52 +1,50 @@
-"""Where the files of a data set lie, and how TFDS knows them."""
+"""Paths of a data set's files."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from pea_jax.data import schema
 from pea_jax.runtime import storage
 from pea_jax.runtime.storage import AnyPath
 
-#: Of all this: features, index, report.
+#: Version of the file format: features, index and report.
 VERSION = "1.0.0"
-#: The file that is written last: with it a set is whole.
+#: The file that is written last and marks a set as complete.
 MARK = "dataset_info.json"
 
 
 def index_file(folder: AnyPath, split: str) -> AnyPath:
-    """Where a split's index lies."""
+    """The index of a split."""
     return folder / f"index-{split}.npy"
 
 
 def folder_of(data_dir: AnyPath | str, name: str) -> AnyPath:
-    """Where the set of a name lies."""
+    """The folder of a set."""
     return storage.as_path(data_dir) / name / VERSION
 
 
 def is_built(folder: AnyPath) -> bool:
-    """Whether a folder holds a data set."""
+    """Whether a folder holds a complete set."""
     return (folder / MARK).is_file()
 
 
 def report_file(folder: AnyPath) -> AnyPath:
-    """Where each split's counts of kept and rejected rows, and the sizes of its files, lie."""
+    """Each split's counts of kept and rejected rows, and the sizes of its files."""
     return folder / "report.json"
 
 
 def recipe_file(folder: AnyPath) -> AnyPath:
-    """Where what the set was made from lies, if the builder was told."""
+    """The recipe of the set; absent if the set was built without one."""
     return folder / "recipe.json"
 
 
 def parts_folder(folder: AnyPath, digest: str) -> AnyPath:
-    """Where the parts of a set lie until it is whole; `digest` is of what they are made from."""
+    """The folder of an unfinished set's parts; `digest` identifies what they are made from."""
     return folder.with_name(f"unfinished.{folder.name}.{digest}")
 
 
 def unfinished(folder: AnyPath) -> list[AnyPath]:
-    """The folders of parts that there are, whatever they are made from."""
+    """All existing folders of parts for a set, whatever they are made from."""
     prefix = parts_folder(folder, "").name
     return [
         folder.with_name(name) for name in storage.held(folder.parent) if name.startswith(prefix)
@@ -54,7 +52,7 @@ def unfinished(folder: AnyPath) -> list[AnyPath]:
 
 
 def template(name: str, split: str) -> tfds.core.ShardedFileTemplate:
-    """How TFDS calls the files of a split."""
+    """The file names of a split, as TFDS expects them."""
     return tfds.core.ShardedFileTemplate(
         data_dir=Path(),
         dataset_name=name,
@@ -62,28 +60,3 @@ def template(name: str, split: str) -> tfds.core.ShardedFileTemplate:
         filetype_suffix="array_record",
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
     )
-
-
-def write_info(
-    folder: Path,
-    name: str,
-    description: str,
-    form: schema.Form,
-    splits: Sequence[tfds.core.SplitInfo],
-) -> None:
-    """Writes what TFDS knows of a set: its features and splits."""
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name=name,
-        version=tfds.core.Version(VERSION),
-        data_dir=str(folder),
-        module_name=__name__,
-    )
-    info = tfds.core.DatasetInfo(
-        builder=identity,
-        description=description,
-        features=form.features(),
-        disable_shuffling=True,
-    )
-    info.set_file_format("array_record")
-    info.set_splits(tfds.core.splits.SplitDict(splits))
-    info.write_to_directory(folder)

@@ -1,22 +1,22 @@
-"""What a data set holds: one row is one picture and what is said of it."""
+"""The schema of a data set: one row is one image with its captions."""
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-#: Why a row is not taken. The order is the order of the checks.
+#: Reasons for rejecting a row, in the order of the checks.
 NO_IMAGE = "image is missing"
 NO_LANGUAGE = "language is missing"
 NO_CAPTION = "caption is missing"
 NO_CAPTION_EN = "caption_en is missing"
 
-#: One record of a split's index: what the choice of rows needs, without their images. `key_hash`
-#: finds keys that occur twice; `language` is cut to no less than any BCP 47 code in use.
+#: One record of a split's index: what row selection needs, without the images. `key_hash` finds
+#: repeated keys; `language` is long enough for every BCP 47 code in use.
 INDEX_DTYPE = np.dtype(
     [
         ("key_hash", np.uint64),
@@ -27,78 +27,78 @@ INDEX_DTYPE = np.dtype(
         ("parallel", np.bool_),
     ]
 )
+#: Characters of the longest language code.
+LONGEST_LANGUAGE = INDEX_DTYPE["language"].itemsize // np.dtype("U1").itemsize
+
+_TEXTS = ("key", "caption", "caption_en", "language")
+_SIDES = ("height", "width")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A picture with its caption, and its English caption where the two say the same.
+class AnyRow:
+    """The fields that all rows share, whether they hold an image or latents.
 
     Attributes:
-      key: names the row for good: unique in its data set, the same whenever the set is built.
-      image: a whole JPEG, PNG or WebP file.
+      key: permanent name of the row, unique in its data set.
       caption: in `language`.
-      caption_en: its English counterpart, "" where there is none.
+      caption_en: its English counterpart, or "".
       language: BCP 47 code of `caption`, such as "zh".
-      native: the caption was written in its language for this picture; method.md's z = 1. Such a
-        row is learnt by the diffusion loss, and its `caption_en`, if any, is not used.
-      height: of the picture as it is shown (after EXIF rotation), pixels.
-      width: of the picture as it is shown, pixels.
+      native: whether the caption was written in its language for this image; method.md's z = 1.
+        Native rows are learnt with the diffusion loss, which does not use `caption_en`.
+      height: of the image after EXIF rotation, pixels.
+      width: of the image after EXIF rotation, pixels.
     """
 
     key: str
+    caption: str
+    caption_en: str
+    language: str
+    native: bool
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Row(AnyRow):
+    """An image with its caption and, for parallel rows, an English caption of the same meaning.
+
+    Attributes:
+      image: a whole JPEG, PNG or WebP file.
+    """
+
     image: bytes
-    caption: str
-    caption_en: str
-    language: str
-    native: bool
-    height: int
-    width: int
-
-
-@runtime_checkable
-class Described(Protocol):
-    """What every row has, however its picture is stored; as in `Row`."""
-
-    key: str
-    caption: str
-    caption_en: str
-    language: str
-    native: bool
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """What was found in place of a row; the set's report counts it.
+    """A rejection in place of a row; the set's report counts it.
 
     Attributes:
-      key: names what was found, for who looks for it in the report's examples.
-      reason: the same words for all of a kind, such as "image is missing".
+      key: identifies the sample in the examples of the report.
+      reason: the same text for all samples of a kind, such as "image is missing".
     """
 
     key: str
     reason: str
 
 
+def shared_features() -> dict[str, tfds.features.FeatureConnector]:
+    """The TFDS features of `AnyRow`."""
+    return {
+        "native": tfds.features.Scalar(np.bool_),
+        **{name: tfds.features.Text() for name in _TEXTS},
+        **{name: tfds.features.Scalar(np.int32) for name in _SIDES},
+    }
+
+
 def features() -> tfds.features.FeaturesDict:
-    """The TFDS features of a row; the image stays encoded."""
-    return tfds.features.FeaturesDict(
-        {
-            "key": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "caption": tfds.features.Text(),
-            "caption_en": tfds.features.Text(),
-            "language": tfds.features.Text(),
-            "native": tfds.features.Scalar(np.bool_),
-            "height": tfds.features.Scalar(np.int32),
-            "width": tfds.features.Scalar(np.int32),
-        }
-    )
+    """The TFDS features of a row. The image stays encoded."""
+    image = tfds.features.Image(shape=(None, None, 3))
+    return tfds.features.FeaturesDict({"image": image, **shared_features()})
 
 
 def problem(row: Row) -> str | None:
-    """Why a row can't be learnt from, or None. A blank caption counts as missing."""
+    """The reason for rejecting a row, or None. A blank caption counts as missing."""
     if not row.image:
         return NO_IMAGE
     if not row.language.strip():
@@ -111,45 +111,35 @@ def problem(row: Row) -> str | None:
 
 
 def to_example(row: Row) -> dict[str, object]:
-    """A row as TFDS writes it. Bytes in a file object are stored as they are, an array is not."""
+    """A row as TFDS writes it. TFDS stores a file object unchanged; it would encode an array."""
+    return {**vars(row), "image": io.BytesIO(row.image)}
+
+
+def shared_fields(example: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `AnyRow` in a TFDS example."""
     return {
-        "key": row.key,
-        "image": io.BytesIO(row.image),
-        "caption": row.caption,
-        "caption_en": row.caption_en,
-        "language": row.language,
-        "native": row.native,
-        "height": row.height,
-        "width": row.width,
+        "native": bool(example["native"]),
+        **{name: example[name].decode() for name in _TEXTS},
+        **{name: int(example[name]) for name in _SIDES},
     }
 
 
-def from_example(example: dict[str, object]) -> Row:
-    """A row as TFDS reads it, its image not decoded."""
-    return Row(
-        key=example["key"].decode(),
-        image=bytes(example["image"]),
-        caption=example["caption"].decode(),
-        caption_en=example["caption_en"].decode(),
-        language=example["language"].decode(),
-        native=bool(example["native"]),
-        height=int(example["height"]),
-        width=int(example["width"]),
-    )
+def from_example(example: Mapping[str, Any]) -> Row:
+    """A row as TFDS reads it, with the image still encoded."""
+    return Row(image=bytes(example["image"]), **shared_fields(example))
 
 
-def index_record(row: Described) -> tuple:
+def index_record(row: AnyRow) -> tuple:
     """A row's record of ``INDEX_DTYPE``.
 
     Raises:
-      ValueError: the key is empty, or the language is longer than any language code.
+      ValueError: the key is empty, or the language code is too long.
     """
-    longest = INDEX_DTYPE["language"].itemsize // np.dtype("U1").itemsize
     if not row.key:
         raise ValueError(f"a row needs a key, got an empty one (caption {row.caption!r})")
-    if len(row.language) > longest:
+    if len(row.language) > LONGEST_LANGUAGE:
         raise ValueError(
-            f"language of row {row.key!r}: expected a code of at most {longest} letters, "
+            f"language of row {row.key!r}: expected a code of at most {LONGEST_LANGUAGE} letters, "
             f"got {row.language!r}"
         )
     digest = hashlib.blake2b(row.key.encode(), digest_size=8).digest()
@@ -164,13 +154,13 @@ def index_record(row: Described) -> tuple:
 
 
 @dataclass(frozen=True)
-class Form:
+class RowFormat:
     """How the rows of a data set are stored; small to pickle.
 
     Attributes:
       features: makes the TFDS features.
-      to_example: a row as TFDS writes it.
-      problem: why a row is not kept, or None.
+      to_example: converts a row for TFDS.
+      problem: the reason for rejecting a row, or None.
     """
 
     features: Callable[[], tfds.features.FeaturesDict]
@@ -178,5 +168,5 @@ class Form:
     problem: Callable[[Any], str | None]
 
 
-#: Of `Row`.
-PICTURES = Form(features, to_example, problem)
+#: The format of `Row`.
+PICTURES = RowFormat(features, to_example, problem)

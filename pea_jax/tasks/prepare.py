@@ -1,10 +1,9 @@
-"""`pea-jax prepare`: make the data set that a config names, and the latents of its pictures."""
+"""`pea-jax prepare`: builds the data set of a config, and its cached latents."""
 
 import hashlib
 import json
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,27 +17,23 @@ from rich.table import Table
 from pea_jax.assembly import data_benchmark, latent_encoder
 from pea_jax.assembly.data_factory import TINYWORLD, open_split
 from pea_jax.assembly.model_factory import model_dtype
-from pea_jax.data.origins import hugging_face, tables, tars, tfds_sets
+from pea_jax.data.origins import ORIGINS
 from pea_jax.data.origins.record import RecordShard
 from pea_jax.data.paths import folder_of, is_built, report_file
 from pea_jax.data.read.source import Source
-from pea_jax.data.write import executors, peek
-from pea_jax.data.write.builder import build
+from pea_jax.data.write import builder, executors, peek
 from pea_jax.data.write.captions import Cleaning
 from pea_jax.data.write.filters import Filters
 from pea_jax.data.write.hosts import ALONE, Hosts
 from pea_jax.data.write.mapping import FieldMapping
-from pea_jax.data.write.parts import Counts
-from pea_jax.data.write.rows import Rows, Rules
+from pea_jax.data.write.rows import RowShard, Rules
 from pea_jax.runtime import parallel, processes, storage
 from pea_jax.runtime.errors import UsageError
 from pea_jax.runtime.storage import AnyPath
 
-ORIGINS = ("tars", "table", "hugging_face", "tfds")
-
 
 class FieldWarning(UserWarning):
-    """What a mapping names is in none of the first samples, which changes what rows are."""
+    """The first samples lack a configured field, which changes rows but may be intended."""
 
 
 def prepare(
@@ -50,21 +45,21 @@ def prepare(
     latents: bool = False,
     benchmark: bool = False,
 ) -> None:
-    """Makes the data set of `config.data`, unless it is there, and says what it holds.
+    """Builds the data set of `config.data` unless it exists, and prints what it holds.
 
     Args:
       config: of the run.
-      workdir: not used: data sets lie in `data.data_dir`, for every run.
-      workers: processes of a machine that make its share of it; one by default.
-      beam_pipeline_options: of the Apache Beam pipeline that makes it instead; see
+      workdir: not used; data sets are in `data.data_dir`, for all runs.
+      workers: processes of this machine; one by default.
+      beam_pipeline_options: options of an Apache Beam pipeline that replaces the processes; see
         `executors.beam_options`.
-      latents: make the set of its latents, too.
-      benchmark: then read it as training would, for a while, and say how fast that is.
+      latents: also make the set of cached latents.
+      benchmark: then measure how fast training could read the set.
 
     Raises:
-      UsageError: both workers and Beam, or Beam begun by several processes that were joined.
-      ValueError: values that cannot be, files that are not there, or a set that is neither there
-        nor can be made; and as for `latent_encoder.make`.
+      UsageError: both workers and Beam, or Beam with several joined processes.
+      ValueError: invalid values, missing files, or a set that neither exists nor can be built; and
+        as for `latent_encoder.make`.
     """
     del workdir
     if workers is not None and workers < 1:
@@ -74,17 +69,17 @@ def prepare(
     hosts = _hosts()
     if hosts.count > 1 and beam_pipeline_options is not None:
         raise UsageError("a Beam pipeline is begun by one process: expected no --distributed")
-    run = executors.in_turn
+    run = executors.serial
     if beam_pipeline_options is not None:
         run = executors.on_beam(executors.beam_options(beam_pipeline_options))
     elif workers is not None:
         run = executors.processes(workers)
     if config.prepare.origin:
-        folder = _make(config, run, hosts)
+        folder = _build(config, run, hosts)
         if hosts.index == 0:
             _show_report(folder, config.data.dataset)
     elif any(config.prepare.where.values()):
-        raise ValueError(f"prepare.origin: expected one of {ORIGINS} beside prepare.where")
+        raise ValueError(f"prepare.origin: expected one of {tuple(ORIGINS)} beside prepare.where")
     source = open_split(config.data.dataset, config.data.data_dir)
     if hosts.index == 0:
         _show_languages(source, config.data.dataset)
@@ -97,7 +92,7 @@ def prepare(
 
 
 def _hosts() -> Hosts:
-    """The processes that were joined; alone, no device is touched to find it out."""
+    """The joined processes. Without them, no device is initialised."""
     if not processes.is_distributed():
         return ALONE
     return Hosts(processes.process_index(), processes.process_count(), processes.wait_for_all)
@@ -127,20 +122,29 @@ def _show_latents(folder: AnyPath) -> None:
         print(f"  {bad} pictures could not be read; examples are in report.json")
 
 
-def _make(config: ConfigDict, run: executors.Run, hosts: Hosts) -> AnyPath:
-    """The folder of the set that `config.prepare` describes, which is built where it is missing."""
-    rules = _rules(config)
-    wheres = {split: tuple(where) for split, where in config.prepare.where.items() if where}
-    splits = {split: _shards(config, split, where) for split, where in wheres.items()}
-    _check_apart(splits)
+def _build(config: ConfigDict, run: executors.Executor, hosts: Hosts) -> AnyPath:
+    """The folder of the set that `config.prepare` describes; builds a missing set."""
+    rules, settings = _rules(config), config.prepare
+    splits = {
+        split: ORIGINS[settings.origin].shards(
+            tuple(where),
+            split=split,
+            image=settings.image,
+            rows_per_shard=settings.rows_per_shard,
+            data_dir=config.data.data_dir,
+        )
+        for split, where in settings.where.items()
+        if where
+    }
+    _check_disjoint(splits)
     if not is_built(folder_of(config.data.data_dir, config.data.dataset)):
         _check_fields(config, splits["train"], rules)
     with _progress() as progress:
-        return build(
+        return builder.build(
             storage.as_path(config.data.data_dir),
             config.data.dataset,
-            {split: [Rows(shard, rules) for shard in found] for split, found in splits.items()},
-            f"Made by pea-jax prepare of {config.prepare.origin}.",
+            {split: [RowShard(shard, rules) for shard in some] for split, some in splits.items()},
+            f"Made by pea-jax prepare of {settings.origin}.",
             recipe=_recipe(config, splits),
             run=run,
             hosts=hosts,
@@ -149,10 +153,10 @@ def _make(config: ConfigDict, run: executors.Run, hosts: Hosts) -> AnyPath:
 
 
 def _rules(config: ConfigDict) -> Rules:
-    """How records become rows; refuses what cannot be, all of it in one raise."""
-    settings, problems, made = config.prepare, [], []
+    """The rules of the config; raises one error for all invalid values."""
+    settings, problems, rules = config.prepare, [], []
     if settings.origin not in ORIGINS:
-        problems.append(f"origin: expected one of {ORIGINS}, got {settings.origin!r}")
+        problems.append(f"origin: expected one of {tuple(ORIGINS)}, got {settings.origin!r}")
     if not settings.where.train:
         problems.append("where.train: expected a name or more, got none")
     for split, where in settings.where.items():
@@ -160,10 +164,9 @@ def _rules(config: ConfigDict) -> Rules:
             problems.append(f"where.{split}: expected names, got {wrong[0]!r}")
     if settings.rows_per_shard < 1:
         problems.append(f"rows_per_shard: expected 1 or more, got {settings.rows_per_shard}")
-    parts = ((FieldMapping, "mapping"), (Cleaning, "captions"), (Filters, "filters"))
-    for part, name in parts:
+    for kind, name in ((FieldMapping, "mapping"), (Cleaning, "captions"), (Filters, "filters")):
         try:
-            made.append(part(**settings[name]))
+            rules.append(kind(**settings[name]))
         except ValueError as error:
             problems.append(str(error))
     problems = [f"prepare.{problem}" for problem in problems]
@@ -171,25 +174,11 @@ def _rules(config: ConfigDict) -> Rules:
         problems.append(f"data.dataset: expected a name for what is made, got {TINYWORLD!r}")
     if problems:
         raise ValueError("; ".join(problems))
-    return Rules(*made)
+    return Rules(*rules)
 
 
-def _shards(config: ConfigDict, split: str, where: Sequence[str]) -> Sequence[RecordShard]:
-    settings = config.prepare
-    cut = settings.image, settings.rows_per_shard
-    match settings.origin:
-        case "tars":
-            return tars.shards(where)
-        case "table":
-            return tables.shards(where, *cut)
-        case "hugging_face":
-            return hugging_face.shards(where, split, *cut)
-        case "tfds":
-            return tfds_sets.shards(where, split, *cut, config.data.data_dir)
-
-
-def _check_apart(splits: Mapping[str, Sequence[RecordShard]]) -> None:
-    """No row is in two splits, as far as that is seen from what they are read from."""
+def _check_disjoint(splits: Mapping[str, Sequence[RecordShard]]) -> None:
+    """No file, and no split of a set, is in two splits."""
     seen: dict[str, str] = {}
     for split, shards in splits.items():
         for source in {shard.source for shard in shards}:
@@ -199,21 +188,23 @@ def _check_apart(splits: Mapping[str, Sequence[RecordShard]]) -> None:
 
 
 def _check_fields(config: ConfigDict, shards: Sequence[RecordShard], rules: Rules) -> None:
-    """The fields that are named are in the first samples: else it would take hours to see."""
-    image = "" if config.prepare.origin == "tars" else config.prepare.image
-    found = peek.samples(shards)
-    errors, warned = peek.missing(found, image, rules.mapping, rules.filters)
+    """Check the first samples for the configured fields, before a build that may take hours."""
+    image = config.prepare.image if "image" in ORIGINS[config.prepare.origin].settings else ""
+    errors, lines = peek.missing(peek.samples(shards), image, rules.mapping, rules.filters)
     if errors:
         raise ValueError("; ".join(errors))
-    for line in warned:
+    for line in lines:
         warnings.warn(line, FieldWarning, stacklevel=2)
 
 
 def _recipe(config: ConfigDict, splits: Mapping[str, Sequence[RecordShard]]) -> dict[str, Any]:
-    """What decides which rows the set has: settings, and a digest of what is read."""
+    """What determines the rows of the set: the settings, and a digest of the shards.
+
+    A change of the recipe for unchanged settings and files would disown existing sets.
+    """
     recipe = config.prepare.to_dict()
-    if config.prepare.origin == "tars":
-        del recipe["image"], recipe["rows_per_shard"]
+    for name in {"image", "rows_per_shard"}.difference(ORIGINS[config.prepare.origin].settings):
+        del recipe[name]
     digests = {
         split: hashlib.sha256("\n".join(map(repr, shards)).encode()).hexdigest()
         for split, shards in splits.items()
@@ -222,39 +213,38 @@ def _recipe(config: ConfigDict, splits: Mapping[str, Sequence[RecordShard]]) -> 
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int, Counts], None]]:
-    """A bar of the shards that are done, with rows kept and rejected so far, and rows a second."""
-    columns = (
+def _progress() -> Iterator[builder.Progress]:
+    """A bar of finished shards, with counts of kept and rejected rows, and rows per second."""
+    bar = Progress(
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("shards, {task.fields[told]}"),
+        TextColumn("shards, {task.description}"),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
     )
-    bar = Progress(*columns, console=Console(stderr=True))
-    task = bar.add_task("", total=None, told="")
-    begun: list[tuple[float, int]] = []
+    task, first = bar.add_task("", start=False, total=None), 0
 
-    def show(done: int, shards: int, counts: Counts) -> None:
-        rejected = sum(counts.rejected.values())
-        rows, now = counts.kept + rejected, time.monotonic()
-        if not begun:
-            begun.append((now, rows))
+    def show(done: int, shards: int, kept: int, rejected: int) -> None:
+        nonlocal first
+        # The bar starts with the build: errors before it print one line without a bar.
+        if not bar.live.is_started:
+            first = kept + rejected
             bar.start()
-        seconds = now - begun[0][0]
-        pace = (rows - begun[0][1]) / seconds if seconds else 0.0
-        told = f"{counts.kept:,} kept, {rejected:,} rejected, {pace:,.0f} rows/s"
-        bar.update(task, completed=done, total=shards, told=told)
+            bar.start_task(task)
+        seconds = bar.tasks[0].elapsed
+        rate = (kept + rejected - first) / seconds if seconds else 0.0
+        description = f"{kept:,} kept, {rejected:,} rejected, {rate:,.0f} rows/s"
+        bar.update(task, completed=done, total=shards, description=description)
 
     try:
         yield show
     finally:
-        # What is refused before anything is made has no bar.
-        if begun:
+        if bar.live.is_started:
             bar.stop()
 
 
 def _show_report(folder: AnyPath, name: str) -> None:
-    """Prints what was kept and what was not, and why."""
+    """Print the counts of kept rows and of each reason for rejecting rows."""
     report = json.loads(report_file(folder).read_text(encoding="utf-8"))
     console = Console()
     for split, counts in report.items():

@@ -1,8 +1,8 @@
-"""The embedded default: a world of 64x64 scenes small enough to train whole on two CPU cores.
+"""The embedded default: a world of 64x64 scenes, small enough for training on two CPU cores.
 
-It stands in for what cannot be shipped (LAION, Stable Diffusion, a multilingual text encoder) and
-goes through exactly the code that those go through. It is exact enough to measure: an oracle reads
-every attribute of a scene back from its pixels.
+It replaces data and models that cannot be shipped (LAION, Stable Diffusion, a multilingual text
+encoder) and uses the same code as they do. Results are measurable: an oracle reads every attribute
+of a scene from its pixels.
 """
 
 from pathlib import Path

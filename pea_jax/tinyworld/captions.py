@@ -1,15 +1,15 @@
-"""Captions of scenes in six languages, a few templates each.
+"""Captions of scenes in six languages, with a few templates each.
 
-A motif's English name is the one the English side of the tiny Stable Diffusion learnt ("panda").
-`literal` is what a dictionary makes of the Chinese name, word for word ("bear cat"): the
-translation baseline of the paper, by construction.
+A motif's English name is the one that the tiny Stable Diffusion was trained with ("panda").
+`literal` is the word-for-word translation of its Chinese name ("bear cat"), which serves as the
+translation baseline of the paper.
 """
 
 from pea_jax.tinyworld.world import Scene
 
 LANGUAGES = ("en", "zh", "ja", "ko", "ru", "it")
 
-#: Templates of each language; a caption's `template` counts modulo their number.
+#: Templates of each language; a caption's `template` number wraps around.
 TEMPLATES = {
     "en": (
         "a {size} {colour} {shape} {background}",
@@ -49,8 +49,8 @@ TEMPLATES = {
     ),
 }
 
-#: Words of each language. A string is the word; a noun of an inflected language is (word, gender),
-#: and its adjectives list their forms in the order of `_GENDERS`.
+#: Words of each language: a string; (word, gender) for the nouns of inflected languages; for their
+#: adjectives, the forms in the order of `_GENDERS`.
 _GENDERS = {"ru": ("m", "f", "n", "p"), "it": ("m", "f")}
 
 _WORDS: dict[str, dict[str, object]] = {
@@ -125,7 +125,7 @@ _WORDS: dict[str, dict[str, object]] = {
     },
 }  # fmt: skip
 
-#: The Chinese names of the motifs, word for word.
+#: Word-for-word translations of the motifs' Chinese names.
 _LITERAL = {
     "taiji": "utmost pole",
     "lantern": "lamp cage",
@@ -154,10 +154,10 @@ def _fill(language: str, template: int, scene: Scene, noun: object) -> str:
 
 
 def caption(scene: Scene, language: str, template: int = 0) -> str:
-    """A scene in words of `language`, by one of its templates.
+    """The caption of a scene in `language`, by one of its templates.
 
     Raises:
-      ValueError: the language is none of ``LANGUAGES``.
+      ValueError: the language is not in ``LANGUAGES``.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r} is none of {', '.join(LANGUAGES)}")
@@ -165,10 +165,10 @@ def caption(scene: Scene, language: str, template: int = 0) -> str:
 
 
 def literal(scene: Scene, template: int = 0) -> str:
-    """The English caption of a motif whose Chinese name was translated word for word.
+    """The English caption of a motif with the word-for-word translation of its Chinese name.
 
     Raises:
-      ValueError: the scene holds no motif.
+      ValueError: the scene has no motif.
     """
     if not scene.native:
         raise ValueError(f"only a motif's name is lost in translation, got {scene.shape!r}")

@@ -1,4 +1,4 @@
-"""The tinyworld data set: every training scene a few times over, in five languages."""
+"""The tinyworld data set: several images of every scene, with captions in five languages."""
 
 import functools
 import hashlib
@@ -14,15 +14,15 @@ from pea_jax.runtime.storage import AnyPath
 from pea_jax.tinyworld import captions, world
 from pea_jax.tinyworld.splits import scenes
 
-#: The languages to teach: all but the one that the tiny Stable Diffusion knows.
+#: The languages to teach: all except English, which the tiny Stable Diffusion knows.
 LANGUAGES = tuple(language for language in captions.LANGUAGES if language != "en")
 
-#: Pictures of a scene, each with its figure elsewhere and its captions by another template.
+#: Images per scene, each with another figure position and caption template.
 VARIANTS = {"train": 8, "test": 1}
 
 
 def _placements(split: str, native: bool) -> Iterator[tuple[world.Scene, int, int, int]]:
-    """Every scene and variant with where its figure is put: (scene, variant, dx, dy)."""
+    """Every scene and variant with the shift of its figure: (scene, variant, dx, dy)."""
     rng = np.random.default_rng([("train", "test").index(split), native])
     for scene in scenes(split, native):
         for variant in range(VARIANTS[split]):
@@ -31,7 +31,7 @@ def _placements(split: str, native: bool) -> Iterator[tuple[world.Scene, int, in
 
 
 def _texts(split: str, scene: world.Scene, variant: int, language: str) -> tuple[str, str, str]:
-    """Key, caption and English caption of a row; a motif's row has no English."""
+    """Key, caption and English caption of a row; "" is the English caption of a motif."""
     figure = "-".join((scene.shape, scene.colour, scene.size, scene.background))
     english = "" if scene.native else captions.caption(scene, "en", variant)
     return (
@@ -48,15 +48,15 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def rows(split: str, native: bool, languages: Sequence[str] = LANGUAGES) -> Iterator[Row]:
-    """The rows of a split, in a fixed order: each picture once in every language.
+    """The rows of a split, in a fixed order: each image once in every language.
 
-    General scenes are parallel rows: the English caption says the same, by the same template. Those
-    of motifs are native rows: a caption in the language, no English.
+    General scenes make parallel rows, with an English caption by the same template. Motifs make
+    native rows without an English caption.
 
     Args:
       split: "train" or "test"; no scene is in both.
       native: the motifs, or the general shapes.
-      languages: of the captions, other than English.
+      languages: of the captions, without English.
     """
     for scene, variant, dx, dy in _placements(split, native):
         image = _png(world.render(scene, dx, dy))
@@ -76,7 +76,7 @@ def rows(split: str, native: bool, languages: Sequence[str] = LANGUAGES) -> Iter
 
 @functools.cache
 def fingerprint() -> str:
-    """Ten hex digits that change with any caption, any scene of a split, or any figure's look."""
+    """Ten hex digits that change with any caption, scene of a split, or figure."""
     digest = hashlib.sha256()
     for split in VARIANTS:
         for native in (False, True):
@@ -93,12 +93,12 @@ def fingerprint() -> str:
 
 
 def name() -> str:
-    """What the set of this code's world is called: other captions or figures make another set."""
+    """The name of the set; it contains the fingerprint."""
     return f"tinyworld_{fingerprint()}"
 
 
 def prepare(data_dir: AnyPath | str) -> AnyPath:
-    """The folder of the tinyworld set in `data_dir`, which is built on first use."""
+    """The folder of the tinyworld set in `data_dir`; builds a missing set."""
     splits = {
         split: [functools.partial(rows, split, native) for native in (False, True)]
         for split in VARIANTS

@@ -1,4 +1,4 @@
-"""Reads a scene back from pixels, by colour distance and template matching; nothing is learnt."""
+"""The oracle: reads a scene from pixels by colour distance and template matching, untrained."""
 
 from functools import cache
 
@@ -15,11 +15,11 @@ from pea_jax.tinyworld.world import (
     coverage,
 )
 
-#: The share of a template and a figure that must overlap (soft intersection over union) for its
-#: shape to count as read; true renders reach 0.9, blobs stay below.
+#: Minimum overlap (soft intersection over union) of a figure with its template. True renders reach
+#: 0.9, and blobs stay below.
 MIN_OVERLAP = 0.6
 
-#: Largest distance in RGB (0..255 each) of a mean colour from the named one.
+#: Maximum distance in RGB (0..255 each) of a mean colour from a named colour.
 MAX_COLOUR_DISTANCE = 60.0
 
 _RADII = (11.5, 12.25, 13.0, 13.75, 14.5, 22.0, 23.0, 24.0, 25.0)
@@ -35,7 +35,7 @@ def _nearest(colour: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> st
 
 @cache
 def _templates() -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, radii and coverage [K, 64*64] of every shape at every radius, centred."""
+    """Names, radii and coverage [K, 64*64] of every shape at every radius, in the centre."""
     names, radii, masks = [], [], []
     for shape in SHAPES + MOTIFS:
         for radius in _RADII:
@@ -47,14 +47,14 @@ def _templates() -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def _extent_middle(alpha: np.ndarray) -> tuple[float, float]:
-    """The middle (x, y) of the box that holds the figure, pixels."""
+    """The centre (x, y) of the figure's bounding box, pixels."""
     rows = np.flatnonzero((alpha > 0.5).any(axis=1))
     columns = np.flatnonzero((alpha > 0.5).any(axis=0))
     return (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
 
 
 def _match(alpha: np.ndarray) -> tuple[str, str]:
-    """The shape and size whose template overlaps best, over a few whole-pixel shifts."""
+    """Shape and size of the best template over a few whole-pixel shifts."""
     names, radii, masks = _templates()
     x, y = _extent_middle(alpha)
     base = (round(IMAGE_SIZE / 2 - y), round(IMAGE_SIZE / 2 - x))
@@ -74,7 +74,7 @@ def _match(alpha: np.ndarray) -> tuple[str, str]:
 
 
 def read(image: np.ndarray) -> Scene:
-    """What an image shows; "none" for each attribute that can't be told.
+    """The scene in an image; "none" for each unreadable attribute.
 
     Args:
       image: uint8 [64, 64, 3].

@@ -1,4 +1,4 @@
-"""Which scenes are for training and which are held out: one in eight, every attribute evenly."""
+"""The training and test splits: one scene in eight is held out, evenly over all attributes."""
 
 from itertools import product
 
@@ -8,9 +8,8 @@ from pea_jax.tinyworld.world import BACKGROUNDS, COLOURS, MOTIFS, SHAPES, SIZES,
 def scenes(split: str, native: bool) -> tuple[Scene, ...]:
     """All scenes of a split, in a fixed order.
 
-    Held out ("test") are 64 of the 512 general combinations and 48 of the 384 native ones. Every
-    pair of attribute values that occurs in a held-out scene also occurs in training, the whole
-    combination never does.
+    The test split has 64 of the 512 general combinations and 48 of the 384 native ones. Every pair
+    of attribute values of a test scene also occurs in training. No test combination does.
 
     Args:
       split: "train" or "test".

@@ -15,12 +15,12 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pace")
+    folder = tmp_path_factory.mktemp("benchmark")
     return tiny.config(tiny.write_models(folder / "models"), tiny.write_data(folder / "data"))
 
 
 def test_it_reads_what_training_reads(config, monkeypatch):
-    """A pace of other batches than those of the run would promise what training does not keep."""
+    """Other batches than those of the run would give a misleading throughput."""
     taken = []
 
     def keep(batches, images, *_):
@@ -37,14 +37,14 @@ def test_it_reads_what_training_reads(config, monkeypatch):
     loader.close()
 
 
-def test_the_pace_is_told(config, capsys, monkeypatch):
+def test_the_throughput_is_reported(config, capsys, monkeypatch):
     monkeypatch.setattr(data_benchmark, "SECONDS", 0.1)
     begin = time.perf_counter()
     prepare(config, benchmark=True)
     took = time.perf_counter() - begin
-    told = capsys.readouterr().out
-    assert "batches of 16 rows, threads of one process, " in told
-    (rate,) = re.findall(r"^([\d.]+) images/s, [\d.]+ in the median second$", told, re.MULTILINE)
+    output = capsys.readouterr().out
+    assert "batches of 16 rows, threads of one process, " in output
+    (rate,) = re.findall(r"^([\d.]+) images/s, [\d.]+ in the median second$", output, re.MULTILINE)
     assert float(rate) > 16 * data_benchmark.BATCHES / took
 
 

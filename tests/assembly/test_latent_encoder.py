@@ -1,4 +1,4 @@
-"""`pea-jax prepare --latents`, and training from what it kept."""
+"""`pea-jax prepare --latents`, and training from cached latents."""
 
 import io
 import json
@@ -88,13 +88,13 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path, monke
     vae = read_base_config(models / "sd").vae
     numbers = 2 * vae.latent_channels * 16 * 32 // vae.downsampling_factor**2 * 2
     monkeypatch.setattr(latent_encoder, "CHUNK_BYTES", 4 * 4 * numbers)
-    held, at_once = [], latent_encoder._encoded_at_once
+    held, encoded_chunk = [], latent_encoder._encoded_chunk
 
-    def noted(pixels, rows, *given):
+    def noted(pixels, rows, *arguments):
         held.append(len(rows))
-        return at_once(pixels, rows, *given)
+        return encoded_chunk(pixels, rows, *arguments)
 
-    monkeypatch.setattr(latent_encoder, "_encoded_at_once", noted)
+    monkeypatch.setattr(latent_encoder, "_encoded_chunk", noted)
     made = config(
         models,
         photographs(tmp_path),
@@ -117,7 +117,7 @@ def test_every_row_has_the_moments_of_what_training_sees(models, tmp_path, monke
     moments_of = jax.jit(lambda pixels: LatentCodec(nnx.merge(graph, state)).moments(pixels))
     for number, place in zip(numbers, range(len(source)), strict=True):
         row, kept = pixels[number], source[place]
-        for name in schema.Described.__annotations__:
+        for name in schema.AnyRow.__annotations__:
             assert getattr(kept, name) == getattr(row, name)
         size = (16, 32) if row.width == 41 else (16, 16)
         assert kept.size == size
@@ -212,20 +212,20 @@ def test_latents_of_another_vae_are_refused(models, data_dir, tmp_path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    told = r'^no latents of few .*vae: "\w{16}" there, "\w{16}" now'
-    with pytest.raises(DatasetError, match=told):
+    message = r'^no latents of few .*vae: "\w{16}" there, "\w{16}" now'
+    with pytest.raises(DatasetError, match=message):
         trainer.build(config(others, data_dir))
     content[-1] ^= 1
     file.write_bytes(content)
     assert data_factory.open_source(config(others, data_dir), "cpu").folder
     values = json.loads((file.parent / "config.json").read_text())
     (file.parent / "config.json").write_text(json.dumps(values | {"scaling_factor": 0.5}))
-    with pytest.raises(DatasetError, match=told):
+    with pytest.raises(DatasetError, match=message):
         trainer.build(config(others, data_dir))
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"data__image_size": 32}, "sizes.0.0: 16 there, 32 now"),
         ({"data__random_flip": True}, "flips: false there, true now"),
@@ -235,9 +235,9 @@ def test_latents_of_another_vae_are_refused(models, data_dir, tmp_path):
         ({"data__crop": "random"}, "a random crop is another picture at every step"),
     ],
 )
-def test_latents_that_show_something_else_are_refused(models, data_dir, changes, told):
+def test_latents_that_show_something_else_are_refused(models, data_dir, changes, message):
     make(config(models, data_dir))
-    with pytest.raises(ValueError, match=re.escape(told)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         trainer.build(config(models, data_dir, **changes))
 
 
@@ -291,12 +291,12 @@ def test_a_killed_one_goes_on_and_makes_the_same_set(models, data_dir, tmp_path,
         timeout=400,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    with pytest.raises(DatasetError, match="not finished: go on with pea-jax prepare --latents"):
+    with pytest.raises(DatasetError, match="not finished: continue with pea-jax prepare --latents"):
         trainer.build(made)
     seen = []
     encoded = latent_encoder._encoded
     monkeypatch.setattr(
-        latent_encoder, "_encoded", lambda *given: seen.append(1) or encoded(*given)
+        latent_encoder, "_encoded", lambda *arguments: seen.append(1) or encoded(*arguments)
     )
     again = make(made)
     assert len(seen) == 3  # of five parts

@@ -1,9 +1,10 @@
-"""Pictures cut from the photographs that come with scikit-image, and tars of them."""
+"""Crops of the photographs in scikit-image, unusual files of them, and tars."""
 
 import functools
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import skimage
 from PIL import Image
 
-#: Of those that are in the wheel.
+#: Photographs that are in the wheel.
 NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg")
 
 
@@ -34,6 +35,31 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def unusual(picture: Image.Image) -> dict[str, tuple[bytes, int, int]]:
+    """Valid but unusual files of a picture, with their heights and widths."""
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    files = {
+        "png": encoded(picture, "PNG"),
+        "cmyk": encoded(picture.convert("CMYK")),
+        "palette": encoded(picture.quantize(16), "PNG"),
+        "alpha": encoded(picture.convert("RGBA"), "PNG"),
+        "grey": encoded(picture.convert("L")),
+        "progressive": encoded(picture, progressive=True),
+        "webp": encoded(picture, "WEBP"),
+    }
+    made = {name: (file, picture.height, picture.width) for name, file in files.items()}
+    return made | {"rotated": (encoded(picture, exif=rotated), picture.width, picture.height)}
+
+
+def bomb() -> bytes:
+    """A tiny PNG whose header declares 100,000 x 100,000 pixels."""
+    data = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
+    data[16:24] = (100_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
 
 
 def dumped(fields: Mapping) -> bytes:

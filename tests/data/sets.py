@@ -1,4 +1,4 @@
-"""Small data sets whose pictures say which row they are."""
+"""Small data sets whose pictures encode their row numbers."""
 
 import io
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ COUNTS = {("zh", False): 23, ("zh", True): 13, ("ja", False): 7, ("ja", True): 5
 
 
 def png(number: int, height: int = SIDE, width: int = SIDE) -> bytes:
-    """A picture of one colour, which spells `number`."""
+    """A picture of one colour, which encodes `number`."""
     pixels = np.full((height, width, 3), (number // 256, number % 256, 77), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -26,7 +26,7 @@ def png(number: int, height: int = SIDE, width: int = SIDE) -> bytes:
 
 
 def number_of(pixels: np.ndarray) -> int:
-    """The number that `png` was given."""
+    """The number in a picture of `png`."""
     assert (pixels == pixels[0, 0]).all()
     high, low, mark = (int(value) for value in pixels[0, 0])
     assert mark == 77

@@ -1,4 +1,4 @@
-"""Shards that other processes can make, that tell when they are made, and that may go wrong."""
+"""Shards for other processes, which keep a diary and may fail on purpose."""
 
 import functools
 import os
@@ -36,8 +36,8 @@ def splits(diary: Path | None = None, **wrong: int) -> dict[str, list[Shard]]:
 def rows(
     number: int, diary: Path | None, fail: int = -1, die: int = -1, wait: int = -1
 ) -> Iterator[Row | Rejected]:
-    """The rows of a shard; before row `fail` it raises, before `die` its process is killed, before
-    `wait` it stays for a minute.
+    """The rows of a shard. It raises before row `fail`, kills its process before row `die`, and
+    waits for a minute before row `wait`.
     """
     write(diary, f"begin {number} {os.getpid()}")
     yield Rejected(f"rejected{number}", "is no image")
@@ -60,13 +60,13 @@ def write(diary: Path | None, line: str) -> None:
 
 
 def read(diary: Path, what: str) -> list[int]:
-    """The shards of which something is told, in order."""
+    """The shards of the diary's lines of one kind, in order."""
     lines = [line.split() for line in diary.read_text().splitlines()] if diary.exists() else []
     return [int(number) for word, number, _ in lines if word == what]
 
 
 def workers(diary: Path) -> set[int]:
-    """The processes that were at it."""
+    """The processes in the diary."""
     return {int(line.split()[2]) for line in diary.read_text().splitlines()}
 
 

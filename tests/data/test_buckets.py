@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pea_jax.data import buckets
-from pea_jax.data.buckets import BucketWarning, allot, nearest, problems
+from pea_jax.data.buckets import BucketWarning, allot, bucket_problems, nearest
 
 WIDE, SQUARE, TALL = (4, 8, 0.5), (6, 6, 0.25), (8, 4, 0.25)
 SIZES = [WIDE[:2], SQUARE[:2], TALL[:2]]
@@ -18,7 +18,7 @@ def sides(*pictures):
 
 
 def test_a_picture_goes_to_the_aspect_that_has_to_be_cropped_least(rng):
-    """The least part is lost where the ratio of the two aspects is nearest to 1."""
+    """The crop is smallest when the ratio of the two aspects is nearest to 1."""
     pictures = rng.integers(1, 3000, (500, 2))
     sizes = [bucket[:2] for bucket in buckets.SDXL]
     found = nearest(*pictures.T, sizes)
@@ -40,7 +40,7 @@ def test_order_and_area_do_not_count():
 
 @pytest.mark.parametrize("sizes", [[(2, 3), (3, 2)], [(3, 2), (2, 3)], [(448, 896), (896, 448)]])
 def test_halfway_goes_to_the_taller(sizes):
-    """Not to where the last digit of a logarithm falls."""
+    """The last digit of a logarithm does not decide."""
     height, width = sizes[nearest(*sides((640, 640)), sizes)[0]]
     assert height > width
 
@@ -68,7 +68,7 @@ def test_a_bucket_that_a_part_lacks_is_left_out_and_its_rows_go_to_the_nearest()
 
 
 def test_parts_without_a_bucket_in_common_meet_in_one():
-    """To leave out both at once would leave none."""
+    """Dropping both at once would leave none."""
     with pytest.warns(BucketWarning, match="bucket 8x4 has no native rows"):
         used, places = allot(
             {"native": sides((1, 2), (1, 3)), "parallel": sides((2, 1))}, [WIDE, TALL]
@@ -83,22 +83,22 @@ def test_a_picture_without_a_size_is_refused():
 
 
 def test_what_cannot_be_is_named():
-    assert problems(buckets.SDXL) == problems(()) == []
+    assert bucket_problems(buckets.SDXL) == bucket_problems(()) == []
     wrong = [[4, 8, 0.5], (4, 8), (4, 8, 0.0), (4, 8, -1.0), (4, 8, math.nan), (4, 8, "1"), 7]
     for bad in (*wrong, (0, 8, 1.0), (4.0, 8, 1.0)):
-        (told,) = problems([bad])
-        assert told == f"expected (height, width, probability), all positive, got {bad!r}"
-    told = problems([(4, 8, 0.5), (8, 16, 0.5), (4, 8, 0.1), (4, 4, 0)])
-    assert len(told) == 3
-    assert told[0] == "expected one bucket of an aspect, got 4x8 and 8x16"
-    assert told[1] == "expected one bucket of an aspect, got 4x8 and 4x8"
+        (message,) = bucket_problems([bad])
+        assert message == f"expected (height, width, probability), all positive, got {bad!r}"
+    messages = bucket_problems([(4, 8, 0.5), (8, 16, 0.5), (4, 8, 0.1), (4, 4, 0)])
+    assert len(messages) == 3
+    assert messages[0] == "expected one bucket of an aspect, got 4x8 and 8x16"
+    assert messages[1] == "expected one bucket of an aspect, got 4x8 and 4x8"
 
 
 def test_the_papers_sizes():
     """method.md, "Official training settings", which has width before height."""
-    told = {(448, 896): 0.0049, (768, 512): 0.2939, (640, 640): 0.2208, (896, 448): 0.0215}
+    paper = {(448, 896): 0.0049, (768, 512): 0.2939, (640, 640): 0.2208, (896, 448): 0.0215}
     mine = {(width, height): probability for height, width, probability in buckets.SDXL}
-    assert told.items() <= mine.items()
+    assert paper.items() <= mine.items()
     assert len(mine) == 9
     assert sum(mine.values()) == pytest.approx(1, abs=1e-3)
     assert all(side % 64 == 0 for size in mine for side in size)

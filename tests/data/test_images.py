@@ -18,7 +18,7 @@ def encode(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options) -> by
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """A picture without symmetry, of low frequencies only."""
+    """A picture without symmetry and with low frequencies only."""
     y, x = (np.arange(height)[:, None] + 0.5) / height, (np.arange(width)[None] + 0.5) / width
     channels = (255 * x + 0 * y, 255 * y + 0 * x, 255 * x * y)
     return np.stack(channels, -1).astype(np.uint8)
@@ -68,11 +68,11 @@ def test_boxes_stay_in_the_picture(rng):
     ("height", "width", "middle"),
     [
         *((100, 300, (0, 50)), (300, 100, (50, 0)), (25, 26, (0, 1)), (60, 60, (0, 0))),
-        # Of an odd room less is to the left. 370 x 559 becomes 50 x 75.5: 25 columns too many.
+        # An odd excess is cut less on the left. 370 x 559 becomes 50 x 75.5: 25 columns too many.
         *((50, 55, (0, 2)), (370, 559, (0, 12))),
     ],
 )
-def test_a_crop_is_told_in_pixels_of_the_resized_picture(height, width, middle):
+def test_a_crop_is_reported_in_pixels_of_the_resized_picture(height, width, middle):
     """SDXL learnt what a corner means from pictures that were resized first and then cropped."""
     assert corner(height, width, 50, 50) == middle
 
@@ -92,7 +92,7 @@ def test_every_corner_that_there_is_is_as_likely(rng):
 @pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize(("height", "width"), [(20, 33), (33, 20), (20, 20)])
 def test_a_corner_is_where_the_pixels_begin(rng, height, width, flipped):
-    """Of a picture that is not resized, by the coordinates that its pixels spell."""
+    """A picture that is not resized, whose pixels encode their coordinates."""
     pixels = coordinates(height, width)
     for _ in range(20):
         view = View(*(1 - rng.random(2)), flipped=flipped)
@@ -105,7 +105,7 @@ def test_a_corner_is_where_the_pixels_begin(rng, height, width, flipped):
 @pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {"quality": 100})])
 def test_a_corner_is_that_of_the_resized_picture(rng, flipped, kind, options):
-    """Halved, the picture's pixel at column x shows the source's columns 2 x and 2 x + 1."""
+    """After halving, column x shows the source's columns 2 x and 2 x + 1."""
     # JPEG's decoder halves it itself; neither red nor green is ever cut off at 255.
     pixels = coordinates(96, 224)
     for _ in range(8):

@@ -13,7 +13,7 @@ from pea_jax.data.read.source import DatasetError
 from pea_jax.data.write import builder
 from tests.data import sets
 
-RECIPE = latents.Recipe(
+RECIPE = latents.LatentRecipe(
     dataset="small",
     split="train",
     languages=("ja", "zh"),
@@ -28,7 +28,7 @@ RECIPE = latents.Recipe(
 
 
 def row(number: int, language: str = "zh", native: bool = False, **changes) -> latents.LatentRow:
-    """Its moments spell `number`."""
+    """A row whose moments encode `number`."""
     values = {
         "key": f"row{number}",
         "caption": f"c{number}",
@@ -52,22 +52,22 @@ def build(data_dir, recipe=RECIPE, pixels="b" * 16):
         recipe.name,
         {"train": [lambda: iter(rows)]},
         recipe=latents.recipe_file(recipe, pixels),
-        form=latents.form(recipe.dtype),
+        row_format=latents.row_format(recipe.dtype),
     )
 
 
 @pytest.mark.parametrize("dtype", latents.DTYPES)
 def test_a_row_comes_back_as_it_went_in(tmp_path, rng, dtype):
-    """Of float16 the nearest that it has, as float32."""
+    """Moments in float16 are rounded to the nearest, and read as float32."""
     moments, mirrored = rng.standard_normal((2, 2, 4, 2, 3)).astype(np.float32)
-    given = row(3, moments=moments, mirrored=mirrored)
+    original = row(3, moments=moments, mirrored=mirrored)
     recipe = dataclasses.replace(RECIPE, flips=True, dtype=dtype)
     folder = builder.build(
         tmp_path,
         recipe.name,
-        {"train": [lambda: iter([given])]},
+        {"train": [lambda: iter([original])]},
         recipe=latents.recipe_file(recipe, ""),
-        form=latents.form(dtype),
+        row_format=latents.row_format(dtype),
     )
     source = latents.LatentSource(folder, "train")
     assert source.recipe == recipe
@@ -75,22 +75,25 @@ def test_a_row_comes_back_as_it_went_in(tmp_path, rng, dtype):
     for name in ("moments", "mirrored"):
         array = getattr(got, name)
         assert array.dtype == np.float32
-        np.testing.assert_array_equal(array, getattr(given, name).astype(dtype))
+        np.testing.assert_array_equal(array, getattr(original, name).astype(dtype))
     columns = [
         {name: value for name, value in vars(each).items() if name not in ("moments", "mirrored")}
-        for each in (got, given)
+        for each in (got, original)
     ]
     assert columns[0] == columns[1]
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e5])
 def test_moments_that_cannot_be_stored_are_refused(tmp_path, value):
-    """1e5 is beyond float16, and would be an infinity."""
+    """float16 would store 1e5 as infinity."""
     recipe = dataclasses.replace(RECIPE, dtype="float16")
-    given = row(3, moments=np.full((2, 4, 2, 3), value, np.float32))
+    original = row(3, moments=np.full((2, 4, 2, 3), value, np.float32))
     with pytest.raises(ValueError, match=r"row row3: .* not finite in float16"):
         builder.build(
-            tmp_path, recipe.name, {"train": [lambda: iter([given])]}, form=latents.form("float16")
+            tmp_path,
+            recipe.name,
+            {"train": [lambda: iter([original])]},
+            row_format=latents.row_format("float16"),
         )
 
 
@@ -163,16 +166,18 @@ def test_a_view_that_was_not_encoded_is_refused(tmp_path):
 
 
 def test_a_set_of_something_else_is_named_with_what_differs(tmp_path):
-    """Both sides, in one line."""
+    """The error names both sides in one line."""
     build(tmp_path)
     find = functools.partial(latents.find, tmp_path, pixels=None)
     with pytest.raises(DatasetError) as error:
         find(dataclasses.replace(RECIPE, vae="c" * 16, sizes=((16, 16),)))
-    told = str(error.value)
-    assert "\n" not in told
-    assert f'{RECIPE.name}: sizes.0.0: 8 there, 16 now; sizes.0.1: 8 there, 16 now; vae: "' in told
-    assert f'"{"a" * 16}" there, "{"c" * 16}" now' in told
-    assert "pea-jax prepare --latents" in told
+    message = str(error.value)
+    assert "\n" not in message
+    assert (
+        f'{RECIPE.name}: sizes.0.0: 8 there, 16 now; sizes.0.1: 8 there, 16 now; vae: "' in message
+    )
+    assert f'"{"a" * 16}" there, "{"c" * 16}" now' in message
+    assert "pea-jax prepare --latents" in message
     with pytest.raises(DatasetError, match=r"^no latents of large for this run in [^(]*$"):
         find(dataclasses.replace(RECIPE, dataset="large"))
 
@@ -200,9 +205,9 @@ def test_a_set_that_is_not_finished_is_refused(tmp_path):
             RECIPE.name,
             {"train": [lambda: iter([row(1)]), broken]},
             recipe=latents.recipe_file(RECIPE, ""),
-            form=latents.form(RECIPE.dtype),
+            row_format=latents.row_format(RECIPE.dtype),
         )
-    with pytest.raises(DatasetError, match=r"1.0.0 is not finished: go on with pea-jax prepare"):
+    with pytest.raises(DatasetError, match=r"1.0.0 is not finished: continue with pea-jax prepare"):
         latents.find(tmp_path, RECIPE, None)
 
 

@@ -1,4 +1,4 @@
-"""The task that makes a data set, from the command line, of tars with every fault in them."""
+"""`pea-jax prepare` from the command line, on tars with every kind of fault."""
 
 import collections
 import dataclasses
@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +19,15 @@ from pea_jax.assembly import data_factory
 from pea_jax.cli import config as configs
 from pea_jax.cli import main
 from pea_jax.data import images, paths, schema
-from pea_jax.data.origins import tars
+from pea_jax.data.origins import ORIGINS, Origin, files, tables, tars
+from pea_jax.data.origins import sets as named_sets
+from pea_jax.data.origins.record import Record
 from pea_jax.data.read.source import DatasetError, Source
 from pea_jax.data.write import filters, mapping, parts, rows
 from pea_jax.tasks import prepare
 from pea_jax.tinyworld import dataset, splits
 from tests.data import sets
-from tests.data.photographs import crop, dumped, encoded, write_tar
+from tests.data.photographs import bomb, crop, dumped, encoded, unusual, write_tar
 
 FOLDER = Path(__file__).parents[2]
 BASE = FOLDER / "configs" / "base.py"
@@ -40,13 +41,13 @@ def config(data_dir, name, **fields):
     return made
 
 
-def test_a_set_is_found_by_its_name_and_told(tmp_path, capsys):
+def test_a_set_is_found_by_its_name_and_reported(tmp_path, capsys):
     sets.source(tmp_path)
     source = data_factory.open_split("small", tmp_path)
     assert (source.split, len(source)) == ("train", sum(sets.COUNTS.values()))
     prepare.prepare(config(tmp_path, "small"))
-    told = capsys.readouterr().out.splitlines()
-    assert told == [
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
         f"small is in {source.folder}:",
         "  ja: 7 parallel rows, 5 native rows",
         "  zh: 23 parallel rows, 13 native rows",
@@ -93,37 +94,8 @@ SETTINGS = {
 }
 
 
-def bomb(side=100_000):
-    """A tiny PNG whose header promises side x side pixels."""
-    data = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
-    data[16:24] = side.to_bytes(4, "big") * 2
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    return bytes(data)
-
-
-def odd_pictures(rng):
-    """Good rows that look odd: (picture, height, width) by name."""
-    rotated = Image.Exif()
-    rotated[0x0112] = 6
-    picture = crop(rng)
-    made = {
-        "png": encoded(picture, "PNG"),
-        "cmyk": encoded(picture.convert("CMYK")),
-        "palette": encoded(picture.quantize(16), "PNG"),
-        "alpha": encoded(picture.convert("RGBA"), "PNG"),
-        "grey": encoded(picture.convert("L")),
-        "rotated": encoded(picture, exif=rotated),
-        "webp": encoded(picture, "WEBP"),
-    }
-    height, width = picture.height, picture.width
-    return {
-        name: (data, *((width, height) if name == "rotated" else (height, width)))
-        for name, data in made.items()
-    }
-
-
 def faults(rng):
-    """What makes no row: (reason, members of a sample) by name."""
+    """Samples that make no row: (reason, members of the sample) by name."""
     picture = encoded(crop(rng))
     good = dumped({**PARALLEL, **SCORES})
 
@@ -165,7 +137,7 @@ def whole_samples(path, end):
 
 @dataclasses.dataclass
 class Planted:
-    """Tars, and what is to be made of them: rows by key, and keys by reason."""
+    """Tars with their expected rows by key, and rejected keys by reason."""
 
     folder: Path
     rows: dict[str, tuple]
@@ -185,14 +157,14 @@ def planted(tmp_path_factory):
         native = "caption_ori" in fields
         caption = "红烧狮子头，.7" if native else PARALLEL["caption_zh"]
         english = "" if native else PARALLEL["caption_en"]
-        good[f"{shard}/{name}"] = (image, caption, english, "zh", native, *size)
+        good[f"{shard}/{name}"] = (caption, english, "zh", native, *size, image)
 
     for number in range(PICTURES):
         picture = crop(rng)
         fields = {**NATIVE} if number % 4 == 0 else {**PARALLEL, **SCORES}
         shard, size = shards[number % TARS], (picture.height, picture.width)
         add(shard, f"{number:06d}", encoded(picture, quality=85), size, fields)
-    for number, (name, (image, *size)) in enumerate(odd_pictures(rng).items()):
+    for number, (name, (image, *size)) in enumerate(unusual(crop(rng)).items()):
         add(shards[number], f"odd_{name}", image, size, {**PARALLEL, **SCORES})
     # Each fault up to three times, in different tars.
     planted = faults(rng)
@@ -242,7 +214,7 @@ def content(folder):
 
 @pytest.fixture(scope="module")
 def prepared(planted, tmp_path_factory):
-    """The set of the command line in two processes: its folder, and what the command said."""
+    """The set built by the command line in two processes: its folder, and the finished command."""
     data_dir = tmp_path_factory.mktemp("data")
     done = subprocess.run(
         [sys.executable, "-m", "pea_jax", *command(planted, data_dir, "--workers=2")],
@@ -274,17 +246,17 @@ def test_the_report_names_every_fault_with_its_count(planted, prepared):
 def test_the_command_ends_with_a_table(planted, prepared):
     folder, done = prepared
     lines = done.stdout.splitlines()
-    native = sum(row[4] for row in planted.rows.values())
+    native = sum(row[3] for row in planted.rows.values())
     assert lines[-3:] == [
         f"more examples are in {folder}/report.json",
         f"planted is in {folder}:",
         f"  zh: {len(planted.rows) - native} parallel rows, {native} native rows",
     ]
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
-    told = {reason: (count, example) for reason, count, example in cells}
-    assert told["kept"] == (f"{len(planted.rows):,}", "")
+    table = {reason: (count, example) for reason, count, example in cells}
+    assert table["kept"] == (f"{len(planted.rows):,}", "")
     for reason, keys in planted.rejected.items():
-        count, example = told[reason]
+        count, example = table[reason]
         assert count == str(len(keys))
         assert example in keys
     assert f"{TARS}/{TARS} shards, {len(planted.rows):,} kept" in done.stderr
@@ -315,7 +287,7 @@ def test_killed_at_any_moment_and_run_again_it_is_the_same_set(planted, prepared
     assert index.read_bytes() == paths.index_file(prepared[0], "train").read_bytes()
 
 
-def test_a_set_that_is_there_is_told_and_not_made_again(planted, prepared, capsys, monkeypatch):
+def test_a_set_that_is_there_is_reported_and_not_made_again(planted, prepared, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", WIDTH)
     folder, done = prepared
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
@@ -327,10 +299,10 @@ def test_a_set_that_is_there_is_told_and_not_made_again(planted, prepared, capsy
 def test_a_set_of_other_settings_or_files_is_refused(planted, prepared, capsys, tmp_path):
     data_dir = prepared[0].parents[1]
     status = main.main(command(planted, data_dir, "--config.prepare.filters.min_area=1"))
-    told = capsys.readouterr().err
+    error = capsys.readouterr().err
     assert status == 1
-    assert told.count("\n") == 1
-    assert "filters.min_area" in told
+    assert error.count("\n") == 1
+    assert "filters.min_area" in error
     more = f"--config.prepare.where.train={write_tar(tmp_path / 'x.tar', [])}"
     assert main.main(command(planted, data_dir, more)) == 1
     assert "was made from something else" in capsys.readouterr().err
@@ -365,10 +337,10 @@ def test_what_cannot_be_is_one_line(tmp_path, capsys, overrides, status, message
     fields += [each.replace("TARS", str(tmp_path)) for each in overrides]
     arguments = ["prepare", "--config", str(BASE), *(f"--config.{field}" for field in fields)]
     assert main.main(arguments) == status
-    told = capsys.readouterr()
-    (line,) = [line for line in told.err.splitlines() if "shards" not in line]
+    output = capsys.readouterr()
+    (line,) = [line for line in output.err.splitlines() if "shards" not in line]
     assert message in line
-    assert told.out == ""
+    assert output.out == ""
 
 
 def test_processes_and_beam_are_one_or_the_other(capsys):
@@ -396,6 +368,85 @@ def test_of_samples_with_one_key_in_several_tars_the_first_is_kept(tmp_path, rng
     report = json.loads(paths.report_file(source.folder).read_text("utf-8"))["train"]
     assert report["rejected"] == {parts.REPEATED_KEY: 1}
     assert parts.REPEATED_KEY in capsys.readouterr().out
+
+
+TABLE = files.File("/anywhere/t.csv", "t", 99)
+#: Shards of each origin, and the digest that the recipes of existing sets have of them.
+RECIPES = {
+    "tars": (
+        [
+            tars.TarShard(files.File("/anywhere/a/00.tar", "a/00", 10)),
+            tars.TarShard(files.File("/anywhere/a/01.tar", "a/01", 20)),
+        ],
+        "aef530046401345f6a5813b51723fc055c1a21b383578ca2a5e33fa82b7ae9b7",
+    ),
+    "table": (
+        [
+            tables.TableShard(TABLE, "file", 0, 2, 12, ("file", "caption")),
+            tables.TableShard(TABLE, "file", 2, 1, 40, ("file", "caption")),
+        ],
+        "3ba04272a83491086069e4530a0450d606893a29bb81d2548ecced1ac174b431",
+    ),
+    "hugging_face": (
+        [named_sets.SetShard(named_sets.Named("a/x", "train", "x"), "0f1e", "image", 0, 5, repr)],
+        "efc257d848c1be0fbec06f5164ef86001692cd9d6da986f7dd9e7f4d751c0e9a",
+    ),
+    "tfds": (
+        [
+            named_sets.SetShard(
+                named_sets.Named("small", "train[:50%]", "small"),
+                "small/1.0.0 ab",
+                "image",
+                5,
+                5,
+                repr,
+            )
+        ],
+        "9d3fbc3f4eeeb4279dee82ad5071ebb4bc4e9f8e2347c1fe5dcb069f875caed9",
+    ),
+}
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_recipes_of_existing_sets_do_not_change(tmp_path, origin):
+    """With another recipe, sets and parts of earlier versions would be refused."""
+    shards, digest = RECIPES[origin]
+    recipe = prepare._recipe(config(tmp_path, "set", origin=origin), {"train": shards})
+    assert recipe["names_and_sizes_of_files"] == {"train": digest}
+    settings = {"origin", "where", "mapping", "captions", "filters", "names_and_sizes_of_files"}
+    if origin != "tars":
+        settings |= {"image", "rows_per_shard"}
+    assert recipe.keys() == settings
+
+
+@dataclasses.dataclass(frozen=True)
+class OneRecord:
+    source: str
+    size: int
+    image: bytes = dataclasses.field(repr=False)
+
+    def __call__(self):
+        yield Record("0", self.source, self.image, {"caption": f"图{self.size}"})
+
+
+def test_a_new_origin_is_one_row_of_the_table(tmp_path, rng, monkeypatch):
+    image = encoded(crop(rng))
+    made = Origin(
+        "for this test",
+        lambda where, rows_per_shard: [OneRecord(name, rows_per_shard, image) for name in where],
+        ("rows_per_shard",),
+    )
+    monkeypatch.setitem(ORIGINS, "mine", made)
+    changes = {"origin": "mine", "where__train": ("a", "b"), "rows_per_shard": 7}
+    prepare.prepare(config(tmp_path, "small", **changes))
+    source = data_factory.open_split("small", tmp_path)
+    assert [(row.key, row.caption) for row in (source[0], source[1])] == [
+        ("a/0", "图7"),
+        ("b/0", "图7"),
+    ]
+    recipe = json.loads(paths.recipe_file(source.folder).read_text("utf-8"))
+    assert recipe["rows_per_shard"] == 7
+    assert "image" not in recipe
 
 
 def test_splits_and_tables_go_the_same_way(tmp_path, rng):

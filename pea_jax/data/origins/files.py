@@ -1,9 +1,10 @@
-"""The files that names stand for: {00000..00099}, {a,b}, *, folders; on disks and in buckets."""
+"""File patterns with {00000..00099}, {a,b}, * and folders, on disks and in buckets."""
 
 import fnmatch
+import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -14,15 +15,18 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAGIC = re.compile(r"[*?\[]")
 
+#: Folder -> sizes of its files by name, None for a subfolder; `storage.sizes`, cached.
+_Sizes = Callable[[AnyPath], dict[str, int | None]]
+
 
 @dataclass(frozen=True)
 class File:
     """A file to read.
 
     Attributes:
-      path: of it, also in a bucket.
-      label: its path below the folder that all files of the split have in common, without its
-        ending: the same wherever that folder lies.
+      path: local, or in a bucket.
+      label: path below the common folder of the split's files, without the ending. It does not
+        change when that folder moves.
       size: in bytes.
     """
 
@@ -32,15 +36,15 @@ class File:
 
 
 def expand(pattern: str) -> list[str]:
-    """The names that a name with braces stands for, in order: {00000..00099} and {a,b}.
+    """Expands the braces {00000..00099} and {a,b} of a pattern, in order.
 
     Raises:
-      ValueError: braces that say neither.
+      ValueError: other braces, or an empty range.
     """
-    found = _BRACES.search(pattern)
-    if found is None:
+    match = _BRACES.search(pattern)
+    if match is None:
         return [pattern]
-    inside = found[1]
+    inside = match[1]
     if numbers := _RANGE.fullmatch(inside):
         first, last = numbers.groups()
         width = len(first) if first.startswith("0") else 0
@@ -49,28 +53,28 @@ def expand(pattern: str) -> list[str]:
         choices = inside.split(",") if "," in inside else []
     if not choices:
         raise ValueError(f"{pattern}: expected {{FIRST..LAST}} or {{A,B}}, got {{{inside}}}")
-    rest = expand(pattern[found.end() :])
-    return [pattern[: found.start()] + choice + end for choice in choices for end in rest]
+    rest = expand(pattern[match.end() :])
+    return [pattern[: match.start()] + choice + end for choice in choices for end in rest]
 
 
 def find(where: Sequence[str], endings: Sequence[str]) -> list[File]:
-    """The files of one split, in the order of `where`, those of a pattern or folder sorted.
+    """The files of one split, in the order of `where`. Matches of one pattern or folder are sorted.
 
     Args:
-      where: names of files, with braces and with *, ? and [] in any part; or of folders, which
-        stand for the files in them that have one of the endings.
+      where: files, with braces and with *, ? and [] in any part of the path; or folders, for all
+        files in them with one of the endings.
       endings: such as ".tar".
 
     Raises:
-      ValueError: a name that stands for nothing, a file that is named twice.
-      StorageError: a bucket that can't be reached.
+      ValueError: a name has no match, or a file is named twice.
+      StorageError: a bucket is unreachable.
     """
-    listings: dict[str, dict[str, int | None]] = {}
+    sizes = functools.cache(storage.sizes)
     found: list[tuple[str, int]] = []
     missing = []
     for name in where:
         for pattern in expand(name):
-            matches = list(_matches(pattern, endings, listings))
+            matches = list(_matches(pattern, endings, sizes))
             found += matches
             if not matches:
                 missing.append(pattern)
@@ -85,25 +89,23 @@ def find(where: Sequence[str], endings: Sequence[str]) -> list[File]:
     return [File(path, label, size) for (path, size), label in zip(found, labels, strict=True)]
 
 
-def _matches(pattern: str, endings: Sequence[str], listings: dict) -> Iterator[tuple[str, int]]:
-    """Path and size of each file that a pattern without braces stands for."""
+def _matches(pattern: str, endings: Sequence[str], sizes: _Sizes) -> Iterator[tuple[str, int]]:
+    """Path and size of each match of a pattern without braces."""
     scheme, _, rest = pattern.rpartition("://")
     parts = PurePosixPath(rest).parts
     fixed = list(itertools.takewhile(lambda part: not _MAGIC.search(part), parts))
     if len(fixed) == len(parts):
-        # The last part is looked for in its folder, which many names of a split share.
+        # Many names of a split share a folder, which is listed once.
         fixed = fixed[:-1]
     top = str(PurePosixPath(*fixed))
     top = f"{scheme}://{top}" if scheme else top
-    yield from _walk(storage.as_path(top), parts[len(fixed) :], endings, listings)
+    yield from _walk(storage.as_path(top), parts[len(fixed) :], endings, sizes)
 
 
 def _walk(
-    folder: AnyPath, parts: Sequence[str], endings: Sequence[str], listings: dict
+    folder: AnyPath, parts: Sequence[str], endings: Sequence[str], sizes: _Sizes
 ) -> Iterator[tuple[str, int]]:
-    listing = listings.get(str(folder))
-    if listing is None:
-        listing = listings[str(folder)] = storage.sizes(folder)
+    listing = sizes(folder)
     first, rest = (parts[0], parts[1:]) if parts else ("*", ())
     exact = not _MAGIC.search(first)
     names = [first] * (first in listing) if exact else sorted(fnmatch.filter(listing, first))
@@ -111,22 +113,19 @@ def _walk(
         size = listing[name]
         if rest:
             if size is None:
-                yield from _walk(folder / name, rest, endings, listings)
+                yield from _walk(folder / name, rest, endings, sizes)
         elif size is not None:
             if name.endswith(tuple(endings)):
                 yield str(folder / name), size
         elif exact:
-            yield from _walk(folder / name, (), endings, listings)
+            yield from _walk(folder / name, (), endings, sizes)
 
 
 def _labels(paths: Sequence[str], endings: Sequence[str]) -> list[str]:
-    """Paths below their common folder, without endings; with them where two would be the same."""
+    """Paths below their common folder, without endings unless two labels would then be equal."""
     split = [path.split("/") for path in paths]
-    common = 0
-    for parts in zip(*(each[:-1] for each in split), strict=False):
-        if len(set(parts)) > 1:
-            break
-        common += 1
+    levels = zip(*(each[:-1] for each in split), strict=False)
+    common = len(list(itertools.takewhile(lambda names: len(set(names)) == 1, levels)))
     whole = ["/".join(each[common:]) for each in split]
     longest = sorted(endings, key=len, reverse=True)
     bare = [

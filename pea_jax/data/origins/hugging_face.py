@@ -1,6 +1,6 @@
-"""Sets of the package `datasets`: by their names on the Hub, or folders of save_to_disk.
+"""Data sets of the package `datasets`: by name on the Hub, or folders of save_to_disk.
 
-The package is imported here alone, when such a set is asked for (the extra "datasets").
+The package is optional (the extra "datasets") and imported only for such a set.
 """
 
 import functools
@@ -11,21 +11,21 @@ from typing import Any
 
 from pea_jax.data.origins import sets
 
-#: With one of these a folder is one of save_to_disk.
+#: Files that mark a folder of save_to_disk.
 _SAVED = ("dataset_dict.json", "state.json")
-#: Features that reading a row would decode, and no row of ours is made of.
-_FOREIGN = ("Audio", "Video", "Pdf", "Nifti")
+#: Features that are skipped, because reading a row would decode them.
+_SKIPPED = ("Audio", "Video", "Pdf", "Nifti")
 
 
 def shards(
     where: Sequence[str], split: str, image: str, rows_per_shard: int
 ) -> list[sets.SetShard]:
-    """The shards of sets, which are downloaded where they are on the Hub.
+    """The shards of sets. Sets on the Hub are downloaded.
 
     Args:
-      where: NAME or NAME#SPLIT, NAME also with :CONFIG or a folder.
-      split: where none is named.
-      image: the column of the picture.
+      where: NAME, NAME:CONFIG or a folder, each also with #SPLIT.
+      split: default split.
+      image: column of the image.
       rows_per_shard: at most.
 
     Raises:
@@ -35,24 +35,14 @@ def shards(
         raise ValueError(
             "sets of Hugging Face take the package datasets: pip install 'pea-jax[datasets]'"
         )
-    found = []
-    for each in sets.named(where, split):
-        rows, _ = _open(each)
-        if image not in rows.column_names:
-            raise ValueError(
-                f"{each.name}: no column {image!r} of pictures, but {rows.column_names}"
-            )
-        found += [
-            sets.SetShard(each, rows._fingerprint, image, *stretch, _open)
-            for stretch in sets.stretches(len(rows), rows_per_shard)
-        ]
-    return found
+    return sets.shards(where, split, image, rows_per_shard, functools.partial(_open, image))
 
 
 @functools.lru_cache(maxsize=8)
-def _open(of: sets.Named) -> tuple[Any, list[Path]]:
-    """A split of a set, its pictures not decoded; and where the files of pictures may lie, which
-    are the set's folder and those that the package downloads and unpacks to.
+def _open(image: str, of: sets.Named) -> sets.OpenSet:
+    """Open a split without decoding.
+
+    Image files may be in the set's folder, and in the package's folders for downloads.
     """
     import datasets
 
@@ -67,21 +57,23 @@ def _open(of: sets.Named) -> tuple[Any, list[Path]]:
     kept = [
         column
         for column, feature in rows.features.items()
-        if type(feature).__name__ not in _FOREIGN
+        if type(feature).__name__ not in _SKIPPED
     ]
     rows = rows.select_columns(kept)
     for column, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
+    if image not in rows.column_names:
+        raise ValueError(f"{name}: no column {image!r} of pictures, but {rows.column_names}")
     settings = datasets.config
     folders = [settings.DOWNLOADED_DATASETS_PATH, Path(settings.constants.HF_HUB_CACHE)]
-    return rows, [folder, *folders] if folder.is_dir() else folders
+    return sets.OpenSet(rows, rows._fingerprint, [folder, *folders] if folder.is_dir() else folders)
 
 
 def _split(saved: Any, split: str, name: str) -> Any:
-    """A split, or a slice of it such as "train[:10%]", of what save_to_disk wrote.
+    """A split of a saved set, or a slice of it such as "train[:10%]".
 
-    A set that was saved without splits has one, of any name.
+    A set that was saved without splits has one split of any name.
     """
     import datasets
 

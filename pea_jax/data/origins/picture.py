@@ -1,4 +1,4 @@
-"""The picture that a cell of a table or a set holds: its bytes, or the path of its file."""
+"""The image in a cell of a table or a set: its bytes, or the path of its file."""
 
 import errno
 import os
@@ -11,25 +11,18 @@ from pea_jax.data.origins.record import MAX_PICTURE, NO_FILE, NO_PATH, OUTSIDE, 
 from pea_jax.runtime import storage
 from pea_jax.runtime.storage import AnyPath
 
-#: What a path means that leads to no file; any other error is of the disk, and ends the task.
-_ABSENT = (
-    None,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.EINVAL,
-    errno.ELOOP,
-)
+#: Errors of a path without a file. Any other error concerns the disk and ends the task.
+_MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+_MISSING += (errno.ENAMETOOLONG, errno.EINVAL)
 
 
 def read(cell: Any, folders: Sequence[AnyPath]) -> tuple[bytes | None, str | None]:
-    """The file of a picture, and what is wrong with it where there is none.
+    """The image file of a cell, or the fault.
 
     Args:
-      cell: its bytes; its path; or {"bytes", "path"}, as the package `datasets` stores it.
-      folders: paths are relative to the first, and lead to files below one of them. Whoever wrote
-        the table reads nothing else of this machine. None at all: there are no files.
+      cell: bytes; a path; or {"bytes", "path"}, as the package `datasets` stores it.
+      folders: paths are relative to the first folder and must lead below one of the folders, so
+        that a table cannot read other files of this machine. Without folders, paths are faults.
     """
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
@@ -38,10 +31,10 @@ def read(cell: Any, folders: Sequence[AnyPath]) -> tuple[bytes | None, str | Non
             return None, None
         try:
             cell = _content(cell, folders)
-        except ValueError:  # a null character in the path, or half of a surrogate
+        except ValueError:  # the path has a null character or a lone surrogate
             return None, NO_FILE
         except OSError as error:
-            if error.errno not in _ABSENT:
+            if error.errno not in _MISSING:
                 raise
             return None, NO_FILE
         if cell is None:
@@ -54,10 +47,10 @@ def read(cell: Any, folders: Sequence[AnyPath]) -> tuple[bytes | None, str | Non
 
 
 def _content(name: str, folders: Sequence[AnyPath]) -> bytes | None:
-    """Of a file, `MAX_PICTURE` bytes and one more at most; None: it is not below the folders.
+    """At most `MAX_PICTURE` + 1 bytes of a file; None if it is not below the folders.
 
     Raises:
-      OSError: it can't be read, or is no regular file.
+      OSError: the file is unreadable, or not a regular file.
     """
     path, size = folders[0] / name, MAX_PICTURE
     if storage.is_bucket(folders[0]):
@@ -67,10 +60,10 @@ def _content(name: str, folders: Sequence[AnyPath]) -> bytes | None:
         path = Path(os.path.realpath(path))
         if not any(path.is_relative_to(os.path.realpath(folder)) for folder in folders):
             return None
-        # Opening a pipe would wait for whoever writes to it.
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        # Opening a pipe would block until something writes to it.
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise FileNotFoundError(errno.ENOENT, "no regular file", str(path))
-        size = min(size, found.st_size)
+        size = min(size, status.st_size)
     with path.open("rb") as stream:
         return stream.read(size + 1)

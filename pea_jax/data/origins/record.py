@@ -1,31 +1,32 @@
-"""What an origin yields: a sample as it was found, before anything is made of it."""
+"""The output of an origin: unprocessed samples."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-#: Faults that records of several origins have.
+#: Faults that several origins share.
 NO_FILE = "file of the picture is missing"
 OUTSIDE = "path of the picture leads out of the folder"
 NO_PATH = "picture is neither bytes nor a path"
 BAD_ROW = "row of the table can't be read"
 TOO_LARGE = "file is too large"
 
-#: Bytes of the largest file of a picture that is read, and of text: a json, a row of a table.
+#: Size limits in bytes: of an image file, and of text (a JSON file, a row of a table).
 MAX_PICTURE = 256 * 2**20
 MAX_TEXT = 2**20
 
 
 @dataclass(frozen=True)
 class Record:
-    """A sample as it was found.
+    """An unprocessed sample.
 
     Attributes:
-      name: of the sample in its shard; may occur more than once. "" is the shard as a whole.
-      shard: what the shard is called, unique in its split.
-      image: the whole file of the picture, None where there is none.
-      fields: what else is known of it. Text may hold lone surrogates where it was no UTF-8.
-      fault: why no row can be made of it, the same words for all of a kind; None: none is known.
+      name: of the sample in its shard; may repeat. "" for a fault of the whole shard.
+      shard: label of the shard, unique in its split.
+      image: the whole image file, or None.
+      fields: all other values. Invalid UTF-8 in text becomes lone surrogates.
+      fault: why the sample makes no row, with the same text for all faults of a kind, or None.
     """
 
     name: str
@@ -37,19 +38,28 @@ class Record:
 
 @runtime_checkable
 class RecordShard(Protocol):
-    """What an origin gives: a frozen dataclass whose repr changes with what it would yield."""
+    """A frozen dataclass whose repr changes with its records: the recipe of a set contains it."""
 
     @property
     def source(self) -> str:
-        """What it is read from: a file, or a split of a set."""
+        """The file, or the split of a set, that it reads."""
 
     def __call__(self) -> Iterator[Record]:
-        """Its records, always the same in the same order."""
+        """Its records, always in the same order."""
 
 
 def text_of(data: bytes) -> str:
-    """UTF-8 as text; bytes that are none become lone surrogates, which no good text has.
+    """Decode UTF-8, with lone surrogates for invalid bytes.
 
-    So a field that nobody reads may be damaged, and the place that reads one finds it.
+    Invalid bytes thus matter only in fields that are used, where they are found later.
     """
     return data.decode("utf-8-sig", "surrogateescape")
+
+
+def json_object(data: bytes) -> dict[str, Any] | None:
+    """Decode a JSON object; None if the data holds none."""
+    try:
+        value = json.loads(text_of(data))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

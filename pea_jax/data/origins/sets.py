@@ -1,4 +1,4 @@
-"""Sets that other packages read, by names: NAME, or NAME#SPLIT."""
+"""Data sets that other packages read, by name: NAME or NAME#SPLIT."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ class Named:
     """A split of a set.
 
     Attributes:
-      name: of the set as its package knows it, or its folder.
+      name: of the set in its package, or its folder.
       split: such as "train" or "train[:10%]".
-      label: what its rows say they come from, unique in a split of ours.
+      label: shard label of its records, unique in a split of the prepared set.
     """
 
     name: str
@@ -26,16 +26,31 @@ class Named:
 
 
 @dataclass(frozen=True)
+class OpenSet:
+    """An open split of a set.
+
+    Attributes:
+      rows: by number, with images still encoded.
+      content: identifies the content of the set among sets of its name.
+      folders: that may hold image files.
+    """
+
+    rows: Any
+    content: str
+    folders: Sequence[AnyPath] = ()
+
+
+@dataclass(frozen=True)
 class SetShard:
-    """Yields a stretch of a set's rows; their numbers are the samples' names.
+    """Yields a range of a set's rows. The row number is the sample's name.
 
     Attributes:
       of: the set.
-      content: what tells it from another of that name.
-      image: the column of the picture.
+      content: as in `OpenSet`.
+      image: column of the image.
       first: number of the first row.
-      count: of rows.
-      open: gives the rows of a set by number, and the folders of its pictures.
+      count: number of rows.
+      open: opens the set.
     """
 
     of: Named
@@ -43,52 +58,66 @@ class SetShard:
     image: str
     first: int
     count: int
-    open: Callable[[Named], tuple[Sequence[Any], Sequence[AnyPath]]] = field(
-        repr=False, compare=False
-    )
+    open: Callable[[Named], OpenSet] = field(repr=False, compare=False)
 
     @property
     def source(self) -> str:
-        """What it is read from."""
+        """The name and the split of the set."""
         return f"{self.of.name}#{self.of.split}"
 
     def __call__(self) -> Iterator[Record]:
         """The records, in the order of the set."""
-        rows, folders = self.open(self.of)
+        opened = self.open(self.of)
         for number in range(self.first, self.first + self.count):
             name, shard = str(number), self.of.label
             try:
-                row = dict(rows[number])
+                row = dict(opened.rows[number])
             except UnicodeDecodeError:
                 yield Record(name, shard, None, {}, BAD_ROW)
                 continue
-            image, fault = picture.read(row.pop(self.image), folders)
+            image, fault = picture.read(row.pop(self.image), opened.folders)
             yield Record(name, shard, image, row, fault)
 
 
-def named(where: Sequence[str], split: str) -> list[Named]:
-    """The sets that one of our splits is made of.
+def shards(
+    where: Sequence[str],
+    split: str,
+    image: str,
+    rows_per_shard: int,
+    open_set: Callable[[Named], OpenSet],
+) -> list[SetShard]:
+    """The shards of the sets in a split of the prepared set.
 
     Args:
       where: NAME or NAME#SPLIT.
-      split: where none is named.
+      split: default for NAME.
+      image: column of the image.
+      rows_per_shard: at most.
+      open_set: opens a set; small to pickle.
 
     Raises:
-      ValueError: the same one twice.
+      ValueError: a set is named twice, or as `open_set` raises.
     """
     found = []
-    for entry in where:
-        name, _, part = entry.partition("#")
-        found.append((name, part or split))
+    for each in named(where, split):
+        opened = open_set(each)
+        for first in range(0, len(opened.rows), rows_per_shard):
+            count = min(rows_per_shard, len(opened.rows) - first)
+            found.append(SetShard(each, opened.content, image, first, count, open_set))
+    return found
+
+
+def named(where: Sequence[str], split: str) -> list[Named]:
+    """The sets of `where`, see `shards`.
+
+    Raises:
+      ValueError: a set is named twice.
+    """
+    entries = [each.partition("#") for each in where]
+    found = [(name, part or split) for name, _, part in entries]
     if len(set(found)) < len(found):
         twice = next(each for each in found if found.count(each) > 1)
         raise ValueError(f"{'#'.join(twice)} is named more than once")
     short = [PurePosixPath(name).name for name, _ in found]
     labels = short if len(set(short)) == len(short) else ["#".join(each) for each in found]
     return [Named(*each, label) for each, label in zip(found, labels, strict=True)]
-
-
-def stretches(rows: int, size: int) -> Iterator[tuple[int, int]]:
-    """First row and count of each shard when a set is cut."""
-    for first in range(0, rows, size):
-        yield first, min(size, rows - first)

@@ -1,15 +1,14 @@
-"""A table beside its pictures: JSON lines, CSV, TSV or Parquet, read as a stream.
+"""Tables beside their images: JSON lines, CSV, TSV or Parquet, read as streams.
 
-A column holds each picture's path, relative to the folder of the table, or its bytes. The other
-columns are the fields, the number of the row is the sample's name. A table is cut into shards; it
-is read once before, to see where each begins, but for Parquet, which says so.
+One column holds each image's bytes, or its path relative to the table's folder. The other columns
+are the fields, and the row number is the sample's name. A table is split into shards. A first pass
+finds the offset of each shard; Parquet stores its row counts.
 """
 
 import collections
 import csv
 import io
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -19,7 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from pea_jax.data.origins import files, picture
-from pea_jax.data.origins.record import BAD_ROW, MAX_TEXT, Record, text_of
+from pea_jax.data.origins.record import BAD_ROW, MAX_TEXT, Record, json_object, text_of
 from pea_jax.runtime import storage
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -32,20 +31,20 @@ LONG_ROW = "row of the table is too long"
 
 _BATCH = 256
 
-#: The fields of a row, or why it can't be read.
+#: The fields of a row, or a fault.
 _Fields = dict[str, Any] | str
 
 
 @dataclass(frozen=True)
 class TableShard:
-    """Yields a stretch of a table's rows.
+    """Yields a range of a table's rows.
 
     Attributes:
       file: the table.
-      image: the column of the picture.
+      image: column of the image.
       first: number of the first row, counted from 0 without headings and blank lines.
-      count: of rows.
-      offset: where the first row begins, in bytes; 0 in Parquet, which is asked by numbers.
+      count: number of rows.
+      offset: of the first row in bytes; 0 for Parquet, which is read by row number.
       columns: of CSV and TSV.
     """
 
@@ -58,7 +57,7 @@ class TableShard:
 
     @property
     def source(self) -> str:
-        """What it is read from."""
+        """The path of the table."""
         return self.file.path
 
     def __call__(self) -> Iterator[Record]:
@@ -77,7 +76,7 @@ class TableShard:
                     image, fault = picture.read(row.pop(self.image, None), [path.parent])
                     yield Record(name, shard, image, row, fault)
             except (pa.ArrowException, OSError) as error:
-                # Of damaged data pyarrow says so in a plain OSError; those of disks have a number.
+                # pyarrow raises a plain OSError for damaged data. Errors of the disk have an errno.
                 if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
                     raise
                 for lost in range(number, self.first + self.count):
@@ -103,12 +102,12 @@ def shards(where: Sequence[str], image: str, rows_per_shard: int) -> list[TableS
     """The shards of tables, in the order of `files.find`.
 
     Args:
-      where: names of tables, or of folders with tables.
-      image: the column of the picture.
-      rows_per_shard: at most; of Parquet whole row groups, as many as these hold.
+      where: tables, or folders with tables.
+      image: column of the image.
+      rows_per_shard: at most. A shard of Parquet has whole row groups, or a piece of a larger one.
 
     Raises:
-      ValueError: a name that stands for no table, a table without such a column, or none at all.
+      ValueError: a name matches no table, or a table has no such column.
     """
     return [
         shard for file in files.find(where, ENDINGS) for shard in _cut(file, image, rows_per_shard)
@@ -126,8 +125,8 @@ def _cut(file: files.File, image: str, size: int) -> list[TableShard]:
                 raise ValueError(f"{file.path}: {error}") from error
             _check_column(file, table.schema_arrow.names, image)
             return [
-                TableShard(file, image, *stretch)
-                for stretch in _parquet_stretches(_group_sizes(table), size)
+                TableShard(file, image, *rows)
+                for rows in _parquet_ranges(_group_sizes(table), size)
             ]
         if ending in LINES:
             offsets = (offset for offset, _ in _json_lines(stream, 0))
@@ -149,7 +148,7 @@ def _cut(file: files.File, image: str, size: int) -> list[TableShard]:
 
 
 def _opened(path: storage.AnyPath) -> io.BufferedReader:
-    """A file to read; those of buckets themselves can't limit the length of a line."""
+    """An open file that can limit the length of a line, which files in buckets cannot."""
     return io.BufferedReader(path.open("rb"))
 
 
@@ -161,7 +160,7 @@ def _check_column(file: files.File, columns: Sequence[str], image: str) -> None:
 
 
 def _lines(stream: io.IOBase, offset: int) -> Iterator[tuple[int, bytes | None]]:
-    """Each line, and where it begins; None for one that is longer than `MAX_TEXT`."""
+    """Offset and content of each line; None for a line longer than `MAX_TEXT`."""
     while line := stream.readline(MAX_TEXT + 1):
         begin, offset = offset, offset + len(line)
         rest, long = line, len(line) > MAX_TEXT
@@ -172,44 +171,38 @@ def _lines(stream: io.IOBase, offset: int) -> Iterator[tuple[int, bytes | None]]
 
 
 def _json_lines(stream: io.IOBase, offset: int) -> Iterator[tuple[int, bytes | None]]:
-    """`_lines` without those that are blank."""
+    """`_lines` without blank lines."""
     return (each for each in _lines(stream, offset) if each[1] is None or each[1].strip())
 
 
 def _json_rows(stream: io.IOBase, offset: int) -> Iterator[tuple[int, _Fields]]:
     for begin, line in _json_lines(stream, offset):
-        if line is None:
-            yield begin, LONG_ROW
-            continue
-        try:
-            fields = json.loads(text_of(line))
-        except (ValueError, RecursionError):
-            fields = None
-        yield begin, fields if isinstance(fields, dict) else BAD_ROW
+        fields = LONG_ROW if line is None else json_object(line)
+        yield begin, BAD_ROW if fields is None else fields
 
 
 def _csv_rows(
     stream: io.IOBase, offset: int, delimiter: str, columns: int = 0
 ) -> Iterator[tuple[int, list[str] | str]]:
-    """The cells of each row that is not blank, or why it can't be read; and where it begins.
+    """Offset and cells, or the fault, of each row that is not blank.
 
-    A row may have several lines, in quotes. One that can't be read is its first line alone, and
-    the next one a row again: so a quote that nothing closes takes no other row with it.
+    A row may have several lines in quotes. A row with a fault is only its first line, and the next
+    line starts a new row, so that an unclosed quote affects no other row.
 
     Args:
-      stream: is at `offset`.
-      offset: where a row begins.
+      stream: positioned at `offset`.
+      offset: of a row.
       delimiter: of cells.
-      columns: how many cells a row has; 0: as many as the first.
+      columns: cells per row; 0 for the number of cells in the first row.
     """
     lines, unread = _lines(stream, offset), collections.deque()
     while True:
-        took: list[tuple[int, bytes | None]] = []
+        taken: list[tuple[int, bytes | None]] = []
 
-        def texts(took: list = took) -> Iterator[str]:
+        def texts(taken: list = taken) -> Iterator[str]:
             size = 0
             while size <= MAX_TEXT and (line := unread.popleft() if unread else next(lines, None)):
-                took.append(line)
+                taken.append(line)
                 if line[1] is None:
                     return
                 size += len(line[1])
@@ -219,27 +212,27 @@ def _csv_rows(
             cells = next(csv.reader(texts(), delimiter=delimiter, strict=True), None)
         except csv.Error:
             cells = BAD_ROW
-        if not took:
+        if not taken:
             return
-        begin, line = took[0]
+        begin, line = taken[0]
         if cells == []:
             continue
         columns = columns or len(cells or ())
         if cells is None or len(cells) != columns:
             cells = LONG_ROW if line is None else BAD_ROW
         if isinstance(cells, str):
-            unread.extendleft(reversed(took[1:]))
+            unread.extendleft(reversed(taken[1:]))
         yield begin, cells
 
 
 def _group_sizes(table: parquet.ParquetFile) -> list[int]:
-    """Rows of each row group."""
+    """Number of rows in each row group."""
     return [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
 
 
-def _parquet_stretches(groups: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+def _parquet_ranges(groups: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
     """First row and count of each shard: row groups of at most `size` rows together, or a piece of
-    a larger one. A group is decoded from its beginning, so the fewer pieces the better.
+    a larger group. Groups are split rarely, because each piece decodes its group from the start.
     """
     first = count = 0
     for rows in groups:

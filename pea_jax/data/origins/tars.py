@@ -1,12 +1,11 @@
-"""Webdataset tars, as img2dataset and the makers of WuKong's write them.
+"""Webdataset tars, as img2dataset writes them.
 
-A sample is what lies next to each other under one name up to the first dot of the file's name:
-`00000/000000012.jpg`, `.json` and `.txt`. Its fields are those of the json; the text of the txt is
-the field "txt". A tar is read once, from its beginning to its end.
+A sample is a sequence of adjacent files whose names are equal up to the first dot, such as
+`00000/000000012.jpg`, `.json` and `.txt`. The JSON file holds its fields, and the txt file its
+field "txt". Tars are read as streams.
 """
 
 import io
-import json
 import lzma
 import re
 import tarfile
@@ -16,7 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pea_jax.data.origins import files
-from pea_jax.data.origins.record import MAX_PICTURE, MAX_TEXT, TOO_LARGE, Record, text_of
+from pea_jax.data.origins.record import (
+    MAX_PICTURE,
+    MAX_TEXT,
+    TOO_LARGE,
+    Record,
+    json_object,
+    text_of,
+)
 from pea_jax.runtime import storage
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
@@ -30,22 +36,17 @@ SEVERAL = "sample has several pictures"
 STRAY = "file is no part of a sample"
 DAMAGED = "tar is cut short or damaged"
 
-#: Folder and name up to the first dot, and what follows; hidden files are none.
+#: Path up to the first dot of the file name, and the ending. Hidden files do not match.
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
-#: The most bytes of a file that is read, by ending; no other is read.
+#: Ending -> size limit in bytes. Other files are not read.
 _LIMITS = {**dict.fromkeys(PICTURES, MAX_PICTURE), **dict.fromkeys(TEXTS, MAX_TEXT)}
 
-#: Types of headers that tell of the next one; tarfile reads them whole.
-_DESCRIBING = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
+#: Headers that describe the next header. tarfile reads them whole.
+_DESCRIBING = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_DESCRIBING += (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
-#: The field that a txt becomes.
+#: The field with the text of a txt file.
 TXT = "txt"
 
 
@@ -53,8 +54,8 @@ TXT = "txt"
 class TarShard:
     """Yields the samples of one tar.
 
-    Of a tar that is damaged the samples before the damage are yielded, and then a record that
-    names the tar, which also stands for the sample that the damage cut in two.
+    For a damaged tar, it yields the samples before the damage and then one record without a name,
+    which also stands for an incomplete last sample.
 
     Attributes:
       file: the tar, plain or compressed.
@@ -64,7 +65,7 @@ class TarShard:
 
     @property
     def source(self) -> str:
-        """What it is read from."""
+        """The path of the tar."""
         return self.file.path
 
     def __call__(self) -> Iterator[Record]:
@@ -79,24 +80,24 @@ class TarShard:
                         if not _is_hidden(name):
                             yield Record(name, shard, None, {}, STRAY)
                         continue
-                    if sample is not None and (sample.name != stem or suffix in sample.parts):
+                    if sample is not None and (sample.name != stem or suffix in sample.files):
                         yield sample.record(shard)
                         sample = None
                     sample = sample or _Sample(stem)
-                    sample.parts[suffix] = data
+                    sample.files[suffix] = data
             except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError):
                 damaged = True
-        if sample is not None and (not damaged or sample.is_whole):
+        if sample is not None and (not damaged or sample.is_complete):
             yield sample.record(shard)
         if damaged:
             yield Record("", shard, None, {}, DAMAGED)
 
 
 def shards(where: Sequence[str]) -> list[TarShard]:
-    """One shard a tar, in the order of `files.find`.
+    """One shard per tar, in the order of `files.find`.
 
     Raises:
-      ValueError: a name that stands for no tar.
+      ValueError: a name matches no tar.
     """
     return [TarShard(file) for file in files.find(where, ENDINGS)]
 
@@ -107,56 +108,52 @@ class _Sample:
 
     Attributes:
       name: the stem.
-      parts: content by ending; None where the file is too large.
+      files: ending -> content; None for a file that is too large.
     """
 
     name: str
-    parts: dict[str, bytes | None] = field(default_factory=dict)
+    files: dict[str, bytes | None] = field(default_factory=dict)
 
     @property
-    def is_whole(self) -> bool:
-        return bool({*PICTURES} & self.parts.keys() and {*TEXTS} & self.parts.keys())
+    def is_complete(self) -> bool:
+        return bool({*PICTURES} & self.files.keys() and {*TEXTS} & self.files.keys())
 
     def record(self, shard: str) -> Record:
-        if None in self.parts.values():
+        if None in self.files.values():
             return Record(self.name, shard, None, {}, TOO_LARGE)
-        pictures = [suffix for suffix in PICTURES if suffix in self.parts]
-        image = self.parts[pictures[0]] if pictures else None
+        pictures = [suffix for suffix in PICTURES if suffix in self.files]
+        image = self.files[pictures[0]] if pictures else None
         fields, fault = {}, None
         if not pictures:
             fault = NO_PICTURE
         elif len(pictures) > 1:
             fault = SEVERAL
-        elif not {*TEXTS} & self.parts.keys():
+        elif not self.is_complete:
             fault = NO_TEXT
-        if "json" in self.parts:
-            try:
-                fields = json.loads(text_of(self.parts["json"]))
-            except (ValueError, RecursionError):
-                fault = fault or BAD_JSON
-            else:
-                if not isinstance(fields, dict):
-                    fields, fault = {}, fault or BAD_JSON
-        if "txt" in self.parts:
-            fields = {**fields, TXT: text_of(self.parts["txt"])}
+        if "json" in self.files:
+            fields = json_object(self.files["json"])
+            if fields is None:
+                fields, fault = {}, fault or BAD_JSON
+        if "txt" in self.files:
+            fields = {**fields, TXT: text_of(self.files["txt"])}
         return Record(self.name, shard, image, fields, fault)
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Stem and ending of a file of a sample; no ending where it is none."""
-    found = _NAME.fullmatch(name)
-    return (found[1], found[2].lower()) if found else (name, "")
+    """Stem and ending of a file; the ending is "" for a file outside of samples."""
+    match = _NAME.fullmatch(name)
+    return (match[1], match[2].lower()) if match else (name, "")
 
 
 def _is_hidden(name: str) -> bool:
-    """What file systems leave in tars, such as .DS_Store and ._000.jpg."""
+    """Whether it is a file of a file system, such as .DS_Store and ._000.jpg."""
     return name.rsplit("/", 1)[-1].startswith(".")
 
 
 class _Header(tarfile.TarInfo):
-    """tarfile takes a damaged header in the middle of a tar for its end; here it is damage.
+    """Raises for a damaged header in the middle of a tar, which tarfile takes for the end.
 
-    So is a name or another attribute that is larger than a text may be.
+    Also raises for a name or another attribute that is larger than `MAX_TEXT`.
     """
 
     @classmethod
@@ -177,15 +174,16 @@ class _Header(tarfile.TarInfo):
 
 
 def _members(stream: io.IOBase) -> Iterator[tuple[str, bytes | None]]:
-    """Name and content of each file in a tar that is read as a stream; b"" for foreign endings,
-    None for what is too large.
+    """Name and content of each file in a tar stream.
+
+    The content is b"" for unknown endings, and None for a file that is too large.
 
     Raises:
-      tarfile.TarError: it is damaged, cut short, or goes on after its end.
+      tarfile.TarError: the tar is damaged or truncated, or continues after its end mark.
     """
     with _open(stream) as tar:
         for member in tar:
-            # Kept for seeking, which a stream does not; of a large tar they are many.
+            # tarfile collects members for seeking, which streams do not need.
             tar.members = []
             if not member.isfile():
                 continue

@@ -1,9 +1,8 @@
-"""Sets of TensorFlow Datasets in ArrayRecord, our own among them, by name or folder."""
+"""Data sets of TensorFlow Datasets in ArrayRecord, including our own, by name or folder."""
 
 import functools
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -15,36 +14,28 @@ from pea_jax.runtime import storage
 def shards(
     where: Sequence[str], split: str, image: str, rows_per_shard: int, data_dir: str
 ) -> list[sets.SetShard]:
-    """The shards of sets that are prepared already.
+    """The shards of sets that TFDS has prepared.
 
     Args:
-      where: NAME or NAME#SPLIT, NAME also with /CONFIG and :VERSION, or a folder of a version.
-      split: where none is named.
-      image: the feature of the picture.
+      where: NAME, NAME/CONFIG, NAME:VERSION or the folder of a version, each also with #SPLIT.
+      split: default split.
+      image: feature of the image.
       rows_per_shard: at most.
-      data_dir: where named sets lie.
+      data_dir: folder of the named sets.
 
     Raises:
-      ValueError: no such set, split or feature, or files of another format than ArrayRecord.
+      ValueError: no such set, split or feature, or files in another format than ArrayRecord.
     """
-    found, read = [], functools.partial(_open, data_dir, image)
-    for each in sets.named(where, split):
-        content = _content(_reader(each.name, data_dir))
-        rows, _ = read(each)
-        found += [
-            sets.SetShard(each, content, image, *stretch, read)
-            for stretch in sets.stretches(len(rows), rows_per_shard)
-        ]
-    return found
+    return sets.shards(
+        where, split, image, rows_per_shard, functools.partial(_open, data_dir, image)
+    )
 
 
 def _content(reader: tfds.core.DatasetBuilder) -> str:
-    """What tells a set from another of that name: its version; of our own, its report, which holds
-    the digest of the rows.
-    """
+    """The set's name and version, and for our sets a hash of the report, which covers the rows."""
     report = paths.report_file(storage.as_path(reader.data_path))
-    told = hashlib.sha256(report.read_bytes()).hexdigest() if report.is_file() else ""
-    return f"{reader.info.full_name} {told}"
+    digest = hashlib.sha256(report.read_bytes()).hexdigest() if report.is_file() else ""
+    return f"{reader.info.full_name} {digest}"
 
 
 @functools.lru_cache(maxsize=8)
@@ -59,14 +50,13 @@ def _reader(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 @functools.lru_cache(maxsize=8)
-def _open(data_dir: str, image: str, of: sets.Named) -> tuple[Any, list]:
-    """A split of a set at random access, its pictures not decoded; and no folder of pictures."""
-    name, split = of.name, of.split
-    reader = _reader(name, data_dir)
+def _open(data_dir: str, image: str, of: sets.Named) -> sets.OpenSet:
+    reader = _reader(of.name, data_dir)
     features = reader.info.features
     if image not in features or not isinstance(features[image], tfds.features.Image):
-        raise ValueError(f"{name}: no feature {image!r} of pictures, but {sorted(features)}")
+        raise ValueError(f"{of.name}: no feature {image!r} of pictures, but {sorted(features)}")
     try:
-        return reader.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()}), []
+        rows = reader.as_data_source(of.split, decoders={image: tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
-        raise ValueError(f"{name}: expected files in ArrayRecord ({error})") from error
+        raise ValueError(f"{of.name}: expected files in ArrayRecord ({error})") from error
+    return sets.OpenSet(rows, _content(reader))

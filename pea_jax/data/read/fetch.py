@@ -1,4 +1,4 @@
-"""From an element's number to a decoded row: what workers do."""
+"""The work of a loader's worker: from an element number to a decoded row."""
 
 import itertools
 from collections.abc import Iterator
@@ -8,27 +8,27 @@ from typing import Any
 import numpy as np
 
 from pea_jax.data import images
-from pea_jax.data.read.plan import CENTRE, RANDOM, Part, Plan, Stream
+from pea_jax.data.read.plan import CENTRE, RANDOM, BatchPart, BatchPlan, Stream
 from pea_jax.data.read.source import Source
 
 
 @dataclass(frozen=True)
 class Fetch:
-    """Element number -> a decoded row. Elements count this host's rows through all its batches.
+    """Element number -> decoded row. Elements number this host's rows through all its batches.
 
     Attributes:
       source: of the rows.
-      languages: what the numbers of languages stand for.
+      languages: names of the language numbers.
       plan: of all batches.
-      shard_index: this host's number.
-      crop: of `plan.CROPS`.
-      random_flip: mirror one picture of two, at random.
-      max_bad: how many different images may be unreadable on this host.
+      shard_index: index of this host.
+      crop: one of `plan.CROPS`.
+      random_flip: mirror every image with probability 1/2.
+      max_bad: number of different images that may be unreadable on this host.
     """
 
     source: Source
     languages: tuple[str, ...]
-    plan: Plan
+    plan: BatchPlan
     shard_index: int
     crop: str
     random_flip: bool
@@ -36,13 +36,14 @@ class Fetch:
 
     @property
     def share(self) -> int:
-        """Elements a step."""
+        """Elements per step."""
         return sum(part.share for part in self.plan.parts)
 
     def __call__(self, number: int) -> dict[str, Any]:
-        """A row's "key", "picture" (`Source.picture`), captions and "language"; and, in "bad", the
-        key of every row that had its place before and can't be read, with the reason. Where no
-        other row is left, or there are more than are accepted, "picture" is None.
+        """A row's "key", "picture" (`Source.picture`), captions and "language".
+
+        "bad" lists key and reason of each unreadable row that this row replaces. "picture" is None
+        if no row is left, or if more rows are unreadable than accepted.
         """
         step, slot = divmod(number, self.share)
         for part in self.plan.parts:
@@ -52,7 +53,7 @@ class Fetch:
         stream, position = self.plan.place(part, step, self.shard_index * part.share + slot)
         size, view = self.plan.size(step), self._view(stream, position)
         bad = []
-        # One try more than the run accepts: then the iterator raises, whatever follows here.
+        # One try more than accepted: the loader raises after that many unreadable rows.
         tries = itertools.islice(_candidates(part, stream, position), self.max_bad + 1)
         for number in tries:
             row = self.source[number]
@@ -79,10 +80,8 @@ class Fetch:
         return images.View(*place, flipped=self.random_flip and drawn.flipped)
 
 
-def _candidates(part: Part, stream: Stream, position: int) -> Iterator[int]:
-    """The row at a position, and those that may stand in for it: of its stream, and where that has
-    none that can be read, of the part's others.
-    """
+def _candidates(part: BatchPart, stream: Stream, position: int) -> Iterator[int]:
+    """The row at a position, then its substitutes: first of its stream, then of the whole part."""
     yield from stream.candidates(position)
     for other in itertools.chain(*part.streams):
         if other is not stream:

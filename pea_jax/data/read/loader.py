@@ -1,68 +1,47 @@
-"""From a data set to batches: an endless, deterministic stream, this host's share of it.
+"""The loader: an endless, deterministic stream of this host's share of every batch.
 
-Everything follows from the seed and the step (`plan`). Host i of n takes its n-th of the rows of
-every part, in order. So the state is a number, the batch that all hosts make together
-doesn't depend on how many they are, and neither worker processes nor threads can change what comes
-out.
+The seed and the step determine every batch (`plan`). Host i of n takes the i-th of n equal slices
+of every batch part. The loader's state is therefore one number. The global batch depends neither on
+the number of hosts nor on worker processes or threads.
 
-A row whose image can't be read is replaced by the next readable row of its stream in storage order,
-which keeps all others where they were.
+A row with an unreadable image is replaced by the next readable row of its stream in storage order.
+All other rows keep their places.
 """
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Int
 
 from pea_jax.data.buckets import Bucket
+from pea_jax.data.read import elements
 from pea_jax.data.read.fetch import Fetch
-from pea_jax.data.read.plan import CENTRE, make_plan, problems
+from pea_jax.data.read.plan import CENTRE, config_problems, make_plan
 from pea_jax.data.read.source import Source
 
-#: Texts to token ids and mask, each [texts, length]. `weights.tokenizer.Tokenizer` is one.
+#: Texts -> token ids and mask, each [texts, length], e.g. `weights.tokenizers.Tokenizer`.
 Tokenize = Callable[[Sequence[str]], tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B L"]]]
 
-#: {"native": part, "parallel": part}, a part with no rows absent. A part is {"pixels": uint8
+#: {"native": part, "parallel": part}; a part without rows is absent. A part is {"pixels": uint8
 #: [b, H, W, 3], "time_ids": int32 [b, 6], "ids": int32 [b, L], "mask": int32 [b, L], "language":
-#: int32 [b]}; the parallel part also has "english_ids" and "english_mask". Time ids are what SDXL
-#: is told of a picture: its own height and width, top and left of the crop, height and width of
-#: the pixels. A language is its place in `Loader.languages`. Rows of a `LatentSource` have
-#: "moments", float32 [b, 2, h, w, C], in place of pixels: mean and log variance, not sampled.
+#: int32 [b]}; the parallel part also has "english_ids" and "english_mask". Time ids are SDXL's size
+#: conditioning: original height and width, top and left of the crop, height and width of the
+#: pixels. A language is an index into `Loader.languages`. Rows of a `LatentSource` have "moments",
+#: float32 [b, 2, h, w, C], instead of pixels: mean and log variance, not sampled.
 Batch = dict[str, dict[str, np.ndarray]]
 
-_REPORTED = 10
+_MAX_WARNINGS = 10
 
 
 class BadImagesError(ValueError):
-    """A host can't read more images of the data set than the run accepts."""
+    """More images of the data set are unreadable on a host than the run accepts."""
 
 
 class BadImageWarning(UserWarning):
-    """An image of the data set can't be read; another row takes its place."""
-
-
-def _start_worker(index: int, count: int) -> None:
-    """Runs first in each worker process: Ctrl-C and SIGTERM, which may come to every process of a
-    job, are the parent's affair, its death is not.
-    """
-    del index, count
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-    def follow_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
+    """An image of the data set is unreadable; another row replaces it."""
 
 
 def _tokens(tokenize: Tokenize, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -75,14 +54,13 @@ def _tokens(tokenize: Tokenize, texts: list[str]) -> tuple[np.ndarray, np.ndarra
 
 
 class Loader(grain.DatasetIterator):
-    """An endless iterator of batches; make one with `make_loader`.
+    """An endless iterator of batches; created by `make_loader`.
 
-    Its state is JSON: the step, the keys of the images that each host could not read, and what it
-    must agree with: the data set, by its digest, seed, batch sizes, number of rows, and buckets,
-    crops, flips and language weights where there are any. A state taken at any moment, prefetching
-    or not, goes on with the very batch that would have come next, with any number of workers and
-    hosts: all hosts have the same step. Host i goes on with the bad images of host i, if there was
-    one.
+    The state is JSON. It holds the step, the unreadable images of each host, and the values that
+    must stay the same: digest of the data set, seed, batch sizes, number of rows and, unless they
+    have their defaults, buckets, crop, flips and language weights. A loader restored from a state
+    continues with exactly the next batch, with any number of workers and hosts and any prefetching.
+    All hosts share one step. Host i restores the unreadable images of the former host i, if any.
     """
 
     def __init__(
@@ -105,26 +83,21 @@ class Loader(grain.DatasetIterator):
 
     @property
     def bad(self) -> dict[str, str]:
-        """Images that this host could not read so far: key -> reason. Each counts once."""
+        """Images that were unreadable on this host so far: key -> reason. Each counts once."""
         return dict(self._bad)
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """What the numbers in a batch's "language" stand for."""
+        """The names of the numbers in a batch's "language"."""
         return self._fetch.languages
 
     @property
     def rows(self) -> dict[str, int]:
-        """Rows of an epoch: part -> number, all hosts together."""
+        """Rows per epoch: part -> number, over all hosts."""
         return {part.name: part.rows for part in self._fetch.plan.parts}
 
-    @property
-    def buckets(self) -> tuple[Bucket, ...]:
-        """The sizes of pictures that steps have."""
-        return self._fetch.plan.buckets
-
     def size(self, step: int) -> tuple[int, int]:
-        """Height and width of the pictures of a step, counted from 0."""
+        """Height and width of the images of a step; steps count from 0."""
         return self._fetch.plan.size(step)
 
     def __next__(self) -> Batch:
@@ -132,84 +105,62 @@ class Loader(grain.DatasetIterator):
         if self._elements is None:
             self._elements = self._start()
         try:
-            elements = [next(self._elements) for _ in range(self._fetch.share)]
-            for element in elements:
-                self._count_bad(element)
-            batch = self._assemble(elements)
+            rows = [next(self._elements) for _ in range(self._fetch.share)]
+            for row in rows:
+                self._count_bad(row)
+            batch = self._assemble(rows)
         except BaseException:
-            # Part of the batch is taken: whoever goes on all the same begins it again.
+            # Some elements of the batch are consumed: another call starts the batch again.
             self._stop()
             raise
         self._step += 1
         return batch
 
     def _start(self) -> grain.DatasetIterator:
-        first = self._step * self._fetch.share
-        elements = grain.MapDataset.range(first, sys.maxsize).map(self._fetch)
-        if not self._workers:
-            threads = min(16, os.cpu_count() or 1)
-            options = grain.ReadOptions(
-                num_threads=threads, prefetch_buffer_size=max(threads, 2 * self._fetch.share)
-            )
-            return iter(elements.to_iter_dataset(options))
-        if not flags.FLAGS.is_parsed():
-            # Grain asks absl for a flag here, and programs without absl.app have parsed none.
-            flags.FLAGS.mark_as_parsed()
-        # Processes decode in parallel by themselves; two batches wait in their queues together.
-        plain = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        options = grain.MultiprocessingOptions(
-            num_workers=self._workers,
-            per_worker_buffer_size=max(1, -(-2 * self._fetch.share // self._workers)),
-        )
-        # Rows come through pipes: shared memory is new memory for each picture, whose pages cost
-        # more than the copies do, and containers have little of it (Docker: 64 MB).
-        piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-        elements = grain.experimental.WithOptionsIterDataset(elements.to_iter_dataset(plain), piped)
-        return iter(elements.mp_prefetch(options, worker_init_fn=_start_worker))
+        return elements.start(self._fetch, self._step * self._fetch.share, self._workers)
 
-    def _count_bad(self, element: Mapping[str, Any]) -> None:
+    def _count_bad(self, row: Mapping[str, Any]) -> None:
         limit = self._fetch.max_bad
-        for key, reason in element["bad"]:
+        for key, reason in row["bad"]:
             if key in self._bad:
                 continue
             self._bad[key] = reason
-            if len(self._bad) <= min(limit, _REPORTED):
-                last = " (further ones are only counted)" if len(self._bad) == _REPORTED else ""
+            if len(self._bad) <= min(limit, _MAX_WARNINGS):
+                last = " (further ones are only counted)" if len(self._bad) == _MAX_WARNINGS else ""
                 warnings.warn(
                     f"image of row {key} can't be read: {reason}{last}", BadImageWarning, 1
                 )
-        if len(self._bad) > limit or element["picture"] is None:
-            rows = sum(self.rows.values())
+        if len(self._bad) > limit or row["picture"] is None:
+            rows, folder = sum(self.rows.values()), self._fetch.source.folder
             some = "; ".join(f"{key}: {why}" for key, why in list(self._bad.items())[:3])
             raise BadImagesError(
-                f"{len(self._bad)} of {rows} images in {self._fetch.source.folder} can't be read, "
-                f"at most {limit} are accepted on a host "
-                f"({some}{'; ...' if len(self._bad) > 3 else ''})"
+                f"{len(self._bad)} of {rows} images in {folder} can't be read, at most {limit} are "
+                f"accepted on a host ({some}{'; ...' if len(self._bad) > 3 else ''})"
             )
 
-    def _assemble(self, elements: list[dict[str, Any]]) -> Batch:
-        ids, mask = _tokens(self._native_tokenizer, [element["caption"] for element in elements])
+    def _assemble(self, rows: list[dict[str, Any]]) -> Batch:
+        ids, mask = _tokens(self._native_tokenizer, [row["caption"] for row in rows])
         batch, start = {}, 0
         for part in self._fetch.plan.parts:
             chosen = slice(start, start + part.share)
             start += part.share
             batch[part.name] = {
                 **{
-                    name: np.stack([element["picture"][name] for element in elements[chosen]])
-                    for name in elements[chosen][0]["picture"]
+                    name: np.stack([row["picture"][name] for row in rows[chosen]])
+                    for name in rows[chosen][0]["picture"]
                 },
-                "language": np.stack([element["language"] for element in elements[chosen]]),
+                "language": np.stack([row["language"] for row in rows[chosen]]),
                 "ids": ids[chosen],
                 "mask": mask[chosen],
             }
             if part.name == "parallel":
-                english = [element["caption_en"] for element in elements[chosen]]
+                english = [row["caption_en"] for row in rows[chosen]]
                 english_ids, english_mask = _tokens(self._english_tokenizer, english)
                 batch[part.name] |= {"english_ids": english_ids, "english_mask": english_mask}
         return batch
 
     def keys(self, step: int) -> dict[str, list[str]]:
-        """The keys of this host's rows of a step, counted from 0, by part; they are read again."""
+        """The keys of this host's rows in a step, by part; reads the rows again."""
         found, number = {}, step * self._fetch.share
         for part in self._fetch.plan.parts:
             rows = [self._fetch(number + slot) for slot in range(part.share)]
@@ -218,15 +169,15 @@ class Loader(grain.DatasetIterator):
         return found
 
     def get_state(self) -> dict[str, Any]:
-        """What `set_state` takes; holds nothing that changes later."""
+        """The state for `set_state`; a copy that does not change later."""
         bad = {str(self._fetch.shard_index): dict(self._bad)}
         return {"step": self._step, "bad": bad, **self._agreed}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a state.
+        """Continue from a state.
 
         Raises:
-          ValueError: the state is of another seed, batch size, data set, or way to take its rows.
+          ValueError: the state has another seed, batch size, data set or selection of rows.
         """
         names = [*self._agreed, *(name for name in state if name not in self.get_state())]
         wrong = [
@@ -242,13 +193,13 @@ class Loader(grain.DatasetIterator):
 
     @staticmethod
     def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The states of all hosts, taken after the same step, one that every host may go on from.
+        """Merge the states of all hosts after one step into a state for every host.
 
         Args:
-          states: one a host, of any number of hosts.
+          states: one per host, for any number of hosts.
 
         Raises:
-          ValueError: they differ in more than the images that each could not read.
+          ValueError: they differ in more than the unreadable images.
         """
         common = [{k: v for k, v in state.items() if k != "bad"} for state in states]
         differing = sorted(
@@ -257,21 +208,21 @@ class Loader(grain.DatasetIterator):
             if any(one.get(name) != common[0].get(name) for one in common)
         )
         if differing:
-            told = "; ".join(f"{name} {[one.get(name) for one in common]}" for name in differing)
-            raise ValueError(f"the hosts' states of the data iterator disagree: {told}")
-        # By host, not in one: each counts what it met, whether it was stopped in between or not.
+            values = "; ".join(f"{name} {[one.get(name) for one in common]}" for name in differing)
+            raise ValueError(f"the hosts' states of the data iterator disagree: {values}")
+        # Per host, because each host counts only the images that it read itself.
         bad = {host: found for state in states for host, found in state["bad"].items()}
         return {**common[0], "bad": bad}
 
     def start_prefetch(self) -> None:
-        """Begins to read the next batch in the background."""
+        """Start reading the next batch in the background."""
         self._assert_not_closed()
         if self._elements is None:
             self._elements = self._start()
         self._elements.start_prefetch()
 
     def close(self) -> None:
-        """Ends worker processes and threads, for good."""
+        """End worker processes and threads permanently."""
         self._closed = True
         self._stop()
 
@@ -304,46 +255,33 @@ def make_loader(
 
     Args:
       source: the split to read.
-      native_batch: native rows a step, all hosts together; 0 for none.
-      parallel_batch: parallel rows a step, all hosts together; 0 for none.
-      seed: of the order, the crops and the flips.
-      native_tokenizer: for captions. Called in this process, once a batch.
-      english_tokenizer: for English captions; None where parallel_batch is 0.
-      image_size: height and width of the pixels, where there are no buckets; see `images.decode`.
-      buckets: sizes of the pixels, one a step; see `plan`.
-      crop: which part of a picture that has another aspect: "centre" or "random".
-      random_flip: mirror one picture of two.
-      languages: of the captions; all by default. A batch numbers them in this order.
-      language_weights: how often each comes, in its order; none takes rows as the set has them.
-      shard_index: this host's number.
-      shard_count: how many hosts there are; both batch sizes are multiples of it.
-      workers: processes that decode; 0 decodes in threads of this process.
-      max_bad: how many different images may be unreadable on this host. Each is warned of and
-        replaced by another row; the next one raises `BadImagesError`, a ValueError, when its batch
-        is due.
+      native_batch: native rows per step, over all hosts.
+      parallel_batch: parallel rows per step, over all hosts.
+      seed: for the order, the crops and the flips.
+      native_tokenizer: for captions. Called in this process, once per batch.
+      english_tokenizer: for English captions; None if parallel_batch is 0.
+      image_size: height and width of the pixels without buckets; see `images.decode`.
+      buckets: sizes of the pixels, one per step; see `plan`.
+      crop: "centre" or "random", for images of another aspect.
+      random_flip: mirror every image with probability 1/2.
+      languages: of the captions; all by default. Batches number the languages in this order.
+      language_weights: relative frequency of each language; none takes all rows equally often.
+      shard_index: index of this host.
+      shard_count: number of hosts, which divides both batch sizes.
+      workers: decoding processes; 0 decodes in threads of this process.
+      max_bad: number of different images that may be unreadable on this host. Each causes a warning
+        and is replaced. One more raises `BadImagesError`, a ValueError, in its batch.
 
     Raises:
-      ValueError: a count that makes no sense, or a batch size for rows that aren't there.
+      ValueError: an invalid count, or a batch size without rows in the data set.
     """
     sizes = {"native": native_batch, "parallel": parallel_batch}
-    if min(sizes.values()) < 0 or not any(sizes.values()):
-        raise ValueError(f"batch sizes are counts of rows, not both 0, got {sizes}")
-    if not 0 <= shard_index < shard_count:
-        raise ValueError(f"host {shard_index} of {shard_count} hosts is none")
-    for name, size in sizes.items():
-        if size % shard_count:
-            raise ValueError(f"{size} {name} rows a step don't divide over {shard_count} hosts")
-    if min(seed, workers, max_bad) < 0 or image_size < 1:
-        raise ValueError(
-            "seed, workers and max_bad are at least 0, image_size at least 1, "
-            f"got {seed}, {workers}, {max_bad}, {image_size}"
-        )
+    _check_counts(sizes, shard_index, shard_count, (seed, workers, max_bad), image_size)
     if parallel_batch and english_tokenizer is None:
         raise ValueError("parallel rows need an english_tokenizer, got None")
     languages = tuple(source.languages if languages is None else languages)
-    wrong = problems(buckets, crop, languages, language_weights)
-    if wrong:
-        raise ValueError("; ".join(wrong))
+    if problems := config_problems(buckets, crop, languages, language_weights):
+        raise ValueError("; ".join(problems))
     plan = make_plan(
         source,
         batch=sizes,
@@ -358,7 +296,7 @@ def make_loader(
         "seed": seed,
         "batch": {part.name: part.batch for part in plan.parts},
         "rows": {part.name: part.rows for part in plan.parts},
-        # What is as it is by default goes without saying.
+        # Defaults are not stored.
         **({"buckets": [list(bucket) for bucket in plan.buckets]} if buckets else {}),
         **({"crop": crop} if crop != CENTRE else {}),
         **({"random_flip": True} if random_flip else {}),
@@ -366,3 +304,24 @@ def make_loader(
     }
     fetch = Fetch(source, languages, plan, shard_index, crop, random_flip, max_bad)
     return Loader(fetch, native_tokenizer, english_tokenizer, agreed, workers)
+
+
+def _check_counts(
+    sizes: Mapping[str, int],
+    shard_index: int,
+    shard_count: int,
+    not_negative: tuple[int, int, int],
+    image_size: int,
+) -> None:
+    if min(sizes.values()) < 0 or not any(sizes.values()):
+        raise ValueError(f"batch sizes are counts of rows, not both 0, got {sizes}")
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(f"expected a host of 0 to {shard_count - 1}, got host {shard_index}")
+    for name, size in sizes.items():
+        if size % shard_count:
+            raise ValueError(f"{size} {name} rows a step don't divide over {shard_count} hosts")
+    if min(not_negative) < 0 or image_size < 1:
+        raise ValueError(
+            "seed, workers and max_bad are at least 0, image_size at least 1, "
+            f"got {', '.join(map(str, not_negative))}, {image_size}"
+        )

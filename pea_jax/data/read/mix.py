@@ -1,11 +1,10 @@
-"""An endless sequence of choices in given proportions, that can be entered anywhere.
+"""An endless sequence of weighted choices with random access.
 
-Drawn at random, the counts of rare choices would be off by the square root of what they are; here
-they are rounded, not drawn. The choices, the most frequent first, are parted again and again into
-two groups, as equal in weight as that order allows; of n positions that two groups have together
-the first gets n times its part of their weight, rounded to the nearest number. Such counts only
-grow with n, by one a position, so they also say what any block of positions holds. Within a block
-the order is drawn.
+The counts of the choices are rounded rather than drawn; drawn counts would deviate by their square
+root. The choices are sorted by weight and split recursively into two groups of nearly equal weight.
+Of n positions for two groups, the first group gets n times its share of the weight, rounded to the
+nearest integer. These counts never decrease with n, so they also determine the counts within any
+block of positions. The order within a block is random.
 """
 
 import functools
@@ -18,18 +17,20 @@ import numpy as np
 from jaxtyping import Int64
 
 
+# grain.MapDataset.mix has nearly the same counts but another, unshuffled order. Existing runs must
+# get the same rows when they resume, so this sequence stays.
 @dataclass(frozen=True)
 class Mix:
-    """The sequence; equal arguments make the same one, with any version of numpy.
+    """The sequence. It depends on the arguments alone, not on the numpy version.
 
-    At the end of every block the counts are off their shares by less than 1 for the nine buckets of
-    SDXL, and for any likely weights by less than 1.5 (half the number of partings that lead to a
-    choice bounds it); those within one block by less than 2.
+    After every block the counts deviate from their shares by less than 1 for the nine SDXL buckets,
+    and by less than 1.5 for any likely weights (the bound is half the number of splits above a
+    choice). Counts within one block deviate by less than 2.
 
     Attributes:
-      weights: of the choices, positive; their sum may be any.
-      seed: of the order within blocks.
-      block: positions whose order is drawn together.
+      weights: positive weights of the choices; any sum.
+      seed: for the order within blocks.
+      block: positions per block.
     """
 
     weights: tuple[float, ...]
@@ -46,7 +47,7 @@ class Mix:
             )
 
     def at(self, position: int) -> tuple[int, int]:
-        """The choice at a position, and how many positions before it have the same one."""
+        """The choice at a position, and the number of earlier positions with the same choice."""
         if len(self.weights) == 1:
             return 0, position
         block, place = divmod(position, self.block)
@@ -54,7 +55,7 @@ class Mix:
         return int(choices[place]), int(ordinals[place])
 
     def counts(self, blocks: int) -> tuple[int, ...]:
-        """How often each choice comes in the first so many blocks."""
+        """The count of each choice in the first `blocks` blocks."""
         weights = _integers(self.weights)
         order = sorted(weights, key=lambda choice: -weights[choice])
         counts = _share_out(blocks * self.block, order, weights)
@@ -63,14 +64,14 @@ class Mix:
 
 @functools.lru_cache(maxsize=256)
 def _integers(weights: tuple[float, ...]) -> dict[int, int]:
-    """Exactly proportional: with them no position, however far, is off by a rounding."""
+    """Exactly proportional integers, so that rounding errors never accumulate."""
     fractions = [Fraction(weight) for weight in weights]
     scale = math.lcm(*(fraction.denominator for fraction in fractions))
     return {choice: int(fraction * scale) for choice, fraction in enumerate(fractions)}
 
 
 def _share_out(count: int, choices: Sequence[int], weights: Mapping[int, int]) -> dict[int, int]:
-    """What each choice gets of `count` positions."""
+    """The count of each choice in `count` positions."""
     if len(choices) == 1:
         return {choices[0]: count}
     whole, so_far, cut = sum(weights[choice] for choice in choices), weights[choices[0]], 1
@@ -83,11 +84,11 @@ def _share_out(count: int, choices: Sequence[int], weights: Mapping[int, int]) -
 
 @functools.lru_cache(maxsize=64)
 def _block(mix: Mix, number: int) -> tuple[Int64[np.ndarray, "K"], Int64[np.ndarray, "K"]]:
-    """The choices of a block, and of each how many came before in the whole sequence."""
+    """The choices of a block, and for each the number of earlier positions with that choice."""
     before = mix.counts(number)
     counts = np.subtract(mix.counts(number + 1), before)
     choices = np.repeat(np.arange(len(counts)), counts)
-    # Sorted by what the bit generator gives, which no version of numpy may change.
+    # Sorted by raw random bits, which are the same in every numpy version.
     drawn = np.random.PCG64([mix.seed, number]).random_raw(mix.block)
     choices = choices[np.argsort(drawn, kind="stable")]
     ordinals = np.empty_like(choices)

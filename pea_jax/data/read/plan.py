@@ -1,10 +1,10 @@
-"""Which row is where in which batch: all of it from the seed and the step, without any history.
+"""The plan of all batches: the seed and the step determine which rows a batch contains.
 
-A stream is all rows of one kind, end to end in epochs, each shuffled anew. A kind is a part of the
-batch, native or parallel, in one bucket, and of one language where languages have weights. Steps
-are dealt out to the buckets, and the k-th step of a bucket takes the k-th batch of it; the rows of
-each part of a batch are dealt out to the languages, each of which goes on in its own stream. So a
-rare bucket, or a rare language, takes longer for an epoch, and loses none of its rows.
+A stream is an endless sequence of shuffled epochs over the rows of one kind. A kind is a part of
+the batch (native or parallel) in one bucket, and of one language if languages have weights. Each
+step is assigned to a bucket; the k-th step of a bucket takes the k-th batch of that bucket. The
+rows of each batch part are assigned to the languages, each of which continues its own stream. A
+rare bucket or language therefore takes longer per epoch, but loses no rows.
 """
 
 import math
@@ -23,22 +23,22 @@ from pea_jax.data.images import View
 from pea_jax.data.read.mix import Mix
 from pea_jax.data.read.source import Source
 
-#: Steps whose buckets are drawn together: what is configured holds at the end of each such block.
+#: Steps per block of the bucket sequence. Bucket counts match the configuration after each block.
 STEPS = 1000
 
-#: Which part is kept of a picture that has another aspect than its bucket.
+#: Which part of an image is kept if its aspect differs from its bucket's.
 CROPS = CENTRE, RANDOM = "centre", "random"
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The rows of one kind, one shuffled epoch after another.
+    """An endless sequence of shuffled epochs over the rows of one kind.
 
     Attributes:
-      rows: their numbers in the source, ascending, in the smallest type that holds them: every
-        worker has all of them.
-      order: position in the endless stream -> place in `rows`.
-      seed: of the order, and of the views.
+      rows: row numbers in the source, ascending, in the smallest dtype because every worker holds
+        all of them.
+      order: position in the stream -> place in `rows`.
+      seed: for the order and the views.
     """
 
     rows: UInt[np.ndarray, "N"]
@@ -46,28 +46,28 @@ class Stream:
     seed: int
 
     def candidates(self, position: int) -> Iterator[int]:
-        """The row at a position, and then those that follow it in the source, once around."""
+        """The row at a position, then all following rows of the source, cyclically."""
         place = self.order[position]
         for number in range(len(self.rows)):
             yield int(self.rows[(place + number) % len(self.rows)])
 
     def view(self, position: int) -> View:
-        """A view for the row at a position, drawn: a crop anywhere, one of two flipped."""
+        """The random view at a position: a uniform crop, flipped with probability 1/2."""
         drawn = np.random.SeedSequence([self.seed, position]).generate_state(3)
         down, right, coin = ((int(number) + 1) / 2**32 for number in drawn)
         return View(down, right, flipped=coin > 0.5)
 
 
 @dataclass(frozen=True)
-class Part:
-    """The rows of a step that are native, or those that are parallel.
+class BatchPart:
+    """The native rows of a step, or its parallel rows.
 
     Attributes:
       name: the part's key in a batch.
-      batch: rows a step, all hosts together.
-      share: rows a step, this host.
-      streams: of each bucket, one or more.
-      mixes: of each bucket, how its rows are dealt out to its streams; a block is a batch.
+      batch: rows per step, over all hosts.
+      share: rows per step on this host.
+      streams: one or more per bucket.
+      mixes: per bucket, the assignment of rows to its streams; one block is one batch.
     """
 
     name: str
@@ -78,31 +78,31 @@ class Part:
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """Number of rows."""
         return sum(len(stream.rows) for streams in self.streams for stream in streams)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All batches.
+class BatchPlan:
+    """The content of all batches.
 
     Attributes:
-      buckets: those that are used.
-      mix: how the steps are dealt out to them.
-      parts: of every batch, in order.
+      buckets: the buckets in use.
+      mix: the assignment of steps to the buckets.
+      parts: the parts of every batch, in order.
     """
 
     buckets: tuple[Bucket, ...]
     mix: Mix
-    parts: tuple[Part, ...]
+    parts: tuple[BatchPart, ...]
 
     def size(self, step: int) -> tuple[int, int]:
-        """Height and width of the pictures of a step, counted from 0."""
+        """Height and width of the images of a step; steps count from 0."""
         bucket, _ = self.mix.at(step)
         return self.buckets[bucket][:2]
 
-    def place(self, part: Part, step: int, row: int) -> tuple[Stream, int]:
-        """The stream, and the position in it, of a row of a part of a step."""
+    def place(self, part: BatchPart, step: int, row: int) -> tuple[Stream, int]:
+        """The stream and the stream position of a row in a batch part."""
         bucket, draw = self.mix.at(step)
         choice, position = part.mixes[bucket].at(draw * part.batch + row)
         return part.streams[bucket][choice], position
@@ -117,20 +117,20 @@ def make_plan(
     languages: Sequence[str],
     weights: Mapping[str, float],
     shard_count: int = 1,
-) -> Plan:
+) -> BatchPlan:
     """The plan of a split.
 
     Args:
       source: the split.
-      batch: part -> rows a step, all hosts together.
-      seed: of all that is drawn.
+      batch: part -> rows per step, over all hosts.
+      seed: for all random choices.
       buckets: one or more.
       languages: of the captions.
-      weights: of each of the languages; of none, where all rows are to come equally often.
-      shard_count: how many hosts there are.
+      weights: language -> weight for all languages; empty to take all rows equally often.
+      shard_count: number of hosts.
 
     Raises:
-      ValueError: a part or a language without rows, or what `buckets.allot` refuses.
+      ValueError: a part or a language has no rows, or `buckets.allot` fails.
     """
     batch = {name: size for name, size in batch.items() if size}
     rows = {name: _select(source, name, batch[name], languages) for name in batch}
@@ -149,18 +149,18 @@ def make_plan(
             f"but no {' or '.join(batch)} rows"
         )
 
-    def make_part(name: str, size: int) -> Part:
+    def make_part(name: str, size: int) -> BatchPart:
         streams, mixes = [], []
         for bucket, each in kinds[name].items():
             words = [name, buckets_.name(bucket)] if len(buckets) > 1 else [name]
             streams.append(tuple(_stream(each[one], seed, [*words, one]) for one in each))
             shares = tuple(float(weights.get(one, 1)) for one in each)
             mixes.append(Mix(shares, _own_seed(seed, [*words, "languages"]), size))
-        return Part(name, size, size // shard_count, tuple(streams), tuple(mixes))
+        return BatchPart(name, size, size // shard_count, tuple(streams), tuple(mixes))
 
     probabilities = tuple(float(probability) for *_, probability in used)
     mix = Mix(probabilities, _own_seed(seed, ["buckets"]), STEPS)
-    return Plan(used, mix, tuple(make_part(*each) for each in batch.items()))
+    return BatchPlan(used, mix, tuple(make_part(*each) for each in batch.items()))
 
 
 def _select(
@@ -182,23 +182,23 @@ def _by_kind(
     used: Sequence[Bucket],
     languages: Collection[str],
 ) -> dict[Bucket, dict[str, UInt[np.ndarray, "_"]]]:
-    """The rows of each language that has any, by bucket; where none are told apart, all under "".
+    """Bucket -> language -> rows, without empty groups.
 
     Args:
       source: of the rows.
-      rows: their numbers, ascending.
-      places: of their buckets in `used`.
+      rows: row numbers, ascending.
+      places: index of each row's bucket in `used`.
       used: the buckets.
-      languages: to tell apart: none, or those of all of the rows.
+      languages: all languages of the rows; empty to group all languages under "".
     """
     names = list(languages) or [""]
     kinds = places * len(names)
     if languages:
-        spoken = source.index["language"][rows]
+        row_languages = source.index["language"][rows]
         for number, language in enumerate(names):
-            kinds[spoken == language] += number
+            kinds[row_languages == language] += number
     count = len(used) * len(names)
-    # Small numbers are sorted in one pass; a stable sort keeps the rows of a kind ascending.
+    # Sorting small dtypes takes one pass. A stable sort keeps the rows of a kind ascending.
     order = np.argsort(kinds.astype(np.min_scalar_type(count)), kind="stable")
     rows = rows.astype(np.min_scalar_type(len(source)))[order]
     ends = np.cumsum(np.bincount(kinds, minlength=count))
@@ -216,8 +216,8 @@ def _stream(rows: UInt[np.ndarray, "N"], seed: int, words: Sequence[str]) -> Str
 
 
 def _own_seed(seed: int, words: Sequence[str]) -> int:
-    # Hashed: Grain adds the epoch's number to it, and seeds one apart would give one kind's epoch
-    # the order of the other's next.
+    # Hashed because Grain adds the epoch number: with adjacent seeds, one kind's epoch would have
+    # the order of another kind's next epoch.
     stream = int.from_bytes(" ".join(filter(None, words)).encode(), "little")
     return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
 
@@ -241,24 +241,24 @@ def _warn_of_few(
         )
 
 
-def problems(
+def config_problems(
     buckets: Sequence[Any],
     crop: str,
     languages: Sequence[str],
     language_weights: Sequence[float],
 ) -> list[str]:
-    """What cannot be, whatever the data set, one line each; the names are those of the config."""
-    found = [f"data.buckets: {problem}" for problem in buckets_.problems(buckets)]
+    """Invalid values of these config fields, one line each, whatever the data set."""
+    problems = [f"data.buckets: {problem}" for problem in buckets_.bucket_problems(buckets)]
     if crop not in CROPS:
-        found.append(f"data.crop: expected {' or '.join(CROPS)}, got {crop!r}")
+        problems.append(f"data.crop: expected {' or '.join(CROPS)}, got {crop!r}")
     if not languages or len(set(languages)) < len(languages):
-        found.append(f"data.languages: expected one or more, each once, got {tuple(languages)}")
+        problems.append(f"data.languages: expected one or more, each once, got {tuple(languages)}")
     if language_weights and (
         len(language_weights) != len(languages)
         or not all(0 < weight < math.inf for weight in language_weights)
     ):
-        found.append(
+        problems.append(
             f"data.language_weights: expected none or {len(languages)} positive numbers, one for "
             f"each of data.languages, got {tuple(language_weights)}"
         )
-    return found
+    return problems

@@ -1,4 +1,4 @@
-"""Reads the rows of a TFDS data set at random, and chooses among them without reading them."""
+"""Random access to the rows of a TFDS data set, and selection of rows without reading them."""
 
 import hashlib
 import json
@@ -17,28 +17,28 @@ from pea_jax.data import images, paths, schema
 from pea_jax.runtime import storage
 from pea_jax.runtime.storage import AnyPath
 
-#: Files, sockets and devices that a process may have open beside those of a set.
+#: Open files, sockets and devices of a process besides those of a set.
 _OTHER_FILES = 256
 
 
 class DatasetError(ValueError):
-    """There is no such data set, or not the expected one."""
+    """The data set does not exist, or is not the expected one."""
 
 
 def locate(data_dir: AnyPath | str, dataset: str) -> AnyPath:
-    """The folder of a data set, of its latest version.
+    """The folder of the latest version of a data set.
 
     Args:
-      data_dir: holds all data sets.
+      data_dir: folder of all data sets.
       dataset: "name" or "name/version".
 
     Raises:
-      DatasetError: nothing is there.
+      DatasetError: there is no such set.
     """
     top = storage.as_path(data_dir) / dataset
     if paths.is_built(top):
         return top
-    # A half-built set lies in incomplete.*, which is no version.
+    # Only version names: TFDS keeps unfinished sets in incomplete.*.
     found = [
         folder
         for folder in top.glob("*")
@@ -50,18 +50,19 @@ def locate(data_dir: AnyPath | str, dataset: str) -> AnyPath:
 
 
 class Source:
-    """A split of a data set: `source[i]` is row i. Small to pickle; a copy in another process opens
-    what it uses, and trusts that the files are as they were here.
+    """A split of a data set: `source[i]` is row i.
+
+    Small to pickle. A copy in another process opens the files again without checking them.
 
     Args:
       folder: of the set, as `builder.build` returns it.
       split: such as "train".
 
     Raises:
-      DatasetError: the folder holds no such split, or was not written by `builder.build`.
+      DatasetError: the folder has no such split, or was not written by `builder.build`.
     """
 
-    #: What TFDS is not to decode.
+    #: Features that TFDS leaves encoded.
     _decoders: Mapping[str, Any] = {"image": tfds.decode.SkipDecoding()}
 
     def __init__(self, folder: AnyPath | str, split: str):
@@ -78,28 +79,29 @@ class Source:
             )
 
     def _check_files(self) -> None:
-        """Missing and cut files are told before anything is read: ArrayRecord is vague on them."""
-        there = storage.sizes(self.folder)
-        if paths.MARK not in there:
+        """Report missing and truncated files first: errors of ArrayRecord are vague."""
+        sizes = storage.sizes(self.folder)
+        if paths.MARK not in sizes:
             raise DatasetError(f"{self.folder} is no data set: it has no {paths.MARK}")
         report = paths.report_file(self.folder)
-        if report.name not in there:
+        if report.name not in sizes:
             raise DatasetError(f"{self.folder} has no {report.name}: pea_jax did not build it")
         splits = json.loads(report.read_text("utf-8"))
         if self.split not in splits:
             raise DatasetError(f"{self.folder} has the splits {sorted(splits)}, not {self.split!r}")
-        wrong = []
-        for name, size in splits[self.split]["files"].items():
-            if there.get(name) is None:
-                wrong.append(f"{name} is missing")
-            elif there[name] != size:
-                wrong.append(f"{name} has {there[name]} bytes of {size}")
-        if wrong:
-            raise DatasetError(f"{self.folder} is damaged: {'; '.join(wrong)}")
+        problems = [
+            f"{name} is missing"
+            if sizes.get(name) is None
+            else f"{name} has {sizes[name]} bytes of {size}"
+            for name, size in splits[self.split]["files"].items()
+            if sizes.get(name) != size
+        ]
+        if problems:
+            raise DatasetError(f"{self.folder} is damaged: {'; '.join(problems)}")
 
     @cached_property
     def index(self) -> np.ndarray:
-        """A record of `schema.INDEX_DTYPE` for each row."""
+        """A record of `schema.INDEX_DTYPE` per row."""
         file = paths.index_file(self.folder, self.split)
         index = _mapped(file)
         if index.dtype != schema.INDEX_DTYPE:
@@ -108,16 +110,14 @@ class Source:
 
     @cached_property
     def _records(self) -> Any:
-        """The examples, in TFDS's own kind of sequence."""
+        """The examples, as a sequence of TFDS."""
         reader = tfds.builder_from_directory(self.folder)
         if not storage.is_bucket(self.folder):
             self._allow_files(reader.info.splits[self.split].num_shards)
         return reader.as_data_source(self.split, decoders=self._decoders or None)
 
     def _allow_files(self, count: int) -> None:
-        """Let this process open all files of the split: ArrayRecord closes none that it has read,
-        and the usual limit, 1024, would end a run when that many have been met.
-        """
+        """Raise the limit of open files, usually 1024: ArrayRecord keeps all files open."""
         needed = count + _OTHER_FILES
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if hard != resource.RLIM_INFINITY and hard < needed:
@@ -127,7 +127,7 @@ class Source:
                 "container --ulimit nofile), or build it of fewer, larger parts (larger tars, a "
                 "larger prepare.rows_per_shard)"
             )
-        # Some systems have no hard limit, and yet take no infinite soft one.
+        # Some systems have no hard limit but reject an infinite soft limit.
         limit = needed if hard == resource.RLIM_INFINITY else hard
         if soft != resource.RLIM_INFINITY and soft < limit:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
@@ -140,7 +140,7 @@ class Source:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, number: int) -> schema.Described:
+    def __getitem__(self, number: int) -> schema.AnyRow:
         try:
             example = self._records[number]
         except RuntimeError as error:
@@ -150,21 +150,21 @@ class Source:
         return self._from_example(example)
 
     def _from_example(self, example: Mapping[str, Any]) -> Any:
-        """The row of what TFDS read."""
+        """The row of a TFDS example."""
         return schema.from_example(example)
 
     def picture(
         self, row: schema.Row, size: tuple[int, int], view: images.View = images.CENTRE
     ) -> dict[str, np.ndarray]:
-        """What a step sees of a row's picture: "pixels", and the "time_ids" that SDXL is told.
+        """A row's image for training: "pixels", and "time_ids" for SDXL's size conditioning.
 
         Args:
           row: of this source.
-          size: height and width, in pixels.
-          view: the part that is seen.
+          size: height and width, pixels.
+          view: crop and flip.
 
         Raises:
-          CorruptImageError: the picture can't be read.
+          CorruptImageError: the image is unreadable.
         """
         corner = images.corner(row.height, row.width, *size, view)
         return {
@@ -174,8 +174,8 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits that tell this split from others: of its rows' keys and sizes, and of its
-        report, which has a digest of the records.
+        """16 hex digits that identify this split: a hash of its index and of its report, which
+        contains a digest of the records.
         """
         digest = hashlib.sha256(np.ascontiguousarray(self.index).view(np.uint8).data)
         report = json.loads(paths.report_file(self.folder).read_text("utf-8"))[self.split]
@@ -190,10 +190,10 @@ class Source:
     def select(
         self, *, native: bool, languages: Sequence[str] | None = None
     ) -> Int64[np.ndarray, "N"]:
-        """Numbers of the native rows, or of those with an English counterpart, ascending.
+        """Numbers of the native rows, or of the parallel rows, ascending.
 
         Args:
-          native: rows written for their pictures; otherwise parallel rows. No row is both.
+          native: native rows; otherwise rows with an English caption. No row is both.
           languages: of the captions; all by default.
 
         Raises:
@@ -212,11 +212,11 @@ class Source:
 
 
 def _mapped(file: AnyPath) -> np.ndarray:
-    """The array in a file, not in memory; of a bucket's a local copy, which nobody else sees."""
+    """The memory-mapped array of a file; for a bucket, of a temporary local copy."""
     if not storage.is_bucket(file):
         return np.load(file, mmap_mode="r")
-    with tempfile.TemporaryDirectory() as place:
-        copy = Path(place) / file.name
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / file.name
         storage.copy(file, copy)
-        # What is mapped stays when its name is gone.
+        # The mapping survives the removal of the file.
         return np.load(copy, mmap_mode="r")

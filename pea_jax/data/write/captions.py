@@ -1,4 +1,4 @@
-"""Captions made clean: one form of Unicode, the paper's cleaning of Chinese, the right script."""
+"""Cleaning of captions: Unicode normalisation, the paper's cleaning of Chinese, script checks."""
 
 import functools
 import unicodedata
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 import opencc
 import regex
 
-#: What stays of a native Chinese caption beside Chinese characters and digits.
+#: Punctuation that native Chinese captions keep besides Chinese characters and digits.
 PUNCTUATION = "，。、！？；：·…—～《》〈〉「」『』【】（）“”‘’％" + ",.!?;:-~()%&+/"
 
 _DIGITS = "0-9０-９"
 _FOREIGN = regex.compile(rf"[^\p{{Script=Han}}{_DIGITS}{regex.escape(PUNCTUATION)}]+")
-#: Closing brackets and quotes, each with its opening one.
+#: Closing bracket or quote -> opening one.
 _CLOSING = dict(zip("》〉」』】）)”’", "《〈「『【（(“‘", strict=True))
 _SEPARATORS = frozenset("，。、！？；：·…—～,.!?;:-~&+/")
-#: Of these one is enough where several meet.
+#: Separators of which only the first of a sequence is kept.
 _REPEATED = frozenset("，、；：,;:-~&+/")
 _CONTROL = regex.compile(r"[\p{Cc}\p{Zl}\p{Zp}]+")
 _BLANKS = regex.compile(r"\s+")
 _LETTER = regex.compile(r"\p{L}")
 
-#: Scripts in which a language is written.
+#: Language -> scripts.
 SCRIPTS = {
     **dict.fromkeys(("zh", "yue"), ("Han", "Bopomofo")),
     "ja": ("Han", "Hiragana", "Katakana"),
@@ -46,10 +46,10 @@ SCRIPTS = {
     "hy": ("Armenian",),
 }
 
-#: Letters that a language does not have, whatever their share: Japanese is half Han.
+#: Letters that exclude a language: a script share cannot exclude Japanese, which is half Han.
 _NEVER = {"zh": regex.compile(r"[\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}]")}
 
-#: What BCP 47 calls scripts.
+#: BCP 47 script tag -> scripts.
 _TAGS = {
     **dict.fromkeys(("hans", "hant", "hani"), ("Han", "Bopomofo")),
     "latn": ("Latin",),
@@ -70,15 +70,15 @@ _TRADITIONAL = {"hant", "tw", "hk", "mo"}
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is done to captions, beside Unicode NFC and single blanks, which all get.
+    """Options for cleaning captions. Unicode NFC and single blanks always apply.
 
     Attributes:
-      strip_native: of native Chinese captions only Chinese characters, digits and `PUNCTUATION`
-        stay (method.md, "Official training settings").
-      simplify: native Chinese captions become simplified Chinese, but for those whose language
-        says that they are traditional (zh-Hant, zh-TW, zh-HK, zh-MO).
-      min_script_share: of a caption's letters, how many at least belong to its language's scripts;
-        0 asks for nothing.
+      strip_native: keep only Chinese characters, digits and `PUNCTUATION` of native Chinese
+        captions (method.md, "Official training settings").
+      simplify: convert native Chinese captions to simplified Chinese, except for the traditional
+        languages zh-Hant, zh-TW, zh-HK and zh-MO.
+      min_script_share: minimum share of a caption's letters in the scripts of its language; 0 for
+        no check.
     """
 
     strip_native: bool = True
@@ -92,7 +92,7 @@ class Cleaning:
             )
 
     def clean(self, text: str, language: str, *, native: bool) -> str:
-        """A caption as it is stored; "" where nothing is left of it."""
+        """The cleaned caption; "" if nothing is left."""
         text = normalise(text)
         primary, *tags = language.lower().split("-")
         if not native or primary != "zh":
@@ -106,8 +106,8 @@ class Cleaning:
     def fits(self, text: str, language: str) -> bool:
         """Whether a caption is written in the script of its language.
 
-        Of a language that `SCRIPTS` does not know, and whose code names no script, any will do;
-        a caption without any letter never does.
+        Any script fits a language that is not in `SCRIPTS` and whose code names no script. A
+        caption without letters never fits.
         """
         if not self.min_script_share:
             return True
@@ -122,16 +122,16 @@ class Cleaning:
 
 
 def normalise(text: str) -> str:
-    """Unicode NFC, control characters and runs of blanks as one blank, none at the ends."""
+    """Unicode NFC, with single blanks for control characters and runs of blanks; stripped."""
     text = unicodedata.normalize("NFC", text)
     return _BLANKS.sub(" ", _CONTROL.sub(" ", text)).strip()
 
 
 def strip_chinese(text: str) -> str:
-    """Chinese characters, digits and `PUNCTUATION` of a text, nothing else, blanks neither.
+    """Only the Chinese characters, digits and `PUNCTUATION` of a text, without blanks.
 
-    What punctuation loses its content with that goes as well: empty brackets, separators at the
-    beginning and after another one. "" where no Chinese character is left.
+    Also removes empty brackets, and separators at the beginning or after another separator. Returns
+    "" if no Chinese character is left.
     """
     kept: list[str] = []
     for letter in _FOREIGN.sub("", text):

@@ -1,4 +1,4 @@
-"""Rows whose key another row of their split has: the first is kept, by shard and by place in it."""
+"""Removal of rows with repeated keys: the first row of a split with a key is kept."""
 
 import contextlib
 import io
@@ -11,19 +11,19 @@ import numpy as np
 from array_record.python import array_record_module
 
 from pea_jax.data.write import parts
-from pea_jax.data.write.parts import Job, Part, Report
+from pea_jax.data.write.parts import PartJob, PartReport, ShardPart
 from pea_jax.runtime import storage
 
 
-def find(made: Sequence[Part], kept: Sequence[int]) -> dict[int, np.ndarray]:
-    """The places of the rows to drop, ascending, by the number of their part.
+def repeated_rows(made: Sequence[ShardPart], kept: Sequence[int]) -> dict[int, np.ndarray]:
+    """The rows to drop from each part: part number -> row numbers in the part, ascending.
 
-    Candidates are found by their hashes, which with their order take some 50 bytes a row in memory.
-    Their keys are compared before one is taken for a repetition, and no other keys are read.
+    Candidates are found by the hashes of their keys, which takes about 50 bytes of memory a row.
+    Only the keys of candidates are then read and compared.
 
     Args:
       made: the parts of one split, in order.
-      kept: the rows of each.
+      kept: number of rows of each part.
     """
     ends = np.cumsum([0, *kept])
     hashes = np.empty(ends[-1], np.uint64)
@@ -32,14 +32,13 @@ def find(made: Sequence[Part], kept: Sequence[int]) -> dict[int, np.ndarray]:
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
     candidates = np.unique(np.concatenate([order[same], order[same + 1]]))
-    concerned = np.unique(np.searchsorted(ends, candidates, side="right") - 1).tolist()
+    affected = np.unique(np.searchsorted(ends, candidates, side="right") - 1).tolist()
     seen, drop = set(), {}
-    all_keys = storage.each(Part.keys, [made[number] for number in concerned])
-    for number, keys in zip(concerned, all_keys, strict=True):
+    all_keys = storage.each(ShardPart.keys, [made[number] for number in affected])
+    for number, keys in zip(affected, all_keys, strict=True):
         first, last = np.searchsorted(candidates, ends[[number, number + 1]])
-        places = (candidates[first:last] - ends[number]).tolist()
         repeated = []
-        for place in places:
+        for place in (candidates[first:last] - ends[number]).tolist():
             if keys[place] in seen:
                 repeated.append(place)
             seen.add(keys[place])
@@ -49,35 +48,35 @@ def find(made: Sequence[Part], kept: Sequence[int]) -> dict[int, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Thinning(Job):
-    """Makes a part of another's rows without those whose keys earlier parts have.
+class DeduplicatePart(PartJob):
+    """Copies a part without the rows whose keys occur in earlier parts.
 
     Attributes:
-      part: the new one; its report counts what it lost alone.
-      source: the other.
+      part: the copy; its report counts only the dropped rows as rejected.
+      source: the original part.
     """
 
-    source: Part
+    source: ShardPart
 
     @classmethod
-    def plan(cls, source: Part, drop: np.ndarray) -> "Thinning":
-        """Of the rows at the places `drop`, which are written beside the parts for who does it."""
-        thinning = cls(Part(source.top, f"{source.name}-thinned"), source)
+    def plan(cls, source: ShardPart, drop: np.ndarray) -> "DeduplicatePart":
+        """The job that drops the rows numbered `drop`. The numbers are stored beside the parts."""
+        job = cls(ShardPart(source.top, f"{source.name}-thinned"), source)
         file = io.BytesIO()
         np.save(file, drop)
-        storage.replace_bytes(thinning._drop, file.getvalue())
-        return thinning
+        storage.replace_bytes(job._drop, file.getvalue())
+        return job
 
     @property
     def _drop(self) -> storage.AnyPath:
         return self.source.folder.with_name(f"{self.source.name}-drop.npy")
 
-    def _write(self, folder: Path) -> Report:
+    def _write(self, folder: Path) -> PartReport:
         drop = np.load(io.BytesIO(self._drop.read_bytes()))
         keys = self.source.keys()
         kept = np.ones(len(keys), bool)
         kept[drop] = False
-        report = Report(kept=int(kept.sum()))
+        report = PartReport(kept=int(kept.sum()))
         for place in drop.tolist():
             report.reject(parts.REPEATED_KEY, keys[place])
         self._copy_records(folder, kept)

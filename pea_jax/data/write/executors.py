@@ -1,6 +1,6 @@
-"""Who makes the parts of a data set: this process, several, or the workers of Apache Beam.
+"""Executors of part jobs: this process, several processes, or Apache Beam workers.
 
-`hosts` has what several hosts do together.
+`hosts` shares the jobs among several hosts.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import importlib.util
 import io
 import itertools
 import multiprocessing
-import os
 import pickle
 import re
 import signal
@@ -20,56 +19,57 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
-from pea_jax.data.write.parts import Job
+from pea_jax.data.child_process import end_with_parent
+from pea_jax.data.write.parts import PartJob
 from pea_jax.runtime import storage
 
-#: Does all jobs, in any order, and yields the number of each that is done. Jobs are pickled where
-#: they are done by other processes.
-Run = Callable[[Sequence[Job]], Iterator[int]]
+#: Does all jobs in any order and yields the number of each finished job. Jobs for other processes
+#: are pickled.
+Executor = Callable[[Sequence[PartJob]], Iterator[int]]
 
-#: Between two looks at what the workers of Beam have done, seconds.
+#: Interval between two checks for parts from Beam workers, seconds.
 _POLL_SECONDS = 20
-#: What a worker that is to end has for removing its draft, seconds.
+#: Time for a terminated worker to remove its draft, seconds.
 _PATIENCE = 10.0
 
 
 class WorkerError(ValueError):
-    """A process or a pipeline that was to make parts ended without them."""
+    """A worker process or a Beam pipeline ended before its parts were complete."""
 
 
-def in_turn(jobs: Sequence[Job]) -> Iterator[int]:
-    """One after the other, in this process."""
+def serial(jobs: Sequence[PartJob]) -> Iterator[int]:
+    """Does the jobs one after another in this process."""
     for number, job in enumerate(jobs):
         job()
         yield number
 
 
-def processes(count: int) -> Run:
-    """By `count` processes of this machine. They end when this one does, however it ends.
+def processes(count: int) -> Executor:
+    """Does the jobs in `count` processes of this machine, which end with this process.
 
     Raises (when run):
-      WorkerError: a process died; it says over which part.
-      ValueError: a job can't be pickled. What a job raises is raised as it is.
+      WorkerError: a process died; names its part.
+      ValueError: a job cannot be pickled. Errors of jobs pass unchanged.
     """
     if count < 1:
         raise ValueError(f"expected at least 1 process, got {count}")
 
-    def run(jobs: Sequence[Job]) -> Iterator[int]:
+    def run(jobs: Sequence[PartJob]) -> Iterator[int]:
         if not jobs:
             return
         pickled = [_pickled(job) for job in jobs]
-        todo, busy = iter(range(len(jobs))), {}
+        pending, busy = iter(range(len(jobs))), {}
         try:
-            for number in itertools.islice(todo, count):
+            for number in itertools.islice(pending, count):
                 worker = _Worker()
                 busy[worker.connection] = worker
-                worker.give(number, pickled[number])
+                worker.send(number, pickled[number])
             while busy:
                 for connection in wait(list(busy)):
                     worker = busy[connection]
-                    yield worker.take(jobs[worker.number].part.name)
-                    if (number := next(todo, None)) is not None:
-                        worker.give(number, pickled[number])
+                    yield worker.receive(jobs[worker.number].part.name)
+                    if (number := next(pending, None)) is not None:
+                        worker.send(number, pickled[number])
                     else:
                         del busy[connection]
                         worker.connection.close()
@@ -83,10 +83,10 @@ def processes(count: int) -> Run:
 
 
 class _Worker:
-    """A process that does one job at a time."""
+    """A child process that does one job at a time."""
 
     def __init__(self):
-        # Not forked: threads of this process may hold locks.
+        # A fork could inherit locks that threads of this process hold.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.number = -1
@@ -94,14 +94,14 @@ class _Worker:
         self._process.start()
         theirs.close()
 
-    def give(self, number: int, job: bytes) -> None:
+    def send(self, number: int, job: bytes) -> None:
         self.number = number
-        # Of a process that is gone, `take` tells.
+        # `receive` reports a process that is gone.
         with contextlib.suppress(OSError):
             self.connection.send_bytes(job)
 
-    def take(self, name: str) -> int:
-        """The number of the job when it is done; raises what it raised."""
+    def receive(self, name: str) -> int:
+        """The number of the job when it is done; raises the error of the job."""
         try:
             error = self.connection.recv()
         except (EOFError, OSError):
@@ -109,20 +109,20 @@ class _Worker:
             code = self._process.exitcode
             how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"({code})"
             raise WorkerError(
-                f"a worker process ended {how} over part {name}; for want of memory, perhaps: "
-                "the same command goes on with the parts that are done"
+                f"a worker process ended {how} over part {name}, perhaps out of memory: the same "
+                "command continues with the finished parts"
             ) from None
         if error is not None:
             raise error
         return self.number
 
     def end(self) -> None:
-        """Ask it to end, whatever it is at."""
+        """Ask the process to end."""
         self.connection.close()
         self._process.terminate()
 
     def join(self) -> None:
-        """Wait until it has ended, and not for long."""
+        """Wait until the process has ended; kill it if that takes too long."""
         self._process.join(_PATIENCE)
         if self._process.is_alive():
             self._process.kill()
@@ -130,12 +130,12 @@ class _Worker:
 
 
 def _serve(connection: Connection) -> None:
-    """The life of a worker process."""
-    # Ctrl-C goes to all processes of a terminal: the first one tells the others what to do.
+    """The main function of a worker process."""
+    # Ctrl-C reaches all processes of a terminal. The parent process ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    job: Job | None = None
+    signal.signal(signal.SIGTERM, _exit)
+    end_with_parent(_PATIENCE)
+    job: PartJob | None = None
     while True:
         try:
             job = pickle.loads(connection.recv_bytes())
@@ -153,20 +153,13 @@ def _serve(connection: Connection) -> None:
             connection.send(None)
 
 
-def _end(*_: object) -> None:
+def _exit(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(1)
 
 
-def _end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)  # time to remove the draft
-    threading.Event().wait(_PATIENCE)
-    os._exit(1)
-
-
 def _sendable(error: Exception) -> Exception:
-    """An error that arrives as it is sent."""
+    """The error, or a picklable substitute."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -174,31 +167,31 @@ def _sendable(error: Exception) -> Exception:
     return error
 
 
-def _pickled(job: Job) -> bytes:
+def _pickled(job: PartJob) -> bytes:
     try:
         return pickle.dumps(job)
     except Exception as error:
         raise ValueError(
-            f"part {job.part.name} can't be made by another process, for its shard can't be "
-            f"pickled: {error}"
+            f"part {job.part.name} cannot be made by another process: its shard can't be pickled: "
+            f"{error}"
         ) from error
 
 
-def on_beam(options: Sequence[str]) -> Run:
-    """By the workers of an Apache Beam pipeline, who must reach the storage of the data set.
+def on_beam(options: Sequence[str]) -> Executor:
+    """Does the jobs in an Apache Beam pipeline, whose workers must reach the data set's storage.
 
     Args:
-      options: of the pipeline, as on a command line: "--runner=DataflowRunner", ...
+      options: of the pipeline, in command-line form: "--runner=DataflowRunner", ...
 
     Raises:
-      ValueError: Apache Beam is not installed, or knows no such option.
-      WorkerError (when run): the pipeline failed, or its parts are not to be seen from here.
+      ValueError: Apache Beam is not installed, or does not have an option.
+      WorkerError (when run): the pipeline failed, or its parts are not visible from this host.
     """
     if importlib.util.find_spec("apache_beam") is None:
         raise ValueError("Apache Beam is not installed: pip install 'pea-jax[beam]'")
     _check_options(options)
 
-    def run(jobs: Sequence[Job]) -> Iterator[int]:
+    def run(jobs: Sequence[PartJob]) -> Iterator[int]:
         if not jobs:
             return
         waiting = {job.part.name: number for number, job in enumerate(jobs)}
@@ -220,27 +213,26 @@ def on_beam(options: Sequence[str]) -> Run:
 
 
 def _check_options(options: Sequence[str]) -> None:
-    """Beam itself passes over options that it doesn't know: the pipeline would run elsewhere."""
+    """Refuse unknown options. Beam ignores them and might run the pipeline on this machine."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            given = PipelineOptions(list(options)).get_all_options(retain_unknown_options=True)
+        with contextlib.redirect_stderr(errors):
+            parsed = PipelineOptions(list(options)).get_all_options(retain_unknown_options=True)
     except SystemExit:
-        raise ValueError(f"options of Beam: {said.getvalue().splitlines()[-1]}") from None
-    if unknown := sorted(given.keys() - PipelineOptions([]).get_all_options().keys()):
+        raise ValueError(f"options of Beam: {errors.getvalue().splitlines()[-1]}") from None
+    if unknown := sorted(parsed.keys() - PipelineOptions([]).get_all_options().keys()):
         raise ValueError(f"options of Beam: it knows no {', no '.join(unknown)}")
 
 
 class _Pipeline:
-    """A Beam pipeline that does jobs. Some runners block, so it is run by a thread of its own."""
+    """A Beam pipeline that does jobs. It has its own thread because some runners block."""
 
-    def __init__(self, jobs: Sequence[Job], options: Sequence[str]):
+    def __init__(self, jobs: Sequence[PartJob], options: Sequence[str]):
         self._jobs, self._options = jobs, options
         self._result, self._error = None, None
-        # One pickle, in which what the shards have in common is there once: runners limit the size
-        # of a pipeline.
+        # Runners limit the size of a pipeline. One pickle stores what the shards share only once.
         for job in jobs:
             _pickled(job)
         self._packed = zlib.compress(pickle.dumps(list(jobs)))
@@ -265,39 +257,39 @@ class _Pipeline:
             self._error = error
 
     def runs(self, seconds: float) -> bool:
-        """Whether it still runs when some time has passed; raises what ended it."""
+        """Whether it still runs after some seconds; raises the error that ended it."""
         self._thread.join(seconds)
         if self._error is not None:
-            raise WorkerError(f"the Beam pipeline failed: {_gist(self._error)}") from self._error
+            raise WorkerError(f"the Beam pipeline failed: {_summary(self._error)}") from self._error
         return self._thread.is_alive()
 
     def cancel(self) -> None:
-        """End it, if it runs."""
+        """End the pipeline if it runs."""
         if self._thread.is_alive() and self._result is not None:
             with contextlib.suppress(Exception):
                 self._result.cancel()
 
 
 @functools.lru_cache(maxsize=1)
-def _unpacked(packed: bytes) -> list[Job]:
+def _unpacked(packed: bytes) -> list[PartJob]:
     return pickle.loads(zlib.decompress(packed))
 
 
 def _do(number: int, packed: bytes) -> int:
-    """Does one of the jobs, in a worker of Beam."""
+    """Do one of the jobs, in a Beam worker."""
     _unpacked(packed)[number]()
     return number
 
 
-def _gist(error: BaseException) -> str:
-    """Of an error whose message holds a whole traceback: the line that says what happened."""
+def _summary(error: BaseException) -> str:
+    """The line that names the error, from a message that contains a whole traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
-    return (said or lines or [type(error).__name__])[-1]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return (named or lines or [type(error).__name__])[-1]
 
 
-def _arrived(jobs: Sequence[Job], waiting: dict[str, int]) -> Iterator[int]:
-    """The jobs whose parts are there now; they are taken out of `waiting`."""
+def _arrived(jobs: Sequence[PartJob], waiting: dict[str, int]) -> Iterator[int]:
+    """The jobs whose parts have appeared; removes them from `waiting`."""
     folder = jobs[0].part.folder.parent
     for name in sorted(waiting.keys() & set(storage.held(folder))):
         if jobs[waiting[name]].part.is_done():
@@ -305,9 +297,9 @@ def _arrived(jobs: Sequence[Job], waiting: dict[str, int]) -> Iterator[int]:
 
 
 def beam_options(text: str) -> list[str]:
-    """Options of a Beam pipeline from the form that `tfds build` takes: NAME=VALUE,NAME=VALUE,...
+    """Parses options of a Beam pipeline in the form of `tfds build`: NAME=VALUE,NAME=VALUE,...
 
-    A name may come several times, and without a value it is a switch.
+    A name may be repeated. A name without a value is a switch.
 
     Raises:
       ValueError: an option has no name, or the text is empty.

@@ -1,4 +1,4 @@
-"""Which rows are worth learning from."""
+"""Filters of rows by language, image size, scores and caption length."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from pea_jax.data.write.mapping import FieldMapping, Texts, UnfitError, look
 
-UNASKED = "language is not asked for"
+OTHER_LANGUAGE = "language is not asked for"
 SHORT, LONG = "caption is too short", "caption is too long"
 SHORT_EN, LONG_EN = "caption_en is too short", "caption_en is too long"
 SMALL = "area is too small"
@@ -18,21 +18,21 @@ NO_WATERMARK, WATERMARKED = "watermark score is missing", "watermark is too like
 
 @dataclass(frozen=True)
 class Filters:
-    """Bounds that a row must keep; see method.md, "Official training settings".
+    """Bounds for rows; see method.md, "Official training settings".
 
     Attributes:
-      languages: that rows may have; () for all.
+      languages: accepted languages; () for all.
       min_area: height times width, pixels.
-      max_aspect: the longer side over the shorter one; 0: no bound.
-      min_aesthetic: of parallel rows, by the field `mapping.aesthetic`; 0 does not ask for it.
-      max_watermark: of parallel rows, by the field `mapping.watermark`; 1 does not ask for it.
+      max_aspect: longer side over shorter side; 0 for no bound.
+      min_aesthetic: for parallel rows, score in the field `mapping.aesthetic`; 0 for no bound.
+      max_watermark: for parallel rows, score in the field `mapping.watermark`; 1 for no bound.
       min_characters: of the cleaned caption.
-      max_characters: of the cleaned caption; 0: no bound.
+      max_characters: of the cleaned caption; 0 for no bound.
       min_characters_en: of the English caption of parallel rows.
-      max_characters_en: of the English caption of parallel rows; 0: no bound.
+      max_characters_en: of the English caption of parallel rows; 0 for no bound.
 
     Raises:
-      ValueError: bounds that cannot be, all of them in one raise.
+      ValueError: names all invalid bounds.
     """
 
     languages: Sequence[str] = ()
@@ -66,17 +66,17 @@ class Filters:
             raise ValueError("; ".join(problems))
 
     def scores(self, mapping: FieldMapping) -> dict[str, Sequence[str]]:
-        """The fields of the scores that are asked for, by what they are for."""
-        asked = {
+        """The fields of the required scores: score -> fields."""
+        required = {
             "aesthetic": self.min_aesthetic > 0 and mapping.aesthetic,
             "watermark": self.max_watermark < 1 and mapping.watermark,
         }
-        return {what: (name,) for what, name in asked.items() if name}
+        return {score: (field,) for score, field in required.items() if field}
 
     def check_texts(self, texts: Texts) -> None:
-        """Raises UnfitError for a language that is not asked for, and lengths out of bounds."""
+        """Raises UnfitError for another language, and for lengths out of bounds."""
         if self.languages and texts.language not in self.languages:
-            raise UnfitError(UNASKED)
+            raise UnfitError(OTHER_LANGUAGE)
         _check_length(texts.caption, self.min_characters, self.max_characters, SHORT, LONG)
         if not texts.native:
             low, high = self.min_characters_en, self.max_characters_en
@@ -88,21 +88,14 @@ class Filters:
         """Raises UnfitError for a parallel row whose scores are missing or out of bounds."""
         if native:
             return
-        if self.min_aesthetic > 0:
-            score = _number(look(fields, mapping.aesthetic))
-            if score is None:
-                raise UnfitError(NO_AESTHETIC)
-            if score < self.min_aesthetic:
-                raise UnfitError(UGLY)
-        if self.max_watermark < 1:
-            score = _number(look(fields, mapping.watermark))
-            if score is None:
-                raise UnfitError(NO_WATERMARK)
-            if score > self.max_watermark:
-                raise UnfitError(WATERMARKED)
+        needs_aesthetic, needs_watermark = self.min_aesthetic > 0, self.max_watermark < 1
+        if needs_aesthetic and _score(fields, mapping.aesthetic, NO_AESTHETIC) < self.min_aesthetic:
+            raise UnfitError(UGLY)
+        if needs_watermark and _score(fields, mapping.watermark, NO_WATERMARK) > self.max_watermark:
+            raise UnfitError(WATERMARKED)
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises UnfitError for a picture that is too small or too far from square."""
+        """Raises UnfitError for an image that is too small or too far from square."""
         if height * width < self.min_area:
             raise UnfitError(SMALL)
         if self.max_aspect and max(height, width) > self.max_aspect * min(height, width):
@@ -116,10 +109,16 @@ def _check_length(text: str, low: int, high: int, short: str, long: str) -> None
         raise UnfitError(long)
 
 
-def _number(value: Any) -> float | None:
-    """A finite number, also one written as text; None for anything else."""
+def _score(fields: Mapping[str, Any], name: str, missing: str) -> float:
+    """A finite number, which may be written as text.
+
+    Raises:
+      UnfitError: with the reason `missing`.
+    """
     try:
-        number = float(value)
+        number = float(look(fields, name))
     except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
+        number = math.nan
+    if not math.isfinite(number):
+        raise UnfitError(missing)
+    return number

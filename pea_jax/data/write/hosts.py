@@ -1,30 +1,30 @@
-"""Several hosts that make the parts of a data set together."""
+"""Several hosts that build one data set together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pea_jax.data.write.parts import Job
+from pea_jax.data.write.parts import PartJob
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """Hosts that write to one storage, and call `build` together.
+    """The hosts that call `build` together and write to one shared storage.
 
-    Each makes its share of the parts. The first host then puts the set together, for which the
-    others wait.
+    Each host writes its share of the parts. The first host then assembles the set while the others
+    wait.
 
     Attributes:
-      index: which of the hosts this is.
-      count: how many they are.
-      wait: waits until all of them are at the place of a name.
+      index: of this host.
+      count: number of hosts.
+      wait: a named barrier for all hosts.
     """
 
     index: int = 0
     count: int = 1
     wait: Callable[[str], None] = lambda name: None
 
-    def share(self, jobs: Sequence[Job]) -> Sequence[Job]:
-        """Those of all jobs that are this host's, whatever is done of them."""
+    def share(self, jobs: Sequence[PartJob]) -> Sequence[PartJob]:
+        """The jobs of this host, including those that are done."""
         return jobs[self.index :: self.count]
 
 

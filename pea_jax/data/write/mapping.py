@@ -1,7 +1,7 @@
-"""Which field of a sample becomes what of a row.
+"""The mapping of a sample's fields to a row.
 
-A sample becomes one row or none. A field is named as it is in the sample; where there is none of
-that name, its dots lead into what it holds: "texts.zh", "captions.0".
+A sample becomes one row or none. The name of a field is a key of the sample, or else a path into
+nested values: "texts.zh", "captions.0".
 """
 
 import re
@@ -33,17 +33,16 @@ _HAN = regex.compile(r"\p{Script=Han}")
 _OF_NEIGHBOURS = regex.compile(r"[\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}]")
 _PLACE = re.compile(r"\{([^{}]*)\}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
-_LONGEST_CODE = schema.INDEX_DTYPE["language"].itemsize // np.dtype("U1").itemsize
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 class UnfitError(ValueError):
-    """A sample that makes no row; the message is the reason, the same for all of a kind."""
+    """A sample makes no row; the message is the reason, the same text for all of a kind."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What is said of a picture, as it was found; see `schema.Row`."""
+    """The texts of a sample before cleaning; see `schema.Row`."""
 
     caption: str
     caption_en: str
@@ -53,25 +52,25 @@ class Texts:
 
 @dataclass(frozen=True)
 class FieldMapping:
-    """Where the parts of a row are found.
+    """The fields of a sample that make a row.
 
     Attributes:
-      preset: "official" takes captions by the keys of the authors' tars, see `official`; nothing
-        may then be said of captions, language and native.
-      key: of the row; {name} is the sample's name, {shard} what its shard is called, {FIELD} any
+      preset: "official" uses the keys of the authors' tars, see `official`, and excludes settings
+        of captions, language and native.
+      key: of the row; {name} is the sample's name, {shard} the label of its shard, {FIELD} any
         field.
-      caption: fields of the caption; the first that isn't blank counts.
+      caption: fields of the caption; the first that is not blank counts.
       caption_en: fields of the English caption.
-      language: of every caption, BCP 47; "": `language_field` has it.
-      language_field: the field with the language.
-      native: "unpaired": rows without an English caption are native; "always", "never"; "":
-        `native_field` has it.
-      native_field: the field that says whether the row is native.
-      aesthetic: the field with the aesthetic score.
-      watermark: the field with the probability of a watermark.
+      language: of every caption, BCP 47; "" to use `language_field`.
+      language_field: field with the language.
+      native: "unpaired" for rows without an English caption, "always", "never", or "" to use
+        `native_field`.
+      native_field: field with a boolean.
+      aesthetic: field with the aesthetic score.
+      watermark: field with the probability of a watermark.
 
     Raises:
-      ValueError: values that cannot be, all of them in one raise.
+      ValueError: names all invalid values.
     """
 
     preset: str = ""
@@ -121,23 +120,23 @@ class FieldMapping:
             raise ValueError("; ".join(f"mapping.{problem}" for problem in problems))
 
     def required(self) -> dict[str, Sequence[str]]:
-        """Fields that no row can do without, by what they are for: one of each is to be there."""
+        """Setting -> fields, of which every row needs one."""
         caption = (*_ORIGINAL, _TRANSLATED) if self.preset == OFFICIAL else self.caption
         needed = {"caption": caption, "language_field": (self.language_field,)}
         needed |= {"native_field": (self.native_field,)}
         places = set(_PLACE.findall(self.key)) - {"name", "shard"}
         needed |= {f"key={{{name}}}": (name,) for name in sorted(places)}
-        return {what: names for what, names in needed.items() if any(names)}
+        return {setting: fields for setting, fields in needed.items() if any(fields)}
 
     def optional(self) -> dict[str, Sequence[str]]:
-        """Fields without which rows are others than with them, likewise."""
+        """Setting -> fields that change rows but may be absent."""
         return {"caption_en": (_ENGLISH,) if self.preset == OFFICIAL else self.caption_en}
 
     def key_of(self, record: Record) -> str:
         """The key of a sample's row.
 
         Raises:
-          UnfitError: a part of it is missing.
+          UnfitError: a field of the key is missing.
         """
         values = {"name": record.name, "shard": record.shard}
 
@@ -152,10 +151,10 @@ class FieldMapping:
         return _PLACE.sub(put, self.key)
 
     def texts(self, record: Record) -> Texts:
-        """What is said of a sample's picture; a caption that is not there is "".
+        """The texts of a sample; "" for a missing caption.
 
         Raises:
-          UnfitError: text that is none, a language or native that say nothing.
+          UnfitError: a caption, the language or the native field has an invalid value.
         """
         if self.preset == OFFICIAL:
             return official(record.fields)
@@ -174,10 +173,10 @@ class FieldMapping:
 def official(sample: Mapping[str, Any]) -> Texts:
     """The captions of a sample with the authors' keys.
 
-    An original caption that is Chinese (it has Chinese characters, and no Japanese or Korean
-    letters) makes a native row: what was written for the picture is worth more than a translation
-    of it. It is looked for in caption_ori, caption_ori_zh, caption_ori_en, in this order. All other
-    samples make parallel rows of caption_zh and caption_en, and none where one of these is missing.
+    The first Chinese text (with Chinese characters, without Japanese or Korean letters) of
+    caption_ori, caption_ori_zh and caption_ori_en makes a native row, because a caption that was
+    written for the image is worth more than a translation. All other samples make parallel rows of
+    caption_zh and caption_en, which need both captions.
     """
     for name in _ORIGINAL:
         text = _text(sample.get(name))
@@ -187,7 +186,7 @@ def official(sample: Mapping[str, Any]) -> Texts:
 
 
 def look(sample: Mapping[str, Any], name: str) -> Any:
-    """The value of a field, None where there is none."""
+    """The value of a field, or None."""
     if name in sample:
         return sample[name]
     value: Any = sample
@@ -206,10 +205,10 @@ def _first(sample: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as text without blanks around it; None is "".
+    """A value as stripped text; "" for None.
 
     Raises:
-      UnfitError: it is no text, or was no UTF-8.
+      UnfitError: the value is not text, or was not UTF-8.
     """
     if isinstance(value, bytes):
         value = text_of(value)
@@ -233,4 +232,4 @@ def _truth(value: Any) -> bool:
 
 
 def _is_code(language: str) -> bool:
-    return len(language) <= _LONGEST_CODE and bool(_LANGUAGE.fullmatch(language))
+    return len(language) <= schema.LONGEST_LANGUAGE and bool(_LANGUAGE.fullmatch(language))

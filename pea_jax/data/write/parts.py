@@ -1,7 +1,7 @@
-"""Parts of a data set that is being built: one for each shard, and one for each that was thinned.
+"""Parts of a data set under construction: one per input shard, plus deduplicated copies.
 
-A part is a folder that appears whole or not at all and is never changed, so that two builds of the
-same set may share it, and the next one goes on from it.
+A part is a folder that appears atomically and never changes afterwards. Two builds of one set can
+therefore share it, and a restarted build reuses it.
 """
 
 import abc
@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import io
-import itertools
 import json
 import os
 import re
@@ -17,7 +16,7 @@ import shutil
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,38 +28,29 @@ from pea_jax.data import schema
 from pea_jax.runtime import storage
 from pea_jax.runtime.storage import AnyPath
 
-#: A function that yields the rows of one shard (one file), and what it found in place of rows.
-Shard = Callable[[], Iterable[schema.Described | schema.Rejected]]
+#: A function that yields the rows of one input shard (one file), and rejections in their places.
+Shard = Callable[[], Iterable[schema.AnyRow | schema.Rejected]]
 
-#: Of all rows with one key the first is kept.
+#: The reason for rejecting all rows with a repeated key but the first.
 REPEATED_KEY = "key occurs more than once"
 
-#: What a part holds: its rows, a record of `schema.INDEX_DTYPE` and the key of each, and what
-#: became of the shard; the last is written last, and with it the part is whole.
+#: Files of a part: its rows, a record of `schema.INDEX_DTYPE` and the key of each row, and the
+#: `PartReport`. The report is written last and marks the part as complete.
 RECORDS, INDEX, KEYS, REPORT = "records.array_record", "index.npy", "keys.jsonl", "report.json"
 
 _EXAMPLES = 5
-_CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Rows so far: how many are kept, and how many were rejected for each reason."""
-
-    kept: int
-    rejected: Mapping[str, int]
 
 
 @dataclass
-class Report:
-    """What became of the rows of a part, or of a split.
+class PartReport:
+    """Counts of the kept and rejected rows of a part, or of a split.
 
     Attributes:
-      kept: rows.
-      rejected: rows by reason.
-      examples: the first keys of each reason.
-      size: of the records in bytes.
-      digest: of the records, SHA-256; of a split it is not known here.
+      kept: number of rows.
+      rejected: number of rows per reason.
+      examples: the first keys per reason.
+      size: of the records, bytes.
+      digest: SHA-256 of the records; empty for a split.
     """
 
     kept: int = 0
@@ -70,34 +60,29 @@ class Report:
     digest: str = ""
 
     def reject(self, reason: str, key: str) -> None:
-        """Count a row that is not kept."""
+        """Count a rejected row."""
         self.rejected[reason] += 1
-        self._show(reason, [key])
+        self._add_examples(reason, [key])
 
-    def add(self, other: "Report") -> None:
-        """Count what comes after it, too."""
+    def add(self, other: "PartReport") -> None:
+        """Add the counts of the part that follows."""
         self.kept += other.kept
         self.size += other.size
         self.rejected.update(other.rejected)
         for reason, keys in other.examples.items():
-            self._show(reason, keys)
+            self._add_examples(reason, keys)
 
-    def _show(self, reason: str, keys: Sequence[str]) -> None:
-        shown = self.examples.setdefault(reason, [])
-        shown += keys[: _EXAMPLES - len(shown)]
-
-    @property
-    def counts(self) -> Counts:
-        """Kept and rejected rows."""
-        return Counts(self.kept, dict(self.rejected))
+    def _add_examples(self, reason: str, keys: Sequence[str]) -> None:
+        examples = self.examples.setdefault(reason, [])
+        examples += keys[: _EXAMPLES - len(examples)]
 
 
 @dataclass(frozen=True)
-class Part:
-    """A place for a part; small to pickle.
+class ShardPart:
+    """The location of a part; small to pickle.
 
     Attributes:
-      top: the folder of all parts, which must be there.
+      top: the existing folder of all parts.
       name: of the part's own folder.
     """
 
@@ -106,20 +91,20 @@ class Part:
 
     @property
     def folder(self) -> AnyPath:
-        """Where the part lies when it is whole."""
+        """The folder of the complete part."""
         return _path(self.top) / self.name
 
     def is_done(self) -> bool:
-        """Whether the part is whole."""
+        """Whether the part is complete."""
         return (self.folder / REPORT).is_file()
 
-    def report(self) -> Report:
-        """What became of its rows."""
-        told = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
-        return Report(**told | {"rejected": Counter(told["rejected"])})
+    def report(self) -> PartReport:
+        """The counts of its rows."""
+        values = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
+        return PartReport(**values | {"rejected": Counter(values["rejected"])})
 
     def index(self) -> np.ndarray:
-        """A record of `schema.INDEX_DTYPE` for each row."""
+        """A record of `schema.INDEX_DTYPE` per row."""
         (index,) = indices([self])
         return index
 
@@ -128,14 +113,14 @@ class Part:
         return [json.loads(line) for line in (self.folder / KEYS).read_text().splitlines()]
 
     def remove_drafts(self) -> None:
-        """Remove this process's: when it is told to end, it may be just making or removing one."""
+        """Remove the drafts of this process, which may be writing or removing one when it ends."""
         _remove_drafts(_path(self.top), lambda process: process == os.getpid())
 
     @contextlib.contextmanager
     def appearing(self) -> Iterator[Path]:
-        """A local folder to write to, which becomes the part at the end, or vanishes with an error.
+        """A local draft folder that becomes the part on success and is removed on an error.
 
-        Where two write the same part, the first counts on a disk, the last in a bucket.
+        If two processes write the same part, the first wins on a disk and the last in a bucket.
         """
         with drafts(_path(self.top), self.name) as draft:
             yield draft
@@ -151,13 +136,13 @@ class Part:
                     raise
 
 
-def indices(made: Iterable[Part]) -> Iterator[np.ndarray]:
+def indices(parts: Iterable[ShardPart]) -> Iterator[np.ndarray]:
     """The index of each part, in order.
 
-    Several are read at once, but one thread makes arrays of them: Python 3.11 now and then raises
-    a SystemError where several parse their headers (cpython's gh-106905).
+    Several files are read concurrently, but one thread parses them: concurrent parsing of array
+    headers can raise a SystemError in Python 3.11 (cpython's gh-106905).
     """
-    for content in storage.each(lambda part: (part.folder / INDEX).read_bytes(), made):
+    for content in storage.each(lambda part: (part.folder / INDEX).read_bytes(), parts):
         yield np.load(io.BytesIO(content))
 
 
@@ -168,32 +153,34 @@ def _path(top: str) -> AnyPath:
 
 @contextlib.contextmanager
 def drafts(top: AnyPath, name: str) -> Iterator[Path]:
-    """A local folder to write to: beside what it becomes, or where the other end is a bucket in the
-    folder for temporary files. What is left in it at the end is removed.
+    """A local folder for files that are not complete yet; removed at the end.
+
+    It is created in `top`, so that it can be renamed into place. For a bucket, it is created in the
+    system's folder for temporary files.
     """
-    place = None if storage.is_bucket(top) else top
+    parent = None if storage.is_bucket(top) else top
     prefix = f".pea_jax-{name}.{socket.gethostname()}.{os.getpid()}."
-    with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as draft:
-        # One level down: the draft itself is for its owner's eyes alone.
+    with tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as draft:
+        # A subfolder, because the temporary folder itself is readable by its owner only.
         folder = Path(draft) / "folder"
         folder.mkdir()
         yield folder
 
 
 def remove_orphans(top: AnyPath) -> None:
-    """Remove the drafts of processes of this host that are gone: they were killed."""
-    _remove_drafts(top, lambda process: not _runs(process))
+    """Remove the drafts of killed processes of this host."""
+    _remove_drafts(top, lambda process: not _is_running(process))
 
 
-def _remove_drafts(top: AnyPath, of: Callable[[int], bool]) -> None:
-    place = Path(tempfile.gettempdir()) if storage.is_bucket(top) else top
-    for name in storage.held(place):
-        named = re.fullmatch(r"\.pea_jax-[\w-]+\.(.+)\.(\d+)\.\w+", name)
-        if named and named[1] == socket.gethostname() and of(int(named[2])):
-            shutil.rmtree(place / name, ignore_errors=True)
+def _remove_drafts(top: AnyPath, condition: Callable[[int], bool]) -> None:
+    parent = Path(tempfile.gettempdir()) if storage.is_bucket(top) else top
+    for name in storage.held(parent):
+        match = re.fullmatch(r"\.pea_jax-[\w-]+\.(.+)\.(\d+)\.\w+", name)
+        if match and match[1] == socket.gethostname() and condition(int(match[2])):
+            shutil.rmtree(parent / name, ignore_errors=True)
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -204,7 +191,7 @@ def _runs(process: int) -> bool:
 
 
 def sync(folder: Path) -> None:
-    """Have the files of a folder on the disk before it gets its name."""
+    """Flush the files of a folder to the disk before the folder is renamed."""
     for name in storage.held(folder):
         with (folder / name).open("rb") as stream:
             os.fsync(stream.fileno())
@@ -212,7 +199,7 @@ def sync(folder: Path) -> None:
 
 @contextlib.contextmanager
 def faults() -> Iterator[None]:
-    """Tell in one line what ArrayRecord tells by a RuntimeError, such as of a disk that is full."""
+    """Turn the RuntimeError that ArrayRecord raises, e.g. on a full disk, into a StorageError."""
     try:
         yield
     except RuntimeError as error:
@@ -224,9 +211,9 @@ def writing(file: Path) -> Iterator[Callable[[bytes], None]]:
     """A function that writes one record to an ArrayRecord file.
 
     Raises:
-      StorageError: the file can't be written, or does not hold what was written.
+      StorageError: the file cannot be written, or its record count is wrong afterwards.
     """
-    # Groups of one, as TFDS writes them: rows are read at random.
+    # Groups of one record, as TFDS writes them, because rows are read at random.
     writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
     written = 0
 
@@ -251,13 +238,13 @@ def writing(file: Path) -> Iterator[Callable[[bytes], None]]:
 
 
 @dataclass(frozen=True)
-class Job(abc.ABC):
-    """Makes a part, unless it is there."""
+class PartJob(abc.ABC):
+    """Writes a part, unless it exists."""
 
-    part: Part
+    part: ShardPart
 
     def __call__(self) -> None:
-        """Do it."""
+        """Do the job."""
         if self.part.is_done():
             return
         with self.part.appearing() as folder:
@@ -269,52 +256,40 @@ class Job(abc.ABC):
             (folder / REPORT).write_text(text, encoding="utf-8")
 
     @abc.abstractmethod
-    def _write(self, folder: Path) -> Report:
+    def _write(self, folder: Path) -> PartReport:
         """Write records, index and keys."""
 
 
 @dataclass(frozen=True)
-class Making(Job):
-    """Makes the part of a shard, row by row. Of rows with one key the first good one is kept."""
+class BuildPart(PartJob):
+    """Writes the part of an input shard, row by row. Keeps the first good row of each key."""
 
     shard: Shard
-    form: schema.Form = schema.PICTURES
+    row_format: schema.RowFormat = schema.PICTURES
 
-    def _write(self, folder: Path) -> Report:
-        report = Report()
-        np.save(folder / INDEX, _write_rows(self.shard(), folder, report, self.form))
-        return report
+    def _write(self, folder: Path) -> PartReport:
+        report, features, seen = PartReport(), self.row_format.features(), set()
+        serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
 
-
-def _write_rows(
-    rows: Iterable[schema.Described | schema.Rejected],
-    folder: Path,
-    report: Report,
-    form: schema.Form,
-) -> np.ndarray:
-    """Writes records and keys; returns the index."""
-    features, seen = form.features(), set()
-    serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
-    with writing(folder / RECORDS) as write, (folder / KEYS).open("w") as keys:
-
-        def kept() -> Iterator[tuple]:
-            for row in rows:
-                reason = row.reason if isinstance(row, schema.Rejected) else form.problem(row)
+        def records() -> Iterator[tuple]:
+            for row in self.shard():
+                rejected = isinstance(row, schema.Rejected)
+                reason = row.reason if rejected else self.row_format.problem(row)
                 if reason is None and row.key in seen:
                     reason = REPEATED_KEY
                 if reason is not None:
                     report.reject(reason, row.key)
                     continue
                 record = schema.index_record(row)
-                example = serializer.get_tf_example(features.encode_example(form.to_example(row)))
-                # The same bytes whoever makes the part, and when.
+                example = features.encode_example(self.row_format.to_example(row))
+                example = serializer.get_tf_example(example)
+                # Deterministic: a part has the same bytes whoever writes it.
                 write(example.SerializeToString(deterministic=True))
                 keys.write(json.dumps(row.key) + "\n")
                 seen.add(row.key)
                 report.kept += 1
                 yield record
 
-        records, chunks = kept(), [np.zeros(0, schema.INDEX_DTYPE)]
-        while chunk := list(itertools.islice(records, _CHUNK)):
-            chunks.append(np.array(chunk, schema.INDEX_DTYPE))
-    return np.concatenate(chunks)
+        with writing(folder / RECORDS) as write, (folder / KEYS).open("w") as keys:
+            np.save(folder / INDEX, np.fromiter(records(), schema.INDEX_DTYPE))
+        return report

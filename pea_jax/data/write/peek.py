@@ -1,6 +1,6 @@
-"""A look at the first samples, before a set is made of all: have they the fields that are named?
+"""A check of the first samples before a set is built: do they have the configured fields?
 
-A misspelt field makes no error by itself: captions are missing then, or every row is native.
+A misspelt field raises no error by itself: captions would be missing, or every row native.
 """
 
 import itertools
@@ -10,11 +10,11 @@ from pea_jax.data.origins.record import Record, RecordShard
 from pea_jax.data.write.filters import Filters
 from pea_jax.data.write.mapping import FieldMapping, look
 
-#: How many shards are looked into, evenly spread, and how many samples of each.
+#: Number of shards to check, evenly spread, and of samples in each.
 SHARDS, SAMPLES = 8, 32
 
-#: How many fields of the samples are told.
-_SHOWN = 20
+#: Fields of the samples in a message, at most.
+_MAX_FIELDS = 20
 
 
 def samples(shards: Sequence[RecordShard]) -> list[Record]:
@@ -29,35 +29,36 @@ def samples(shards: Sequence[RecordShard]) -> list[Record]:
 def missing(
     records: Sequence[Record], image: str, mapping: FieldMapping, filters: Filters
 ) -> tuple[list[str], list[str]]:
-    """What is asked for and in none of the samples, one line each.
+    """The configured fields that none of the samples has, one line each.
 
     Args:
-      records: of `samples`; where there are none, nothing is missing.
-      image: the field of the picture; "" where it is no field.
-      mapping: which fields hold what.
-      filters: that may ask for more.
+      records: from `samples`; if empty, nothing is reported.
+      image: field of the image; "" if the image is not a field.
+      mapping: the configured fields.
+      filters: may need scores.
 
     Returns:
-      What no row can do without, and what changes what rows are.
+      Errors for fields that every row needs, and warnings for fields that change rows.
     """
     if not records:
         return [], []
-    there = sorted({name for record in records for name in record.fields})
-    shown = ", ".join(there[:_SHOWN]) + (", ..." if len(there) > _SHOWN else "")
+    names = sorted({name for record in records for name in record.fields})
+    present = ", ".join(names[:_MAX_FIELDS]) + (", ..." if len(names) > _MAX_FIELDS else "")
+    present = present or "none"
 
-    def told(what: str, names: Sequence[str]) -> str:
-        lacking = " and no ".join(map(repr, names))
-        return f"{what}: the first {len(records)} samples have no {lacking}, but {shown or 'none'}"
+    def message(what: str, fields: Sequence[str]) -> str:
+        absent = " and no ".join(map(repr, fields))
+        return f"{what}: the first {len(records)} samples have no {absent}, but {present}"
 
-    def absent(fields: Mapping[str, Sequence[str]]) -> list[str]:
+    def messages(wanted: Mapping[str, Sequence[str]]) -> list[str]:
         return [
-            told(f"prepare.mapping.{what}", names)
-            for what, names in fields.items()
-            if names
-            and all(look(record.fields, name) is None for record in records for name in names)
+            message(f"prepare.mapping.{what}", fields)
+            for what, fields in wanted.items()
+            if fields
+            and all(look(record.fields, name) is None for record in records for name in fields)
         ]
 
-    errors = absent(mapping.required())
+    errors = messages(mapping.required())
     if image and all(record.image is None for record in records):
-        errors.insert(0, told("prepare.image", [image]))
-    return errors, absent({**mapping.optional(), **filters.scores(mapping)})
+        errors.insert(0, message("prepare.image", [image]))
+    return errors, messages({**mapping.optional(), **filters.scores(mapping)})

@@ -1,4 +1,4 @@
-"""What a data set is made from, kept beside it, so that one set is never made of two recipes."""
+"""The recipe of a data set: a JSON file beside it that prevents mixing two recipes in one set."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,16 +7,15 @@ from typing import Any
 from pea_jax.runtime import storage
 from pea_jax.runtime.storage import AnyPath
 
-#: Of the differences between two recipes, as many are told.
-_TOLD = 5
-_LETTERS = 60
+#: Limits of a message: number of differences, and characters of a value.
+_MAX_DIFFERENCES, _MAX_CHARACTERS = 5, 60
 
 
 def as_json(recipe: Mapping[str, Any] | None) -> Any:
-    """A recipe as it comes back from its file.
+    """A recipe as it will be read back from its file.
 
     Raises:
-      ValueError: it holds something that JSON can't.
+      ValueError: JSON cannot hold it.
     """
     try:
         return json.loads(json.dumps(recipe, allow_nan=False))
@@ -25,40 +24,38 @@ def as_json(recipe: Mapping[str, Any] | None) -> Any:
 
 
 def write(file: AnyPath, recipe: Any) -> None:
-    """Keep a recipe."""
+    """Store a recipe."""
     storage.replace_text(file, json.dumps(recipe, indent=2, ensure_ascii=False))
 
 
 def read(file: AnyPath) -> Any:
-    """The recipe of a file; None where there is none."""
+    """The recipe in a file; None if there is no file."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def difference(there: Any, now: Any) -> str:
-    """How two recipes differ, in one line; "" if they don't."""
+    """The differences of two recipes in one line; "" if they are equal."""
     before, after = dict(_leaves(there)), dict(_leaves(now))
-    told = [
-        f"{name}: {_told(before, name)} there, {_told(after, name)} now"
+    lines = [
+        f"{name}: {_short(before.get(name, 'nothing'))} there, "
+        f"{_short(after.get(name, 'nothing'))} now"
         for name in sorted(before.keys() | after.keys())
-        if _told(before, name, None) != _told(after, name, None)
+        if before.get(name) != after.get(name)
     ]
-    if len(told) > _TOLD:
-        told[_TOLD:] = [f"and {len(told) - _TOLD} more"]
-    return "; ".join(told)
+    if len(lines) > _MAX_DIFFERENCES:
+        lines[_MAX_DIFFERENCES:] = [f"and {len(lines) - _MAX_DIFFERENCES} more"]
+    return "; ".join(lines)
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that holds no other, with its path such as mapping.caption or inputs.0."""
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Path, such as mapping.caption or inputs.0, and JSON text of every leaf value."""
     if isinstance(value, list | dict) and value:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in items:
             yield from _leaves(inner, f"{name}.{key}" if name else str(key))
     else:
-        yield name or "recipe", value
+        yield name or "recipe", json.dumps(value, ensure_ascii=False)
 
 
-def _told(leaves: Mapping[str, Any], name: str, letters: int | None = _LETTERS) -> str:
-    if name not in leaves:
-        return "nothing"
-    text = json.dumps(leaves[name], ensure_ascii=False)
-    return text if letters is None or len(text) <= letters else f"{text[:letters]}..."
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."

@@ -1,4 +1,4 @@
-"""From the records of an origin to rows, and reasons why a record makes none."""
+"""Conversion of records to rows, with the reasons for rejecting a record."""
 
 import dataclasses
 import warnings
@@ -20,14 +20,14 @@ OTHER_SCRIPT_EN = "caption_en is not in the script of its language"
 
 @dataclass(frozen=True)
 class Rules:
-    """How a record becomes a row."""
+    """The rules that turn a record into a row."""
 
     mapping: FieldMapping
     cleaning: Cleaning
     filters: Filters
 
     def apply(self, record: Record) -> schema.Row | schema.Rejected:
-        """The row of a record. What is cheap to see is seen first; the picture is decoded last."""
+        """The row of a record. Cheap checks come first, decoding the image last."""
         key = f"{record.shard}/{record.name}" if record.name else record.shard
         if record.fault is not None:
             return schema.Rejected(_printable(key), record.fault)
@@ -43,7 +43,7 @@ class Rules:
         if not record.image:
             raise UnfitError(EMPTY)
         texts = self.mapping.texts(record)
-        found = bool(texts.caption)
+        had_caption = bool(texts.caption)
         texts = dataclasses.replace(
             texts,
             caption=self.cleaning.clean(texts.caption, texts.language, native=texts.native),
@@ -52,7 +52,7 @@ class Rules:
         row = schema.Row(
             key=key, image=record.image, height=0, width=0, **dataclasses.asdict(texts)
         )
-        if found and not texts.caption:
+        if had_caption and not texts.caption:
             raise UnfitError(NOTHING_LEFT)
         if (problem := schema.problem(row)) is not None:
             raise UnfitError(problem)
@@ -66,9 +66,9 @@ class Rules:
         return dataclasses.replace(row, height=height, width=width)
 
     def _size(self, image: bytes) -> tuple[int, int]:
-        """Height and width of a picture that is worth learning from and can be decoded."""
+        """Height and width of an image that passes the filters and can be decoded."""
         try:
-            # Pillow warns of what is decided here.
+            # Pillow's warnings concern sizes that are checked here.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.filters.check_size(*images.size_of(image))
@@ -80,18 +80,18 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A shard of a data set, as `builder.build` takes it."""
+class RowShard:
+    """A shard of rows for `builder.build`."""
 
     records: RecordShard
     rules: Rules
 
     def __call__(self) -> Iterator[schema.Row | schema.Rejected]:
-        """What each record makes, in their order."""
+        """The row or the rejection of each record, in order."""
         for record in self.records():
             yield self.rules.apply(record)
 
 
 def _printable(key: str) -> str:
-    """A key for the report, which is UTF-8, of a name that may not be."""
+    """The key in valid UTF-8 for the report."""
     return key.encode("utf-8", "backslashreplace").decode()

@@ -74,7 +74,7 @@ def test_labels_do_not_depend_on_where_the_files_lie_nor_fall_together(tmp_path)
         (["a/x.tar", "a/*.tar"], "x.tar is named more than once"),
     ],
 )
-def test_names_that_stand_for_nothing_or_for_the_same_are_told(tmp_path, where, message):
+def test_names_that_stand_for_nothing_or_for_the_same_are_reported(tmp_path, where, message):
     write(tmp_path, "a/x.tar", "a/x.zip")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=message):

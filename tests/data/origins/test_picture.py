@@ -34,8 +34,8 @@ def test_paths_lead_to_regular_files_below_the_folder(folder):
         "a\0b": NO_FILE,
         "\ud800": NO_FILE,
     }
-    told = {path: picture.read(path, [folder]) for path in found}
-    assert {path: fault or data for path, (data, fault) in told.items()} == found
+    results = {path: picture.read(path, [folder]) for path in found}
+    assert {path: fault or data for path, (data, fault) in results.items()} == found
     # Files of several folders; relative paths are of the first.
     both = [folder / "images", folder.parent]
     assert picture.read("0.jpg", both)[0] == b"picture"
@@ -43,7 +43,7 @@ def test_paths_lead_to_regular_files_below_the_folder(folder):
     assert picture.read("secret.jpg", both) == (None, NO_FILE)
 
 
-def test_a_picture_that_is_too_large_is_told(folder, monkeypatch):
+def test_a_picture_that_is_too_large_is_reported(folder, monkeypatch):
     monkeypatch.setattr(picture, "MAX_PICTURE", 7)
     for cell in ("images/0.jpg", b"picture"):
         assert picture.read(cell, [folder]) == (b"picture", None)

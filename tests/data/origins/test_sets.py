@@ -91,7 +91,7 @@ def test_what_hugging_face_does_not_have_is_named(saved):
         hugging_face.shards([str(saved / "two")], "valid", "photo", 2)
 
 
-def test_sets_of_one_name_are_told_apart():
+def test_sets_of_one_name_are_distinguished():
     assert [each.label for each in named(["a/x", "b/y#test"], "train")] == ["x", "y"]
     both = named(["a/x", "a/x#test"], "train")
     assert [each.label for each in both] == ["a/x#train", "a/x#test"]
@@ -123,13 +123,13 @@ def test_rows_of_tfds_come_undecoded(tmp_path, rng):
 
 
 def test_a_set_of_ours_with_other_rows_is_another(tmp_path):
-    told = set()
+    reprs = set()
     for place, caption in (("one", "a"), ("two", "a"), ("three", "b")):
         row = sets.row(1, caption=caption)
         builder.build(tmp_path / place, "small", {"train": [lambda row=row: [row]]})
         (shard,) = tfds_sets.shards(["small"], "train", "image", 9, str(tmp_path / place))
-        told.add(repr(shard))
-    assert len(told) == 2
+        reprs.add(repr(shard))
+    assert len(reprs) == 2
 
 
 @pytest.mark.parametrize(

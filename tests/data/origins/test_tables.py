@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 
 def write(folder, ending):
-    """The rows of ROWS as a table, with every trap of its kind that is none."""
+    """ROWS as a table, with every valid oddity of its format."""
     path = folder / f"table{ending}"
     if ending == ".parquet":
         parquet.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=2)
@@ -85,14 +85,14 @@ def test_a_folder_stands_for_its_tables(folder):
     assert [some[0].shard for some in made] == ["another", "table"]
 
 
-def test_rows_that_cannot_be_read_are_told_and_end_nothing(folder):
+def test_rows_that_cannot_be_read_are_reported_and_end_nothing(folder):
     good = '{"file": "images/0.jpg"}'
     lines = [good, '{"file": "images/0', "[]", good, '{"file": 5}', '{"file": "a\\u0000b"}']
     lines += ['{"file": "http://where/0.jpg"}', "{}", '{"file": ""}', '{"file": "images"}', good]
     path = folder / "t.jsonl"
     path.write_text("\n".join(lines))
-    told = [(record.fault, record.image) for record in records(path)[0]]
-    assert told == [
+    found = [(record.fault, record.image) for record in records(path)[0]]
+    assert found == [
         (None, b"picture 0"),
         (BAD_ROW, None),
         (BAD_ROW, None),
@@ -107,7 +107,7 @@ def test_rows_that_cannot_be_read_are_told_and_end_nothing(folder):
     ]
 
 
-def test_torn_rows_of_csv_are_told_and_end_nothing(folder):
+def test_torn_rows_of_csv_are_reported_and_end_nothing(folder):
     path = folder / "t.csv"
     good = b"images/0.jpg,good\n"
     rows = [
@@ -121,10 +121,10 @@ def test_torn_rows_of_csv_are_told_and_end_nothing(folder):
     ]
     path.write_bytes(b"file,caption\n" + b"".join(rows))
     for size in (100, 1, 2):
-        told = [record for some in records(path, size=size) for record in some]
-        assert [record.fault for record in told] == [None, *[BAD_ROW] * 3, None, None, None]
+        found = [record for some in records(path, size=size) for record in some]
+        assert [record.fault for record in found] == [None, *[BAD_ROW] * 3, None, None, None]
     with pytest.raises(UnicodeEncodeError):
-        told[5].fields["caption"].encode()
+        found[5].fields["caption"].encode()
 
 
 @pytest.mark.parametrize("size", [100, 1, 2])
@@ -143,29 +143,29 @@ def test_a_quote_that_nothing_closes_takes_no_other_row_with_it(folder, size):
     ]
     path = folder / "t.csv"
     path.write_text("file,caption\n" + "\n".join(lines))
-    told = [record for some in records(path, size=size) for record in some]
+    found = [record for some in records(path, size=size) for record in some]
     expected = [str(n) if n != 7 else "7\n7" for n in range(20)]
     bad = [1, 5, 6, 8]
-    assert [record.fields.get("caption") for record in told] == [
+    assert [record.fields.get("caption") for record in found] == [
         None if n in bad else text for n, text in enumerate(expected)
     ]
-    assert [n for n, record in enumerate(told) if record.fault == BAD_ROW] == bad
-    assert [record.name for record in told] == [str(n) for n in range(20)]
+    assert [n for n, record in enumerate(found) if record.fault == BAD_ROW] == bad
+    assert [record.name for record in found] == [str(n) for n in range(20)]
 
 
 @pytest.mark.parametrize(("ending", "size"), [(".csv", 100), (".csv", 1), (".jsonl", 1)])
-def test_a_row_that_is_too_long_is_told_and_not_read(folder, ending, size):
+def test_a_row_that_is_too_long_is_reported_and_not_read(folder, ending, size):
     good = {".csv": "images/0.jpg,x", ".jsonl": '{"file": "images/0.jpg"}'}[ending]
     heading = {".csv": ["file,caption"], ".jsonl": []}[ending]
     edge = good + " " * (MAX_TEXT - len(good) - 1)
     lines = [*heading, good, "x" * (2 * MAX_TEXT + 5), good, edge, edge + " ", good, "x" * MAX_TEXT]
     path = folder / f"t{ending}"
     path.write_text("\n".join(lines) + "x")
-    told = [record.fault for some in records(path, size=size) for record in some]
+    found = [record.fault for some in records(path, size=size) for record in some]
     long = tables.LONG_ROW
     # A cell of csv is shorter than a row may be.
     at_edge = BAD_ROW if ending == ".csv" else None
-    assert told == [None, long, None, at_edge, long, None, long]
+    assert found == [None, long, None, at_edge, long, None, long]
 
 
 def test_a_shard_of_parquet_decodes_no_other_group_and_not_beyond_its_end(folder, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_shard_of_parquet_decodes_no_other_group_and_not_beyond_its_end(folder
         found += rows
     assert found == list(range(sum(groups)))
     assert counts == [1000, 1000, 1000, 1000, 600, 1000, 600]
-    # Of the piece of a large group what is before it is decoded, too.
+    # Reading a piece of a large group also decodes the rows before it.
     needed = [1000, 1000, 1000, 2000, 2600, 1000, 600]
     for got, least in zip(decoded, needed, strict=True):
         assert least <= got < least + tables._BATCH
@@ -221,7 +221,7 @@ def test_parquet_may_hold_the_pictures_and_text_that_is_none(folder):
     assert [record.image for record in made] == [b"two", b"", None]
 
 
-def test_a_damaged_page_of_parquet_is_told(folder):
+def test_a_damaged_page_of_parquet_is_reported(folder):
     path = folder / "t.parquet"
     rows = {"image": [b"%05d" % n * 100 for n in range(4000)], "n": range(4000)}
     parquet.write_table(pa.table(rows), path, row_group_size=1000, use_dictionary=False)

@@ -15,7 +15,7 @@ def records(path):
     return list(pickle.loads(pickle.dumps(shard))())
 
 
-def told(path):
+def faults(path):
     return [(record.name, record.fault) for record in records(path)]
 
 
@@ -44,7 +44,7 @@ def test_samples_are_files_of_one_stem_next_to_each_other(tmp_path, mode, ending
     assert [record.fault for record in (first, second, third)] == [None] * 3
 
 
-def test_what_makes_no_sample_is_told(tmp_path):
+def test_what_makes_no_sample_is_reported(tmp_path):
     members = [
         *sample("whole"),
         ("no_text.jpg", b"picture"),
@@ -64,7 +64,7 @@ def test_what_makes_no_sample_is_told(tmp_path):
         *sample("again"),
         *sample("again"),
     ]
-    assert told(write_tar(tmp_path / "t.tar", members)) == [
+    assert faults(write_tar(tmp_path / "t.tar", members)) == [
         ("whole", None),
         ("no_text", tars.NO_TEXT),
         ("no_picture", tars.NO_PICTURE),
@@ -90,10 +90,10 @@ def test_folders_and_long_names_in_a_tar_are_no_matter(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    assert told(path) == [(f"folder/{long}", None)]
+    assert faults(path) == [(f"folder/{long}", None)]
 
 
-def test_what_is_too_large_is_told_and_not_read(tmp_path, monkeypatch):
+def test_what_is_too_large_is_reported_and_not_read(tmp_path, monkeypatch):
     monkeypatch.setitem(tars._LIMITS, "jpg", 1000)
     members = [
         *sample("a"),
@@ -106,7 +106,7 @@ def test_what_is_too_large_is_told_and_not_read(tmp_path, monkeypatch):
         ("edge.features.json", b" " * (MAX_TEXT + 1)),  # foreign: not asked for
         *sample("z"),
     ]
-    assert told(write_tar(tmp_path / "t.tgz", members, "w:gz")) == [
+    assert faults(write_tar(tmp_path / "t.tgz", members, "w:gz")) == [
         ("a", None),
         ("text", TOO_LARGE),
         ("picture", TOO_LARGE),
@@ -120,7 +120,7 @@ def test_a_name_that_is_too_large_is_damage(tmp_path):
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         tar.addfile(tarfile.TarInfo("a.txt"))
         tar.addfile(tarfile.TarInfo("b" * (MAX_TEXT + 1)))
-    assert told(path) == [("", tars.DAMAGED)]
+    assert faults(path) == [("", tars.DAMAGED)]
 
 
 def test_bad_bytes_stay_in_their_field(tmp_path):
@@ -140,7 +140,7 @@ def test_every_cut_of_a_tar_keeps_the_samples_before_it_and_names_the_tar(tmp_pa
     names = ["a", "b", "c"]
     whole = write_tar(tmp_path / "whole.tar", [part for name in names for part in sample(name)])
     data = whole.read_bytes()
-    assert told(whole) == [(name, None) for name in names]
+    assert faults(whole) == [(name, None) for name in names]
     block = tarfile.BLOCKSIZE
     end = 12 * block  # of six files, each a header and a block
     assert not data[end:].strip(b"\0")
@@ -149,14 +149,14 @@ def test_every_cut_of_a_tar_keeps_the_samples_before_it_and_names_the_tar(tmp_pa
         path.write_bytes(data[:cut])
         kept = [(name, None) for name in names if (names.index(name) + 1) * 4 * block <= cut]
         # The content of a json is shorter than its block, and is there before the block ends.
-        found = told(path)
+        found = faults(path)
         assert found[-1] == ("", tars.DAMAGED)
         assert found[:-1] in (kept, [(name, None) for name in names[: len(kept) + 1]])
         assert len(found[:-1]) >= len(kept)
     # Both blocks of the end mark, or one: it is whole.
     for cut in (end + block, end + 2 * block):
         path.write_bytes(data[:cut])
-        assert told(path) == [(name, None) for name in names]
+        assert faults(path) == [(name, None) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -171,12 +171,12 @@ def test_every_cut_of_a_tar_keeps_the_samples_before_it_and_names_the_tar(tmp_pa
 def test_damage_in_a_tar_is_no_end_of_it(tmp_path, damage):
     whole = write_tar(tmp_path / "t.tar", [*sample("a"), *sample("b")])
     whole.write_bytes(damage(whole.read_bytes()))
-    found = told(whole)
+    found = faults(whole)
     assert found[0] == ("a", None)
     assert found[-1] == ("", tars.DAMAGED)
 
 
-def test_damage_in_a_compressed_tar_is_told_too(tmp_path):
+def test_damage_in_a_compressed_tar_is_reported_too(tmp_path):
     noise = bytes(range(256)) * 40
     members = [part for n in range(50) for part in [(f"{n}.jpg", noise), (f"{n}.txt", b"x")]]
     whole = write_tar(tmp_path / "t.tgz", members, "w:gz")
@@ -184,14 +184,14 @@ def test_damage_in_a_compressed_tar_is_told_too(tmp_path):
     # The header of gzip is 10 bytes and the name.
     for cut in (data[: len(data) // 2], *(data[:size] for size in range(20))):
         whole.write_bytes(cut)
-        assert told(whole)[-1] == ("", tars.DAMAGED)
+        assert faults(whole)[-1] == ("", tars.DAMAGED)
     broken = bytearray(data)
     broken[len(data) // 2] ^= 255
     whole.write_bytes(broken)
-    found = told(whole)
+    found = faults(whole)
     assert found[-1] == ("", tars.DAMAGED)
     whole.write_bytes(b"no tar at all" * 100)
-    assert told(whole) == [("", tars.DAMAGED)]
+    assert faults(whole) == [("", tars.DAMAGED)]
 
 
 def test_a_tar_that_cannot_be_read_now_is_no_damaged_one(tmp_path):

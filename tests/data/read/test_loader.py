@@ -290,11 +290,11 @@ def test_a_state_of_another_run_is_refused(source, load):
 
 
 def test_a_state_of_another_set_with_as_many_rows_is_refused(source, load, tmp_path):
-    """One picture is another; a copy elsewhere is the same set."""
+    """One other picture makes another set; a copy elsewhere is the same set."""
     state = load(source).get_state()
     other = load(sets.source(tmp_path, damaged=ZH["native"][:1]))
-    told = f"another run: dataset_digest '{source.digest}', here '[0-9a-f]{{16}}'$"
-    with pytest.raises(ValueError, match=told):
+    message = f"another run: dataset_digest '{source.digest}', here '[0-9a-f]{{16}}'$"
+    with pytest.raises(ValueError, match=message):
         other.set_state(state)
     with pytest.raises(ValueError, match="states of the data iterator disagree: dataset_digest"):
         other.merge_states([state, other.get_state()])
@@ -429,7 +429,7 @@ def test_the_count_goes_on_after_a_restart(load, tmp_path):
 
 
 def test_hosts_count_apart_also_after_a_restart(load, tmp_path):
-    """Each host stops where it would have stopped, had the run not been resumed in between."""
+    """Each host stops where it would have stopped without the resume."""
     source = sets.source(tmp_path, damaged=ZH["parallel"][::3])
 
     def hosts(max_bad):
@@ -449,7 +449,7 @@ def test_hosts_count_apart_also_after_a_restart(load, tmp_path):
     assert [3 + _steps_until_too_many(loader) for loader in resumed] == undisturbed
     assert max(undisturbed) > 3
 
-    # Fewer hosts go on with their own counts, another one begins at none.
+    # Fewer hosts continue with their own counts; a new host begins at none.
     for index, count, bad in ((0, 1, met[0]), (2, 4, [])):
         other = load(source, max_bad=8, native_batch=4, shard_index=index, shard_count=count)
         other.set_state({**merged, "batch": other.get_state()["batch"]})

@@ -20,7 +20,7 @@ def shares(weights):
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_ten_thousand_steps_have_the_papers_buckets_as_often_as_configured(seed):
-    """Drawn at random, the rarest, 49 of 10,000, would be off by 7."""
+    """Random draws of the rarest choice, 49 of 10,000, would deviate by 7."""
     mix = Mix(PAPER, seed, 1000)
     drawn = Counter(mix.at(step)[0] for step in range(10_000))
     for choice, share in enumerate(shares(PAPER)):
@@ -32,7 +32,7 @@ def test_ten_thousand_steps_have_the_papers_buckets_as_often_as_configured(seed)
     ("weights", "block"), [((1, 1), 1), ((3, 1, 2), 4), ((0.9, 0.05, 0.05), 3), (PAPER, 50)]
 )
 def test_ordinals_and_counts_are_those_of_counting(weights, block):
-    """Entered anywhere, it goes on as if it had been counted from the start."""
+    """Any entry point continues as if counted from the start."""
     mix = Mix(weights, 3, block)
     seen = Counter()
     for position in range(40 * block):
@@ -44,7 +44,7 @@ def test_ordinals_and_counts_are_those_of_counting(weights, block):
 
 
 def test_counts_never_drift_from_the_shares(rng):
-    """The rounding does not add up: less than 1.5 after any number of blocks, and 2 within one."""
+    """Rounding does not accumulate: less than 1.5 after any number of blocks, and 2 within one."""
     far = [*range(40), *(int(number) for number in rng.integers(10**6, 10**12, 40))]
     for count, block in itertools.product((2, 3, 5, 9, 12), (1, 7, 48)):
         for _ in range(6):
@@ -92,7 +92,7 @@ def test_one_choice_is_a_count():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (((), 0, 1), "expected positive numbers, got ()"),
         (((1.0, 0.0), 0, 1), "expected positive numbers"),
@@ -102,7 +102,7 @@ def test_one_choice_is_a_count():
         (((1.0,), -1, 1), "a seed of at least 0"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments, told):
+def test_what_cannot_be_is_refused(arguments, message):
     with pytest.raises(ValueError, match="mix") as error:
         Mix(*arguments)
-    assert told in str(error.value)
+    assert message in str(error.value)

@@ -101,7 +101,7 @@ def assert_same(first, second):
 
 
 def assert_epochs(stream, rows):
-    """The rows, all of them once, again and again, and in another order each time."""
+    """Check that every epoch has all rows once, in another order each time."""
     epochs = [stream[start : start + len(rows)] for start in range(0, len(stream), len(rows))]
     whole = [epoch for epoch in epochs if len(epoch) == len(rows)]
     assert len(whole) >= 2
@@ -126,8 +126,8 @@ def test_a_batch_has_one_bucket_and_only_rows_of_it(source, load, weights):
             for number, language in zip(numbers(batch, part), batch[part]["language"], strict=True):
                 found = (loader.languages[language], part == "native", (height, width))
                 assert KINDS[number] == found
-            told = [tuple(size) for size in batch[part]["time_ids"][:, :2].tolist()]
-            assert told == [NEAR[height, width]] * count
+            sizes = [tuple(size) for size in batch[part]["time_ids"][:, :2].tolist()]
+            assert sizes == [NEAR[height, width]] * count
 
 
 def test_buckets_come_as_often_as_configured_and_alike_on_all_hosts(source, load):
@@ -170,7 +170,7 @@ def test_hosts_share_the_batch_that_one_would_make(source, load, hosts, changes)
 @pytest.mark.parametrize("hosts", [1, 2])
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_every_row_is_seen_once_an_epoch_of_its_bucket(source, load, weights, hosts):
-    """By the keys. With weights, of its bucket and language: the rare ones lose nothing."""
+    """With weights, per bucket and language: rare kinds lose no rows."""
     loaders = [
         load(source, language_weights=weights, shard_index=host, shard_count=hosts)
         for host in range(hosts)
@@ -205,7 +205,7 @@ def test_every_row_is_seen_once_an_epoch_of_its_bucket(source, load, weights, ho
 
 
 def test_weighted_languages_come_as_often_as_they_weigh(source, load):
-    """Whatever rows they have: in every bucket, part and step, as near as whole rows come."""
+    """In every bucket, part and step, to the nearest whole rows, whatever rows a language has."""
     loader = load(source, language_weights=(3.0, 1.0), native_batch=3, parallel_batch=8)
     counts = defaultdict(list)
     for step in range(150):
@@ -257,9 +257,9 @@ def test_a_state_of_another_plan_is_refused(source, load):
         r"weights .*, here \[\['zh', 'ja'\], \[1\.0, 1\.0\]\]": {"language_weights": (1.0, 1.0)},
         r"weights .*, here \[\['ja', 'zh'\], \[2\.0, 1\.0\]\]": {"languages": ["ja", "zh"]},
     }
-    for told, changes in others.items():
+    for message, changes in others.items():
         loader = load(source, **(EVERYTHING | changes))
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             loader.set_state(state)
     # Nor does one without them fit a plan that has them.
     with pytest.raises(ValueError, match=r"crop None, here 'random'"):
@@ -275,7 +275,7 @@ def test_a_bucket_that_a_part_lacks_loses_no_row(load, tmp_path):
         "bucket 16x8 has no native rows: it is left out, and its 10 other rows go to the nearest "
         "aspects that remain"
     ]
-    assert loader.buckets == BUCKETS[:2]
+    assert loader._fetch.plan.buckets == BUCKETS[:2]
     sizes = Counter(loader.size(step) for step in range(9000))
     assert sizes == {WIDE: 6000, SQUARE: 3000}
     kinds, seen = kinds_of(counts), []
@@ -286,7 +286,7 @@ def test_a_bucket_that_a_part_lacks_loses_no_row(load, tmp_path):
     assert_epochs(seen, rows)
 
 
-def test_a_bucket_with_fewer_rows_than_a_step_takes_is_told(source, load):
+def test_a_bucket_with_fewer_rows_than_a_step_takes_is_reported(source, load):
     with pytest.warns(BucketWarning) as caught:
         load(source, parallel_batch=12)
     assert [str(one.message) for one in caught] == [
@@ -313,7 +313,7 @@ def test_a_bad_row_is_replaced_by_one_of_its_stream(load, tmp_path):
 
 
 def test_a_stream_without_a_readable_row_takes_others_of_its_part(load, tmp_path):
-    """A run of weeks does not end at the one bad row of a rare bucket."""
+    """A long run does not end because of one bad row in a rare bucket."""
     bad = [number for number, kind in KINDS.items() if kind == ("zh", True, TALL)]
     source = build(tmp_path, damaged=bad)
     with pytest.warns(BadImageWarning):
@@ -331,7 +331,7 @@ def test_a_stream_without_a_readable_row_takes_others_of_its_part(load, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"buckets": ((8, 16, 0.0),)}, "data.buckets: expected (height, width, probability)"),
         (
@@ -348,10 +348,10 @@ def test_a_stream_without_a_readable_row_takes_others_of_its_part(load, tmp_path
         ({"languages": []}, "data.languages: expected one or more, each once, got ()"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(source, load, changes, told):
+def test_what_cannot_be_is_refused_in_one_line(source, load, changes, message):
     with pytest.raises(ValueError, match="expected") as error:
         load(source, **changes)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -359,8 +359,8 @@ def test_a_language_with_a_weight_has_rows(load, tmp_path):
     counts = {kind: count for kind, count in COUNTS.items() if kind[:2] != ("ja", True)}
     source = build(tmp_path, counts)
     load(source, language_weights=(1.0, 1.0))  # Japanese ones are parallel all
-    told = r"languages \['ja'\] have a weight, but no native rows"
-    with pytest.raises(ValueError, match=told):
+    message = r"languages \['ja'\] have a weight, but no native rows"
+    with pytest.raises(ValueError, match=message):
         load(source, language_weights=(1.0, 1.0), parallel_batch=0)
     load(source, parallel_batch=0)
 
@@ -378,21 +378,21 @@ def coordinates(folder, height, width, count=6):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_time_ids_of_random_crops_are_those_of_the_pixels(load, tmp_path, flip):
-    """24 x 40 pictures in a bucket of 24 x 24: not resized, so that pixels tell where they were."""
+    """24 x 40 pictures in a bucket of 24 x 24 are not resized, so that pixels show their place."""
     source = coordinates(tmp_path, 24, 40)
     changes = {"native_batch": 0, "parallel_batch": 2, "languages": ["zh"]}
     changes |= {"crop": "random", "random_flip": flip, "buckets": ((24, 24, 1.0),)}
     batches = take(load(source, **changes), 100)
     lefts, flips = Counter(), Counter()
     for batch in batches:
-        for pixels, told in zip(
+        for pixels, time_ids in zip(
             *(batch["parallel"][n] for n in ("pixels", "time_ids")), strict=True
         ):
-            height, width, top, left, *target = told.tolist()
+            height, width, top, left, *target = time_ids.tolist()
             assert (height, width, top, *target) == (24, 40, 0, 24, 24)
             columns = pixels[0, :, 1].astype(int)
             flipped = columns[0] > columns[-1]
-            # Of a flipped picture the told corner is that of the flipped picture: 39 is its first.
+            # The corner refers to the flipped picture, whose first column is 39.
             first = 39 - columns[0] if flipped else columns[0]
             assert first == left
             assert (np.diff(columns) == (-1 if flipped else 1)).all()
@@ -409,7 +409,7 @@ def test_time_ids_of_random_crops_are_those_of_the_pixels(load, tmp_path, flip):
 
 
 def test_time_ids_of_a_centre_crop_by_hand(load, tmp_path):
-    """60 x 100 in a bucket of 24 x 32: resized to 24 x 40, of which 8 columns are cut, 4 on each
+    """60 x 100 in a bucket of 24 x 32: resized to 24 x 40, then cropped by 8 columns, 4 on each
     side. A flip alone leaves a crop in the middle, and mirrors it.
     """
     source = coordinates(tmp_path, 60, 100)
@@ -432,7 +432,7 @@ def test_time_ids_of_a_centre_crop_by_hand(load, tmp_path):
 
 @pytest.mark.parametrize("weights", [{}, {"zh": 1.0, "ja": 3.0}])
 def test_streams_hold_the_rows_of_their_kind_in_order(source, weights):
-    """Found row by row. Languages come in the order of their weights, as the draws go by it."""
+    """Compare row by row; languages keep the order of their weights, which the draws depend on."""
     made = plan.make_plan(
         source,
         batch={"native": 2, "parallel": 4},
@@ -456,7 +456,7 @@ def test_streams_hold_the_rows_of_their_kind_in_order(source, weights):
 
 
 def test_views_are_drawn_apart(source):
-    """By position and by stream, each part of a view by itself."""
+    """Views differ by position and by stream, each part of a view independently."""
     made = plan.make_plan(
         source,
         batch={"native": 2, "parallel": 4},

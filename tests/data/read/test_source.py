@@ -53,7 +53,7 @@ def test_a_pickled_source_reads_the_same_and_is_small(source):
 
 
 def test_a_copy_in_a_worker_opens_records_alone(tmp_path):
-    """Each of many workers would read the index, and ask the disk or the bucket for every file."""
+    """Otherwise each worker would read the index and check every file."""
     source = sets.source(tmp_path)
     expected = [source[number] for number in range(len(source))]
     pickled = pickle.dumps(source)
@@ -121,7 +121,7 @@ def test_a_damaged_record_is_named(tmp_path):
 
 
 def test_a_set_of_more_files_than_a_process_may_open_is_read_or_refused(tmp_path):
-    """A file stays open once a row of it was read: a run would end when it has met enough of them.
+    """Files stay open after a row was read: a run would end after too many of them.
 
     Here are 48 files and a soft limit of 40: first with room up to the hard limit, then with none.
     """

@@ -1,5 +1,5 @@
-"""A program that kills builds before each of the steps they take on the disk, and goes on with
-them: the set must be the same, byte for byte, and no finished part be made again.
+"""A program that kills builds before each of their steps on the disk, and continues them: the set
+must be the same, byte for byte, and no finished part is made again.
 
 Usage: kill_points.py FOLDER COUNT: at most COUNT points, evenly over the build.
 """
@@ -24,7 +24,7 @@ def build(place: Path, diary: Path) -> None:
 
 
 def forked(task: Callable[[], None]) -> int:
-    """The signal that ended a process, 0 for none; it must not fail otherwise."""
+    """The signal that ended a process; 0 for success."""
     child = os.fork()
     if not child:
         try:
@@ -38,8 +38,8 @@ def forked(task: Callable[[], None]) -> int:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-def counting(place: Path, task: Callable[[], None], point: int, told: Path | None = None) -> None:
-    """Does the task, until its step number `point`, and tells how many it took."""
+def counting(place: Path, task: Callable[[], None], point: int, file: Path | None = None) -> None:
+    """Do the task until its step `point`; write the number of steps to a file."""
     steps = 0
 
     def step(event: str, arguments: tuple) -> None:
@@ -51,8 +51,8 @@ def counting(place: Path, task: Callable[[], None], point: int, told: Path | Non
 
     sys.addaudithook(step)
     task()
-    if told is not None:
-        told.write_text(str(steps))
+    if file is not None:
+        file.write_text(str(steps))
 
 
 def main(folder: Path, count: int) -> None:
@@ -69,7 +69,7 @@ def main(folder: Path, count: int) -> None:
             number
             for unfinished in paths.unfinished(paths.folder_of(place, "small"))
             for number in range(len(shards.KEYS))
-            if parts.Part(str(unfinished), f"train-{number:05d}").is_done()
+            if parts.ShardPart(str(unfinished), f"train-{number:05d}").is_done()
         )
         begun = len(shards.read(diary, "begin"))
         if paths.is_built(paths.folder_of(place, "small")):
@@ -88,8 +88,10 @@ def main(folder: Path, count: int) -> None:
             break
         killed += 1
     assert shards.contents(place) == expected
-    told = f"{len(points)} of {steps} points, with {sorted(finished)} parts done; {killed} in a row"
-    sys.stdout.write(told + "\n")
+    summary = (
+        f"{len(points)} of {steps} points, with {sorted(finished)} parts done; {killed} in a row"
+    )
+    sys.stdout.write(summary + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from pea_jax.data import paths
 from pea_jax.data.read.source import Source, locate
 from pea_jax.data.write import builder
-from pea_jax.data.write.parts import Counts, Part
+from pea_jax.data.write.parts import ShardPart
 from tests.data import sets, shards
 
 
@@ -20,7 +20,7 @@ def files_of(folder):
 
 
 def begun(data_dir):
-    """The folder of the parts of the set "small"."""
+    """The folder of the parts of "small"."""
     (top,) = paths.unfinished(paths.folder_of(data_dir, "small"))
     return top
 
@@ -137,8 +137,8 @@ def test_two_processes_that_build_the_same_set_at_once_make_one(tmp_path):
         when = time.time() + 8
         command = [sys.executable, "-c", textwrap.dedent(program), str(place), str(when)]
         both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-        told = [each.communicate()[1] for each in both]
-        assert [each.returncode for each in both] == [0, 0, 0], told
+        errors = [each.communicate()[1] for each in both]
+        assert [each.returncode for each in both] == [0, 0, 0], errors
         assert os.listdir(place / "small") == ["1.0.0"]
         assert shards.contents(place / "small" / "1.0.0") == expected
 
@@ -168,7 +168,7 @@ def test_what_makes_no_set_raises(tmp_path, made, message):
     assert os.listdir(tmp_path / "small") == [begun(tmp_path).name]
 
 
-def test_where_no_row_is_kept_the_reasons_are_told_and_nothing_is_in_the_way(tmp_path):
+def test_where_no_row_is_kept_the_reasons_are_reported_and_nothing_is_in_the_way(tmp_path):
     blank = [sets.row(number, caption="") for number in range(3)]
     with pytest.raises(ValueError, match=r"no row to keep; rejected: caption .* 3 .* row0\)$"):
         builder.build(tmp_path, "small", {"train": [lambda: blank]}, recipe={"of": "blanks"})
@@ -180,11 +180,11 @@ def test_where_no_row_is_kept_the_reasons_are_told_and_nothing_is_in_the_way(tmp
 
 def test_names_that_tfds_could_not_read_are_refused_at_once(tmp_path):
     rows = [lambda: [sets.row(1)]]
-    for name, splits, told in [
+    for name, splits, message in [
         ("Small-2", {"train": rows, "a/b": rows}, "'Small-2', split 'a/b'"),
         ("small", {}, "no split"),
     ]:
-        with pytest.raises(ValueError, match=f"expected names of lower case .*{told}"):
+        with pytest.raises(ValueError, match=f"expected names of lower case .*{message}"):
             builder.build(tmp_path, name, splits)
     assert files_of(tmp_path) == []
 
@@ -214,30 +214,29 @@ def test_of_rows_with_one_key_the_first_good_one_is_kept(tmp_path):
 
 
 def test_progress_begins_with_what_is_done(tmp_path):
-    told = []
+    calls = []
 
     def build(**wrong):
-        told.clear()
+        calls.clear()
         splits = {"train": shards.splits(**wrong)["train"]}
-        builder.build(tmp_path, "small", splits, progress=lambda *each: told.append(each))
+        builder.build(tmp_path, "small", splits, progress=lambda *each: calls.append(each))
 
     with pytest.raises(ValueError, match="shard 2 is broken"):
         build(fail=1)
-    first = Counts(3, {"is no image": 1, "key occurs more than once": 1})
-    second = Counts(6, {"is no image": 2, "key occurs more than once": 1})
-    assert told == [(0, 6, Counts(0, {})), (1, 6, first), (2, 6, second)]
+    # Parts done, parts, rows kept, rows rejected.
+    assert calls == [(0, 6, 0, 0), (1, 6, 3, 2), (2, 6, 6, 3)]
     build()
-    assert told[0] == (2, 6, second)
-    assert [done for done, _, _ in told] == [2, 3, 4, 5, 6]
-    assert told[-1][2].kept == 15
+    assert calls[0] == (2, 6, 6, 3)
+    assert [done for done, *_ in calls] == [2, 3, 4, 5, 6]
+    assert calls[-1][2] == 15
     build()
-    assert told == [], "the set is there"
+    assert calls == [], "the set exists"
 
 
 def test_another_recipe_is_refused_and_nothing_changed(tmp_path):
     recipe = {"inputs": ["a.tar", "b.tar"], "mapping": {"caption": "txt"}, "area": 1}
     other = {"inputs": ["a.tar"], "mapping": {"caption": "json"}, "area": 1}
-    told = (
+    message = (
         r'was made from something else: (recipe\.)?inputs\.1: "b.tar" there, nothing now; '
         r'(recipe\.)?mapping.caption: "txt" there, "json" now. Remove it, or give the new data '
         "set another name"
@@ -249,14 +248,14 @@ def test_another_recipe_is_refused_and_nothing_changed(tmp_path):
     with pytest.raises(ValueError, match="is broken"):
         build(recipe, fail=1)
     before = shards.contents(tmp_path)
-    with pytest.raises(ValueError, match=rf"unfinished\.1\.0\.0\.\w{{10}} {told}"):
+    with pytest.raises(ValueError, match=rf"unfinished\.1\.0\.0\.\w{{10}} {message}"):
         build(other)
     assert shards.contents(tmp_path) == before
     folder = build(recipe)
     assert json.loads(paths.recipe_file(folder).read_text()) == recipe
     before = shards.contents(tmp_path)
     assert build(recipe) == build(None) == folder
-    with pytest.raises(ValueError, match=rf"small/1\.0\.0 {told}"):
+    with pytest.raises(ValueError, match=rf"small/1\.0\.0 {message}"):
         build(other)
     assert shards.contents(tmp_path) == before
     with pytest.raises(ValueError, match="what JSON can hold"):
@@ -274,6 +273,16 @@ def test_other_shards_or_another_release_do_not_go_on_with_the_parts(tmp_path, m
         builder.build(tmp_path, "small", splits)
 
 
+def test_unfinished_sets_of_earlier_versions_are_found(tmp_path, monkeypatch):
+    """With another digest, a restarted build would not find its parts."""
+    monkeypatch.setattr("pea_jax.__version__", "0.0.0")
+    splits = {"train": [lambda: [sets.row(1)], lambda: 1 / 0]}
+    with pytest.raises(ZeroDivisionError):
+        builder.build(tmp_path, "small", splits, recipe={"of": "ink"})
+    assert begun(tmp_path).name == "unfinished.1.0.0.147023bf0f"
+    assert {"plan.json", "train-00000"} == set(os.listdir(begun(tmp_path)))
+
+
 def test_what_nothing_came_of_does_not_stand_in_the_way_of_another_recipe(tmp_path):
     broken = {"train": shards.splits(fail=0)["train"][2:]}
     with pytest.raises(ValueError, match="shard 2 is broken"):
@@ -283,7 +292,7 @@ def test_what_nothing_came_of_does_not_stand_in_the_way_of_another_recipe(tmp_pa
 
 
 def test_what_another_build_has_just_begun_is_not_removed(tmp_path):
-    """Of another recipe: it stays until a set is there, and is then told that it came too late."""
+    """The parts of another recipe stay until a set exists, which then refuses the recipe."""
     splits, seen = {"train": [lambda: [sets.row(1)]]}, []
 
     def overtaken(*_):
@@ -300,7 +309,7 @@ def test_what_another_build_has_just_begun_is_not_removed(tmp_path):
     assert os.listdir(tmp_path / "small") == ["1.0.0"]
 
 
-def test_an_error_of_the_rows_is_told_though_another_has_built_the_set(tmp_path):
+def test_an_error_of_the_rows_is_reported_though_another_has_built_the_set(tmp_path):
     def broken():
         builder.build(tmp_path, "small", {"train": [lambda: [sets.row(1)]]})
         yield 1 / 0
@@ -329,12 +338,12 @@ def test_a_part_that_was_damaged_is_named(tmp_path):
     builder.build(tmp_path, "small", shards.splits())
 
 
-def test_a_process_that_is_told_to_end_removes_its_own_drafts_alone(tmp_path):
+def test_a_process_that_is_reported_to_end_removes_its_own_drafts_alone(tmp_path):
     host = os.uname().nodename
     mine, other = (f".pea_jax-train-00000.{host}.{pid}.abc" for pid in (os.getpid(), 1))
     for name in (mine, other):
         (tmp_path / name / "folder").mkdir(parents=True)
-    Part(str(tmp_path), "train-00000").remove_drafts()
+    ShardPart(str(tmp_path), "train-00000").remove_drafts()
     assert os.listdir(tmp_path) == [other]
 
 

@@ -82,7 +82,7 @@ def test_all_captions_are_nfc_with_single_blanks():
         ("sr-Cyrl", "mačka", False),
         ("sr", "mačka", True),
         ("th", "แมว", True),
-        # Of a language that is not in the table any letters will do, but there must be some.
+        # A language that is not in the table accepts any letters, but needs some.
         ("am", "ድመት", True),
         ("am", "123 😀", False),
         ("zh", "2018！", False),

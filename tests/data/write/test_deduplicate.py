@@ -2,22 +2,22 @@ import numpy as np
 
 from pea_jax.data import schema
 from pea_jax.data.write import deduplicate, parts
-from pea_jax.data.write.parts import Making, Part
+from pea_jax.data.write.parts import BuildPart, ShardPart
 from tests.data import sets
 
 
-def made(folder, *shards: str) -> list[Part]:
+def made(folder, *shards: str) -> list[ShardPart]:
     """A part for each word, with a row for each letter."""
     result = []
     for number, letters in enumerate(shards):
         rows = [sets.row(place, key=letter) for place, letter in enumerate(letters)]
-        result.append(Part(str(folder), f"train-{number:05d}"))
-        Making(result[-1], lambda rows=rows: rows)()
+        result.append(ShardPart(str(folder), f"train-{number:05d}"))
+        BuildPart(result[-1], lambda rows=rows: rows)()
     return result
 
 
-def found(some: list[Part]) -> dict[int, list[int]]:
-    drop = deduplicate.find(some, [part.report().kept for part in some])
+def found(some: list[ShardPart]) -> dict[int, list[int]]:
+    drop = deduplicate.repeated_rows(some, [part.report().kept for part in some])
     return {number: places.tolist() for number, places in drop.items()}
 
 
@@ -31,7 +31,7 @@ def test_later_rows_with_a_key_are_found(tmp_path):
 
 def test_no_repetition_reads_no_keys(tmp_path, monkeypatch):
     some = made(tmp_path, "abc", "", "de")
-    monkeypatch.setattr(Part, "keys", lambda part: 1 / 0)
+    monkeypatch.setattr(ShardPart, "keys", lambda part: 1 / 0)
     assert found(some) == {}
     assert found(some[1:2]) == {}
 
@@ -57,7 +57,7 @@ def test_random_sets_against_a_count_of_all_keys(tmp_path, rng):
 
 def test_a_thinned_part_holds_the_rest(tmp_path):
     (source,) = made(tmp_path, "abcd")
-    thinning = deduplicate.Thinning.plan(source, np.array([0, 2]))
+    thinning = deduplicate.DeduplicatePart.plan(source, np.array([0, 2]))
     thinning()
     thin = thinning.part
     assert thin.keys() == ["b", "d"]
@@ -68,7 +68,7 @@ def test_a_thinned_part_holds_the_rest(tmp_path):
     assert source.keys() == list("abcd"), "the other stays"
     # What it holds is what a shard of these rows alone would have made.
     rows = [sets.row(1, key="b"), sets.row(3, key="d")]
-    alone = Part(str(tmp_path), "alone")
-    Making(alone, lambda: rows)()
+    alone = ShardPart(str(tmp_path), "alone")
+    BuildPart(alone, lambda: rows)()
     for name in (parts.RECORDS, parts.INDEX, parts.KEYS):
         assert (thin.folder / name).read_bytes() == (alone.folder / name).read_bytes()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pea_jax.data.write import builder, executors
-from pea_jax.data.write.parts import Making, Part
+from pea_jax.data.write.parts import BuildPart, ShardPart
 from tests.data import sets, shards
 
 #: Beam's local runner. With unsafe triggers allowed, of which there are none, it does not fetch a
@@ -24,7 +24,7 @@ def expected(tmp_path) -> dict[str, bytes]:
     return shards.contents(folder)
 
 
-def build(place: Path, run: executors.Run, **wrong: int) -> Path:
+def build(place: Path, run: executors.Executor, **wrong: int) -> Path:
     splits = shards.splits(place.with_name("diary"), **wrong)
     return builder.build(place, "small", splits, recipe={}, run=run)
 
@@ -77,14 +77,14 @@ def test_what_a_shard_raises_in_a_worker_is_raised_here_and_ends_the_others(tmp_
     assert again.isdisjoint(done)
 
 
-def test_a_worker_that_dies_is_told_with_its_part(tmp_path, expected):
+def test_a_worker_that_dies_is_reported_with_its_part(tmp_path, expected):
     with pytest.raises(executors.WorkerError, match=r"ended by signal 9 .* over part train-00002"):
         build(tmp_path / "data", executors.processes(2), die=2)
     assert not any(map(runs, shards.workers(tmp_path / "diary")))
-    assert shards.contents(build(tmp_path / "data", executors.in_turn)) == expected
+    assert shards.contents(build(tmp_path / "data", executors.serial)) == expected
 
 
-def test_an_error_that_cannot_be_sent_is_told(tmp_path):
+def test_an_error_that_cannot_be_sent_is_reported(tmp_path):
     splits = {"train": [_raises_what_cannot_be_pickled, functools.partial(shards.rows, 0, None)]}
     with pytest.raises(RuntimeError, match=r"OddError: one and two"):
         builder.build(tmp_path, "small", splits, run=executors.processes(1))
@@ -105,7 +105,7 @@ def _raises_what_cannot_be_pickled():
         pytest.param(lambda _: executors.on_beam([]), marks=pytest.mark.beam, id="beam"),
     ],
 )
-def test_a_shard_that_cannot_be_pickled_is_told(tmp_path, others):
+def test_a_shard_that_cannot_be_pickled_is_reported(tmp_path, others):
     splits = {"train": [lambda: [sets.row(1)]]}
     with pytest.raises(ValueError, match=r"part train-00000 .* can't be pickled: .*lambda"):
         builder.build(tmp_path, "small", splits, run=others(1))
@@ -118,7 +118,7 @@ def test_workers_end_with_the_first_process(tmp_path, how, expected):
         import sys
         from pathlib import Path
         from pea_jax.data.write import executors
-        from tests.data.test_executors import build
+        from tests.data.write.test_executors import build
 
         if __name__ == "__main__":
             # A shell's background jobs pass it by.
@@ -134,12 +134,12 @@ def test_workers_end_with_the_first_process(tmp_path, how, expected):
         os.killpg(first.pid, how)
     else:
         first.send_signal(how)
-    told = first.communicate()[1].decode()
+    errors = first.communicate()[1].decode()
     assert first.returncode != 0
-    assert waited(lambda: not any(map(runs, shards.workers(diary))), 20), told
-    assert told.count("KeyboardInterrupt") == (how == signal.SIGINT), told
+    assert waited(lambda: not any(map(runs, shards.workers(diary))), 20), errors
+    assert errors.count("KeyboardInterrupt") == (how == signal.SIGINT), errors
     assert not list(tmp_path.glob("data/small/unfinished*/.*")), "drafts are removed"
-    assert shards.contents(build(tmp_path / "data", executors.in_turn)) == expected
+    assert shards.contents(build(tmp_path / "data", executors.serial)) == expected
 
 
 @pytest.mark.beam
@@ -154,10 +154,10 @@ def test_beam_makes_the_same_set(tmp_path, expected, workers):
 
 
 @pytest.mark.beam
-def test_what_a_shard_raises_on_beam_is_told_in_a_line_and_the_rest_goes_on(tmp_path, expected):
-    with pytest.raises(executors.WorkerError, match=r"failed: .*shard 2 is broken") as told:
+def test_what_a_shard_raises_on_beam_is_reported_in_a_line_and_the_rest_goes_on(tmp_path, expected):
+    with pytest.raises(executors.WorkerError, match=r"failed: .*shard 2 is broken") as error:
         build(tmp_path / "data", executors.on_beam(executors.beam_options(LOCAL)), fail=1)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     done = {file.parent.name for file in tmp_path.glob("data/small/unfinished*/*/report.json")}
     assert "train-00000" in done
     (tmp_path / "diary").unlink()
@@ -170,7 +170,9 @@ def test_what_a_shard_raises_on_beam_is_told_in_a_line_and_the_rest_goes_on(tmp_
 def test_parts_that_beams_workers_wrote_elsewhere_are_missed(tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "_do", lambda number, packed: number)
     jobs = [
-        Making(Part(str(tmp_path), f"train-{number}"), functools.partial(shards.rows, 0, None))
+        BuildPart(
+            ShardPart(str(tmp_path), f"train-{number}"), functools.partial(shards.rows, 0, None)
+        )
         for number in range(3)
     ]
     run = executors.on_beam(executors.beam_options(LOCAL))
@@ -188,11 +190,11 @@ def test_beam_is_asked_for_where_it_is_missing(monkeypatch):
 
 @pytest.mark.beam
 def test_options_that_beam_does_not_know_are_refused():
-    for text, told in [
+    for text, message in [
         ("runer=DataflowRunner,project=x,odd", "knows no odd, no runer"),
         ("num_workers=many", "num_workers.*invalid int value.*many"),
     ]:
-        with pytest.raises(ValueError, match=f"options of Beam: .*{told}"):
+        with pytest.raises(ValueError, match=f"options of Beam: .*{message}"):
             executors.on_beam(executors.beam_options(text))
 
 

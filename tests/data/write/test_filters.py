@@ -21,7 +21,7 @@ def reason(check, *arguments, **keywords):
     [
         ({}, PARALLEL, None),
         ({"languages": ("zh",)}, PARALLEL, None),
-        ({"languages": ("ja", "ko")}, PARALLEL, filters.UNASKED),
+        ({"languages": ("ja", "ko")}, PARALLEL, filters.OTHER_LANGUAGE),
         ({"min_characters": 3, "max_characters": 3}, PARALLEL, None),
         ({"min_characters": 4}, PARALLEL, filters.SHORT),
         ({"max_characters": 2}, NATIVE, filters.LONG),

@@ -19,7 +19,7 @@ def test_hosts_share_the_parts_and_the_first_puts_the_set_together(tmp_path):
     with pytest.raises(ValueError, match="is broken"):
         builder.build(tmp_path / "data", "small", broken, recipe={"of": "ink"})
     barriers = {name: threading.Barrier(3, timeout=60) for name in ("parts of small", "small")}
-    made, told = [], {}
+    made, calls = [], {}
 
     def host(index: int) -> Path:
         def noting(split: str, number: int, shard):
@@ -36,7 +36,7 @@ def test_hosts_share_the_parts_and_the_first_puts_the_set_together(tmp_path):
             splits,
             recipe={},
             hosts=Hosts(index, 3, lambda name: barriers[name].wait()),
-            progress=lambda *each: told.update({index: each}),
+            progress=lambda *each: calls.update({index: each}),
         )
         assert paths.is_built(folder)
         return folder
@@ -48,7 +48,7 @@ def test_hosts_share_the_parts_and_the_first_puts_the_set_together(tmp_path):
         "small",
         shards.splits(),
         recipe={},
-        progress=lambda *each: told.update(alone=each),
+        progress=lambda *each: calls.update(alone=each),
     )
     assert shards.contents(folders[0]) == shards.contents(alone)
     assert len(set(folders)) == 1
@@ -59,11 +59,11 @@ def test_hosts_share_the_parts_and_the_first_puts_the_set_together(tmp_path):
         each: number % 3 for number, each in enumerate(every)
     }
     # The first knows in the end what became of all rows, the others of their own.
-    assert told[0] == told["alone"]
-    assert told[1][:2] == (len(every[1::3]), len(every[1::3]))
+    assert calls[0] == calls["alone"]
+    assert calls[1][:2] == (len(every[1::3]), len(every[1::3]))
 
 
-def test_hosts_that_share_no_storage_are_told(tmp_path):
+def test_hosts_that_share_no_storage_are_reported(tmp_path):
     splits = {"train": [lambda: [sets.row(1)], lambda: [sets.row(2)]]}
 
     def build(index: int) -> None:

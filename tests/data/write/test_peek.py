@@ -25,10 +25,10 @@ def records(*fields: dict, image: bytes | None = b"picture") -> list[Record]:
         ({"preset": "official"}, ["no 'caption_ori' and no"], ["caption_en"]),
     ],
 )
-def test_a_field_that_no_sample_has_is_told_before_anything_is_made(mapping, errors, warned):
+def test_a_field_that_no_sample_has_is_reported_before_anything_is_made(mapping, errors, warned):
     found = records({"zh": "猫", "texts": {"en": "a cat"}}, {"zh": None, "url": "u"})
-    told = peek.missing(found, "", FieldMapping(**mapping), Filters())
-    for lines, expected in zip(told, (errors, warned), strict=True):
+    messages = peek.missing(found, "", FieldMapping(**mapping), Filters())
+    for lines, expected in zip(messages, (errors, warned), strict=True):
         assert len(lines) == len(expected)
         for line, words in zip(lines, expected, strict=True):
             assert words in line

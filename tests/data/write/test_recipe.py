@@ -4,7 +4,7 @@ from pea_jax.data.write import recipe
 
 
 @pytest.mark.parametrize(
-    ("there", "now", "told"),
+    ("there", "now", "expected"),
     [
         ({"a": 1, "b": [1, {"c": None}]}, {"b": [1, {"c": None}], "a": 1}, ""),
         (None, None, ""),
@@ -16,15 +16,15 @@ from pea_jax.data.write import recipe
         ({"a": 1}, {"a": "1"}, 'a: 1 there, "1" now'),
     ],
 )
-def test_differences_are_told_by_their_paths(there, now, told):
-    assert recipe.difference(there, now) == told
+def test_differences_are_reported_by_their_paths(there, now, expected):
+    assert recipe.difference(there, now) == expected
 
 
 def test_a_difference_after_a_long_beginning_is_seen_and_the_line_stays_short():
     there, now = {"a": 100 * "x" + "y"}, {"a": 100 * "x" + "z"}
-    told = recipe.difference(there, now)
-    assert told
-    assert len(told) < 200
+    line = recipe.difference(there, now)
+    assert line
+    assert len(line) < 200
     many = recipe.difference({}, {f"f{number}": number for number in range(9)})
     assert many.endswith("; and 5 more")
     assert len(many.split("; ")) == 6

@@ -1,6 +1,4 @@
-"""From records to rows: what keeps a row, and the reason why another is none."""
-
-import zlib
+"""From records to rows, and the reasons for rejecting a record."""
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from pea_jax.data.write import filters, mapping, rows
 from pea_jax.data.write.captions import Cleaning
 from pea_jax.data.write.filters import Filters
 from pea_jax.data.write.mapping import FieldMapping
-from tests.data.photographs import crop, encoded
+from tests.data.photographs import bomb, crop, encoded, unusual
 
 RULES = rows.Rules(
     FieldMapping(caption_en=("en",)),
@@ -46,37 +44,17 @@ def test_a_good_record_is_a_row_with_its_picture_as_it_was(photograph):
 
 
 def test_unusual_pictures_are_good_rows(photograph):
-    upside = Image.Exif()
-    upside[0x0112] = 6
-    kinds = {
-        "png named jpg": (encoded(photograph, "PNG"), photograph.size),
-        "webp": (encoded(photograph, "WEBP"), photograph.size),
-        "cmyk": (encoded(photograph.convert("CMYK")), photograph.size),
-        "grey": (encoded(photograph.convert("L")), photograph.size),
-        "palette": (encoded(photograph.quantize(32), "PNG"), photograph.size),
-        "alpha": (encoded(photograph.convert("RGBA"), "PNG"), photograph.size),
-        "progressive": (encoded(photograph, progressive=True), photograph.size),
-        "rotated": (encoded(photograph, exif=upside), photograph.size[::-1]),
-    }
-    for name, (image, (width, height)) in kinds.items():
+    for name, (image, height, width) in unusual(photograph).items():
         row = apply(image)
         assert isinstance(row, schema.Row), (name, row)
         assert (row.height, row.width) == (height, width), name
-        # What training will do with it.
+        # Training decodes it.
         assert images.decode(row.image, 32, 32).shape == (32, 32, 3)
 
 
-def bomb():
-    """A tiny PNG whose header promises 100,000x100,000."""
-    data = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
-    data[16:24] = (100_000).to_bytes(4, "big") * 2
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    return bytes(data)
-
-
-def test_what_makes_no_row_is_told_by_its_reason(photograph):
+def test_what_makes_no_row_is_reported_by_its_reason(photograph):
     image = encoded(photograph)
-    told = {
+    results = {
         rows.EMPTY: apply(b""),
         schema.NO_IMAGE: apply(None),
         images.UNREADABLE: apply(b"no picture at all"),
@@ -92,8 +70,8 @@ def test_what_makes_no_row_is_told_by_its_reason(photograph):
         mapping.NOT_UTF8: apply(image, caption="\udcff"),
         "a fault of its origin": apply(image, fault="a fault of its origin"),
     }
-    assert told == {reason: schema.Rejected("s/1", reason) for reason in told}
-    # A picture that would need 400 MB, of 50 kB, all of it in order.
+    assert results == {reason: schema.Rejected("s/1", reason) for reason in results}
+    # A valid picture of 50 kB that would need 400 MB.
     assert apply(encoded(Image.new("1", (20_000, 20_000)), "PNG")).reason == rows.HUGE
 
 
@@ -112,7 +90,7 @@ def test_a_picture_that_is_cut_short_is_found_wherever_it_is_cut(rng, kind):
 
 
 def test_what_is_verified_can_be_decoded_and_what_cannot_is_not(rng):
-    """A byte changed anywhere: training meets no picture that `verify` let through and fails."""
+    """After changing any byte, no picture passes `verify` and then fails in training."""
     image = bytearray(encoded(crop(rng), quality=80))
     outcomes = set()
     for place in rng.integers(2, len(image), 150):
