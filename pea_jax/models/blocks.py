@@ -5,6 +5,7 @@ parameterised layer takes: rngs, dtype (of the computation) and param_dtype.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -214,7 +215,12 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B Q D"], context: Float[Array, "B L E"]
     ) -> Float[Array, "B Q D"]:
-        attend = self._attend
+        attend = functools.partial(
+            core.multi_head_attention,
+            heads=self.heads,
+            implementation=self.implementation,
+            mesh=self.mesh,
+        )
         if parallel.platform(self.mesh) == "tpu":
             # The gradient stores query, key and value before they are split into heads, and the
             # result of splash; it recomputes the rest. Split into heads, rows of 64 would take the
@@ -224,18 +230,6 @@ class Attention(nnx.Module):
                 attend, policy=jax.checkpoint_policies.save_only_these_names(splash.RESULT)
             )
         return self.to_out[0](attend(self.to_q(x), self.to_k(context), self.to_v(context)))
-
-    def _attend(
-        self,
-        query: Float[Array, "B Q D"],
-        key: Float[Array, "B L D"],
-        value: Float[Array, "B L D"],
-    ) -> Float[Array, "B Q D"]:
-        by_heads = (y.reshape(*y.shape[:2], self.heads, -1) for y in (query, key, value))
-        out = core.dot_product_attention(
-            *by_heads, implementation=self.implementation, mesh=self.mesh
-        )
-        return out.reshape(query.shape)
 
 
 class GEGLU(nnx.Module):

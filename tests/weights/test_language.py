@@ -260,7 +260,7 @@ def test_two_encoders_by_name_and_folder(xlmr_folder, tmp_path, monkeypatch):
         ({"model_type": "chinese_clip", "text_config": {"hidden_act": "relu"}}, "hidden_act"),
         (
             {"model_type": "vision-text-dual-encoder", "text_config": {"model_type": "gpt2"}},
-            "model_type: expected one of .*got 'gpt2'",
+            "model_type: expected 'bert' or .*got 'gpt2'",
         ),
         ({"model_type": "altclip", "text_config": {"project_dim": 0}}, "project_dim: expected"),
         ({"model_type": "mt5", "feed_forward_proj": "relu6"}, "T5 config: feed_forward_proj"),

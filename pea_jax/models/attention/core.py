@@ -82,15 +82,21 @@ def dot_product_attention(
     if implementation == "splash":
         return splash.splash_attention(query, key, value, mesh=mesh)
     return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=mask,
-        bias=bias,
-        scale=scale,
-        is_causal=causal,
-        implementation=implementation,
+        query, key, value, bias, mask, scale=scale, is_causal=causal, implementation=implementation
     )
+
+
+def multi_head_attention(
+    query: Float[Array, "B Q D"],
+    key: Float[Array, "B L D"],
+    value: Float[Array, "B L D"],
+    *,
+    heads: int,
+    **options,
+) -> Float[Array, "B Q D"]:
+    """`dot_product_attention`, with its `options`, for heads that are concatenated in D."""
+    split = (array.reshape(*array.shape[:2], heads, -1) for array in (query, key, value))
+    return dot_product_attention(*split, **options).reshape(query.shape)
 
 
 def choose(

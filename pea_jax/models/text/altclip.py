@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pea_jax.models.text.bert import Bert, BertConfig
 from pea_jax.models.text.clip import text_config
-from pea_jax.models.text.towers import TextOutput
+from pea_jax.models.text.towers import TextOutput, layer_norm
 from pea_jax.runtime.config_fields import COUNT, Config, field, one_of
 
 #: The defaults of transformers' AltCLIPTextConfig: XLM-R large.
@@ -117,9 +117,7 @@ class _TextModel(nnx.Module):
     def __init__(self, config: AltCLIPTextConfig, **leaf):
         width = config.roberta.hidden_size
         self.roberta = Bert(config.roberta, **leaf)
-        self.pre_LN = nnx.LayerNorm(
-            width, epsilon=config.roberta.layer_norm_eps, use_fast_variance=False, **leaf
-        )
+        self.pre_LN = layer_norm(width, config.roberta.layer_norm_eps, **leaf)
         self.transformation = nnx.Linear(width, config.project_dim, **leaf)
 
     def __call__(

@@ -16,8 +16,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from pea_jax.models.attention.core import dot_product_attention
-from pea_jax.models.text.towers import TextOutput
+from pea_jax.models.attention.core import multi_head_attention
+from pea_jax.models.text.towers import TextOutput, key_mask, layer_norm, run_layers
 from pea_jax.runtime.config_fields import COUNT, NUMBER, TOKEN_ID, Config, field, one_of
 
 #: The transformers class of each model_type.
@@ -136,7 +136,7 @@ class _Embeddings(nnx.Module):
         self.word_embeddings = nnx.Embed(config.vocab_size, width, **leaf)
         self.position_embeddings = nnx.Embed(config.max_position_embeddings, width, **leaf)
         self.token_type_embeddings = nnx.Embed(config.type_vocab_size, width, **leaf)
-        self.LayerNorm = _layer_norm(config, **leaf)
+        self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps, **leaf)
 
     def __call__(
         self, ids: Int[Array, "B L"], token_types: Int[Array, "B L"] | None
@@ -176,11 +176,7 @@ class _Encoder(nnx.Module):
         x: Float[Array, "B L D"],
         mask: Int[Array, "B L"] | Bool[Array, "B L"] | None,
     ) -> tuple[Float[Array, "B L D"], ...]:
-        visible = None if mask is None else (mask != 0)[:, None, None, :]
-        states = [x]
-        for layer in self.layer:
-            states.append(layer(states[-1], visible))
-        return tuple(states)
+        return run_layers(self.layer, x, key_mask(mask))
 
 
 class _Layer(nnx.Module):
@@ -225,11 +221,8 @@ class _SelfAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
     ) -> Float[Array, "B L D"]:
-        query, key, value = (
-            projected.reshape(*x.shape[:2], self.heads, -1)
-            for projected in (self.query(x), self.key(x), self.value(x))
-        )
-        return dot_product_attention(query, key, value, mask=visible).reshape(x.shape)
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        return multi_head_attention(query, key, value, heads=self.heads, mask=visible)
 
 
 class _Output(nnx.Module):
@@ -237,7 +230,7 @@ class _Output(nnx.Module):
 
     def __init__(self, in_width: int, config: BertConfig, **leaf):
         self.dense = nnx.Linear(in_width, config.hidden_size, **leaf)
-        self.LayerNorm = _layer_norm(config, **leaf)
+        self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps, **leaf)
 
     def __call__(
         self, x: Float[Array, "B L I"], residual: Float[Array, "B L D"]
@@ -253,10 +246,3 @@ class _Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L I"]:
         return self.dense(x)
-
-
-def _layer_norm(config: BertConfig, **leaf) -> nnx.LayerNorm:
-    """A layer norm whose variance is computed about the mean, in float32."""
-    return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, **leaf
-    )

@@ -14,8 +14,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from pea_jax.models.attention.core import dot_product_attention
-from pea_jax.models.text.towers import TextOutput
+from pea_jax.models.attention.core import multi_head_attention
+from pea_jax.models.text.towers import TextOutput, key_mask, layer_norm, run_layers
 from pea_jax.runtime.config_fields import COUNT, FLAG, NUMBER, TOKEN_ID, Config, field, one_of
 
 #: The eos_token_id of every config before transformers 4.31, whatever the tokenizer's id was.
@@ -165,7 +165,7 @@ class _TextModel(nnx.Module):
         self.config = config
         self.embeddings = _Embeddings(config, **leaf)
         self.encoder = _Encoder(config, **leaf)
-        self.final_layer_norm = _layer_norm(config, **leaf)
+        self.final_layer_norm = layer_norm(config.hidden_size, config.layer_norm_eps, **leaf)
 
     def __call__(
         self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None
@@ -215,20 +215,16 @@ class _Encoder(nnx.Module):
         x: Float[Array, "B L D"],
         mask: Int[Array, "B L"] | Bool[Array, "B L"] | None,
     ) -> tuple[Float[Array, "B L D"], ...]:
-        visible = None if mask is None else (mask != 0)[:, None, None, :]
-        states = [x]
-        for layer in self.layers:
-            states.append(layer(states[-1], visible))
-        return tuple(states)
+        return run_layers(self.layers, x, key_mask(mask))
 
 
 class _Layer(nnx.Module):
     """x += self_attn(layer_norm1 x);  x += mlp(layer_norm2 x)."""
 
     def __init__(self, config: CLIPTextConfig, **leaf):
-        self.layer_norm1 = _layer_norm(config, **leaf)
+        self.layer_norm1 = layer_norm(config.hidden_size, config.layer_norm_eps, **leaf)
         self.self_attn = _Attention(config, **leaf)
-        self.layer_norm2 = _layer_norm(config, **leaf)
+        self.layer_norm2 = layer_norm(config.hidden_size, config.layer_norm_eps, **leaf)
         self.mlp = _MLP(config, **leaf)
 
     def __call__(
@@ -252,12 +248,10 @@ class _Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
     ) -> Float[Array, "B L D"]:
-        query, key, value = (
-            projected.reshape(*x.shape[:2], self.heads, -1)
-            for projected in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self.out_proj(
+            multi_head_attention(query, key, value, heads=self.heads, mask=visible, causal=True)
         )
-        attended = dot_product_attention(query, key, value, mask=visible, causal=True)
-        return self.out_proj(attended.reshape(x.shape))
 
 
 class _MLP(nnx.Module):
@@ -270,10 +264,3 @@ class _MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         return self.fc2(self.activation(self.fc1(x)))
-
-
-def _layer_norm(config: CLIPTextConfig, **leaf) -> nnx.LayerNorm:
-    """A layer norm whose variance is computed about the mean, in float32."""
-    return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, **leaf
-    )

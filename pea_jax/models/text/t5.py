@@ -18,8 +18,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from pea_jax.models.attention.core import dot_product_attention
-from pea_jax.models.text.towers import TextOutput
+from pea_jax.models.attention.core import multi_head_attention
+from pea_jax.models.text.towers import TextOutput, key_mask, run_layers
 from pea_jax.runtime.config_fields import COUNT, NUMBER, Config, field, one_of
 
 #: Patterns of the keys that published files have beside the encoder's: the decoder, its head, and a
@@ -156,12 +156,8 @@ class _Stack(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None
     ) -> tuple[Float[Array, "B L D"], ...]:
-        visible = None if mask is None else (mask != 0)[:, None, None, :]
         bias = self.block[0].layer[0].SelfAttention.bias(x.shape[1])
-        states = [x]
-        for block in self.block:
-            states.append(block(states[-1], bias, visible))
-        return tuple(states)
+        return run_layers(self.block, x, bias, key_mask(mask))
 
 
 class _Block(nnx.Module):
@@ -234,12 +230,9 @@ class _Attention(nnx.Module):
         bias: Float[Array, "1 N L L"],
         visible: Bool[Array, "B 1 1 L"] | None,
     ) -> Float[Array, "B L D"]:
-        query, key, value = (
-            projected.reshape(*x.shape[:2], self.config.num_heads, self.config.d_kv)
-            for projected in (self.q(x), self.k(x), self.v(x))
-        )
-        attended = dot_product_attention(query, key, value, mask=visible, bias=bias, scale=1.0)
-        return self.o(attended.reshape(*x.shape[:2], -1))
+        query, key, value = self.q(x), self.k(x), self.v(x)
+        options = {"heads": self.config.num_heads, "mask": visible, "bias": bias, "scale": 1.0}
+        return self.o(multi_head_attention(query, key, value, **options))
 
 
 def _buckets(length: int, config: T5Config) -> Int[np.ndarray, "L L"]:

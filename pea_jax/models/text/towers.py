@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,28 @@ class TextOutput:
     tokens: Float[Array, "B L D"]
     pooled: Float[Array, "B P"] | None
     hidden_states: tuple[Float[Array, "B L D"], ...]
+
+
+def run_layers(
+    layers: Iterable[nnx.Module], x: Float[Array, "B L D"], *arguments
+) -> tuple[Float[Array, "B L D"], ...]:
+    """Runs the layers one after another; returns `x` and the output of each."""
+    states = [x]
+    for layer in layers:
+        states.append(layer(states[-1], *arguments))
+    return tuple(states)
+
+
+def key_mask(
+    mask: Int[Array, "B L"] | Bool[Array, "B L"] | None,
+) -> Bool[Array, "B 1 1 L"] | None:
+    """A tower's mask in the form of the attention core: True for keys that are attended to."""
+    return None if mask is None else (mask != 0)[:, None, None, :]
+
+
+def layer_norm(width: int, eps: float, **leaf) -> nnx.LayerNorm:
+    """A layer norm whose variance is computed about the mean, in float32."""
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, **leaf)
 
 
 class ConcatenatedTowers(nnx.Module):
