@@ -316,7 +316,7 @@ def _check_counts(
     if min(sizes.values()) < 0 or not any(sizes.values()):
         raise ValueError(f"batch sizes are counts of rows, not both 0, got {sizes}")
     if not 0 <= shard_index < shard_count:
-        raise ValueError(f"expected a host of 0 to {shard_count - 1}, got host {shard_index}")
+        raise ValueError(f"host {shard_index} of {shard_count}: expected 0 to {shard_count - 1}")
     for name, size in sizes.items():
         if size % shard_count:
             raise ValueError(f"{size} {name} rows a step don't divide over {shard_count} hosts")

@@ -55,20 +55,20 @@ def test_random_sets_against_a_count_of_all_keys(tmp_path, rng):
         assert found(made(tmp_path / str(turn), *words)) == expected
 
 
-def test_a_thinned_part_holds_the_rest(tmp_path):
+def test_a_deduplicated_part_holds_the_rest(tmp_path):
     (source,) = made(tmp_path, "abcd")
-    thinning = deduplicate.DeduplicatePart.plan(source, np.array([0, 2]))
-    thinning()
-    thin = thinning.part
-    assert thin.keys() == ["b", "d"]
-    assert thin.index().tolist() == source.index()[[1, 3]].tolist()
-    assert thin.report().kept == 2
-    assert thin.report().rejected == {parts.REPEATED_KEY: 2}
-    assert thin.report().examples == {parts.REPEATED_KEY: ["a", "c"]}
+    job = deduplicate.DeduplicatePart.plan(source, np.array([0, 2]))
+    job()
+    copy = job.part
+    assert copy.keys() == ["b", "d"]
+    assert copy.index().tolist() == source.index()[[1, 3]].tolist()
+    assert copy.report().kept == 2
+    assert copy.report().rejected == {parts.REPEATED_KEY: 2}
+    assert copy.report().examples == {parts.REPEATED_KEY: ["a", "c"]}
     assert source.keys() == list("abcd"), "the other stays"
     # What it holds is what a shard of these rows alone would have made.
     rows = [sets.row(1, key="b"), sets.row(3, key="d")]
     alone = ShardPart(str(tmp_path), "alone")
     BuildPart(alone, lambda: rows)()
     for name in (parts.RECORDS, parts.INDEX, parts.KEYS):
-        assert (thin.folder / name).read_bytes() == (alone.folder / name).read_bytes()
+        assert (copy.folder / name).read_bytes() == (alone.folder / name).read_bytes()
