@@ -32,9 +32,11 @@ def make_adapter(
     seed: int = 0,
     output_width: int = tiny.CLIP["hidden_size"],
     pooled_width: int | None = None,
+    encoders: int = 1,
 ) -> Adapter:
-    """A random adapter between the two models."""
-    config = AdapterConfig(tiny.XLMR["hidden_size"], 32, output_width, pooled_width=pooled_width)
+    """A random adapter between the two models, or between several encoders and a base."""
+    width = encoders * tiny.XLMR["hidden_size"]
+    config = AdapterConfig(width, 32, output_width, pooled_width=pooled_width)
     adapter = random_module(lambda: Adapter(config, rngs=nnx.Rngs(0)), seed)
     adapter.layernorm.scale[...] = jnp.ones_like(adapter.layernorm.scale[...])
     return adapter

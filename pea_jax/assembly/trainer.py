@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +28,16 @@ from pea_jax.models.adapter import Adapter, AdapterConfig
 from pea_jax.runtime import chips, parallel, processes, storage
 from pea_jax.weights.adapters import load_adapter
 from pea_jax.weights.bases import BaseModel, load_base
-from pea_jax.weights.language import LanguageEncoder, load_language_encoder
+from pea_jax.weights.language import (
+    LanguageEncoder,
+    export_problems,
+    load_language_encoder,
+    read_language_config,
+)
+
+
+class ExportWarning(UserWarning):
+    """The adapter of this run will not be exported as a diffusers folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +88,10 @@ def build(config: ConfigDict) -> Run:
     checks.check(config, parallel.data_shards(mesh))
     checks.check_sizes(config)
     source = open_source(config, parallel.platform(mesh))
+    if processes.process_index() == 0:
+        for problem in export_problems(read_language_config(config.model.language_encoder)):
+            message = f"pea-jax export will write the adapter, and no diffusers/: {problem}"
+            warnings.warn(message, ExportWarning, stacklevel=2)
     trainer = make_trainer(config, mesh)
     loader = open_loader(
         config,

@@ -1,7 +1,8 @@
 """`pea-jax export`: a trained adapter as files that others read.
 
     OUTPUT/adapter.safetensors, config.json   the adapter, in the authors' key layout
-    OUTPUT/diffusers/                         a whole model that PyTorch diffusers loads
+    OUTPUT/diffusers/                         a whole model that PyTorch diffusers loads; missing,
+                                              with the reason, if an encoder cannot be written so
 
 The folder appears whole or not at all (in a bucket, where it is copied to, a kill can leave a part
 of it).
@@ -25,11 +26,11 @@ from pea_jax.diffusion.solvers import scheduler_config
 from pea_jax.models.adapter import Adapter
 from pea_jax.runtime import storage
 from pea_jax.runtime.storage import AnyPath
-from pea_jax.weights.adapters import WEIGHTS_FILE, check_fit, save_adapter
+from pea_jax.weights.adapters import CONFIG_FILE, WEIGHTS_FILE, check_fit, save_adapter
 from pea_jax.weights.bases import BaseConfig, read_base_config
 from pea_jax.weights.diffusers_folder import TEMPLATES, write_diffusers
-from pea_jax.weights.language import read_language_config
-from pea_jax.weights.locate import SHIPPED, resolve
+from pea_jax.weights.language import export_problems, read_language_config
+from pea_jax.weights.locate import SHIPPED, resolve, split_revision
 from pea_jax.weights.save import refuse_used
 
 _LANGUAGES = {
@@ -68,22 +69,28 @@ def export(
         cross_attention_dim=base.unet.cross_attention_dim,
         pooled_width=base.unet.pooled_width,
     )
+    problems = export_problems(language)
     with storage.appearing(output) as folder:
         save_adapter(folder, adapter, metadata=_metadata(config, step))
-        write_diffusers(
-            folder / "diffusers",
-            spec=spec,
-            base=base,
-            scheduler=scheduler_config(config.sample.solver, Schedule.from_dict(base.schedule)),
-            language=language,
-            max_length=config.model.language_max_length,
-            adapter=adapter.config,
-            adapter_file=folder / WEIGHTS_FILE,
-        )
-        resolve(spec.name, patterns=["README.md"])
-        card = model_card(config, adapter, base, workdir, step)
-        (folder / "diffusers" / "README.md").write_text(card, "utf-8")
-    print(f"{output}: {WEIGHTS_FILE} with its config.json, and diffusers/ for PyTorch diffusers")
+        if not problems:
+            write_diffusers(
+                folder / "diffusers",
+                spec=spec,
+                base=base,
+                scheduler=scheduler_config(config.sample.solver, Schedule.from_dict(base.schedule)),
+                language=language,
+                max_length=config.model.language_max_length,
+                adapter=adapter.config,
+                adapter_file=folder / WEIGHTS_FILE,
+            )
+            resolve(spec.name, patterns=["README.md"])
+            card = model_card(config, adapter, base, workdir, step)
+            (folder / "diffusers" / "README.md").write_text(card, "utf-8")
+    print(f"{output}: {WEIGHTS_FILE} with its {CONFIG_FILE}")
+    for problem in problems:
+        print(f"no diffusers/ for PyTorch: {problem}")
+    if not problems:
+        print(f"{output / 'diffusers'}: a model for PyTorch diffusers")
     return output
 
 
@@ -104,9 +111,10 @@ def model_card(
     languages = ", ".join([*names[:-2], " and ".join(names[-2:])])
     prompts = [prompt for prompt in config.train.sample_prompts if prompt] or [""]
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(adapter)))
+    repository, _ = split_revision(config.model.base)
     return Template((TEMPLATES / "model_card.md").read_text("utf-8")).substitute(
-        front_matter=_front_matter(config.model.base, config.data.languages, license_name),
-        title=f"{Path(config.model.base).name} in {languages}",
+        front_matter=_front_matter(repository, config.data.languages, license_name),
+        title=f"{Path(repository).name} in {languages}",
         languages=languages,
         base=config.model.base,
         language_encoder=config.model.language_encoder,

@@ -44,9 +44,10 @@ def models(tmp_path_factory):
     return vivid.write_models(tmp_path_factory.mktemp("models"))
 
 
-def load_ours(models, adapter):
+def load_ours(models, adapter, language=None):
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    return Pipeline.from_pretrained(models / "sd", models / "xlm-roberta", adapter, mesh=mesh)
+    language = language or models / "xlm-roberta"
+    return Pipeline.from_pretrained(models / "sd", language, adapter, mesh=mesh)
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,14 @@ def folder(models, tmp_path_factory):
     return export_folder(models, vivid.make_adapter(), tmp_path_factory.mktemp("run"))
 
 
-def export_folder(models, adapter, workdir):
+def export_folder(models, adapter, workdir, language=None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             model_factory, "load_trained_adapter", lambda workdir, step=None: (adapter, 1)
         )
         config = tiny.config(models, workdir, sample__solver="dpmpp_2m")
+        if language is not None:
+            config.model.language_encoder = language
         return export.export(config, workdir, output=workdir / "out") / "diffusers"
 
 
@@ -181,6 +184,20 @@ def test_prompts_go_where_stable_diffusion_takes_them(theirs, ours, caplog):
     with caplog.at_level(logging.WARNING):
         theirs.encode_prompt("红" * 37 + "大圆", "cpu", 1, False)
     assert "a prompt of 42 tokens, 40 fit, cut off: '大圆'" in caplog.text
+
+
+def test_three_joined_encoders_give_the_same_images(models, tmp_path):
+    """One encoder three times: its states lie side by side three times on the feature axis."""
+    adapter = vivid.make_adapter(encoders=3)
+    joined = "+".join([str(models / "xlm-roberta")] * 3)
+    theirs = load(export_folder(models, adapter, tmp_path, joined), custom_pipeline="pipeline")
+    assert theirs.language_encoder_3 is not theirs.language_encoder
+    ours = load_ours(models, adapter, joined)
+    expected = draw(theirs, ours, num_inference_steps=2)
+    settings = {"steps": 2, "guidance_scale": 5.0, "negative_prompt": NEGATIVE, **SIZE}
+    images = ours(PROMPTS, seed=SEEDS, **settings)
+    assert np.abs(images - expected).max() <= 2
+    assert np.abs(images - draw(theirs, ours, PROMPTS[::-1], num_inference_steps=2)).max() > 8
 
 
 def test_english_model_is_still_there(theirs, ours):

@@ -102,6 +102,15 @@ def test_diffusers_folder_is_whole_and_its_own(config, models, tmp_path):
         assert name in [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
 
 
+def test_what_diffusers_cannot_have_is_said_and_the_adapter_is_written(
+    config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(export, "export_problems", lambda language: ["The tokenizer is odd."])
+    output = export.export(config, tmp_path, output=tmp_path / "out")
+    assert sorted(file.name for file in output.iterdir()) == ["adapter.safetensors", "config.json"]
+    assert "no diffusers/ for PyTorch: The tokenizer is odd." in capsys.readouterr().out
+
+
 def test_nothing_is_left_behind_by_an_error_nor_written_over(config, tmp_path, monkeypatch):
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -177,7 +186,7 @@ def test_half_precision_and_sharded_files_are_found_by_their_plain_names(config,
 
 
 def test_model_card(config, models, trained, tmp_path):
-    config.model.base = "someone/some-diffusion"
+    config.model.base = "someone/some-diffusion@v1.0"
     config.sample.guidance_scale = 5.5
     config.train.sample_prompts = ("", '红色的"大"圆形')
 
@@ -185,6 +194,7 @@ def test_model_card(config, models, trained, tmp_path):
     card = export.model_card(config, trained, sd, tmp_path, 1234)
     assert "license: other\n" in card
     assert "base_model: someone/some-diffusion\n" in card
+    assert "# some-diffusion in Chinese\n" in card
     assert "language:\n- zh\n" in card
     assert "**Chinese**" in card
     assert "Not evaluated yet." in card
