@@ -119,11 +119,11 @@ def test_fields_that_may_change_are_fields():
     for name in MAY_CHANGE:
         assert any(field == name or field.startswith(f"{name}.") for field in fields), name
     # What base.py tells of them is what holds.
-    told = " ".join((FOLDER / "base.py").read_text("utf-8").split('"""')[1].split())
+    text = " ".join((FOLDER / "base.py").read_text("utf-8").split('"""')[1].split())
     groups = [name for name in MAY_CHANGE if "." not in name]
     rest = [name.removeprefix("data.") for name in MAY_CHANGE if "." in name]
-    assert f"the groups {', '.join(groups[:-1])} and {groups[-1]}" in told
-    assert f"data.{{{','.join(rest)}}}" in told
+    assert f"the groups {', '.join(groups[:-1])} and {groups[-1]}" in text
+    assert f"data.{{{','.join(rest)}}}" in text
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

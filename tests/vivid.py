@@ -1,7 +1,7 @@
-"""Makes the random models of `tests.tiny` show in an image what they were told.
+"""Makes the random models of `tests.tiny` show in an image what they were given.
 
 As they are, their norms scale everything down and no prompt moves a pixel: an adapter that is
-ignored, or the wrong one, could not be told from the right one.
+ignored, or the wrong one, would look like the right one.
 """
 
 from pathlib import Path

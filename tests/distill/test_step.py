@@ -241,8 +241,8 @@ def test_a_batch_of_the_other_kind_of_picture_is_refused(picture):
     batch = fakes.make_batch(2, 4)
     given = encoded(batch) if picture == "pixels" else batch
     step = LossAndGradient(networks, fakes.schedule(), DistillSettings(), picture=picture)
-    told = rf"native: expected the fields \[.*'{picture}'.* got \["
-    with pytest.raises(ValueError, match=told):
+    expected = rf"native: expected the fields \[.*'{picture}'.* got \["
+    with pytest.raises(ValueError, match=expected):
         jax.eval_shape(step, params, frozen, given, KEY)
 
 

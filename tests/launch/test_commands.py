@@ -16,7 +16,7 @@ README = (LAUNCH / "README.md").read_text("utf-8")
 OURS = ("launch/tpu_pod.sh", "launch/gke/run.sh", "launch/slurm_gpu.sbatch")
 
 
-def told():
+def documented():
     """The commands of the README's blocks, as lines, continued ones joined."""
     blocks = re.findall(r"(?:^    .*\n(?:\n(?=    ))?)+", README, re.MULTILINE)
     text = "".join(blocks).replace("\\\n", "")
@@ -26,7 +26,7 @@ def told():
 def environment():
     """What the README's `export`s set, in order; an output of a command stays as it is."""
     settings = {}
-    for line in told():
+    for line in documented():
         if line.startswith("export "):
             name, _, text = line.removeprefix("export ").partition("=")
             settings.setdefault(name, filled(text, settings))
@@ -137,7 +137,7 @@ def test_skypilot_scripts_are_shell(stand_ins, field):
 
 
 def test_the_readme_tells_every_command_of_ours():
-    lines = [line for line in told() if any(name in line for name in OURS)]
+    lines = [line for line in documented() if any(name in line for name in OURS)]
     commands_of = {
         name: {line.split(f"{name} ")[1].split()[0] for line in lines if name in line}
         for name in OURS[:2]
@@ -147,7 +147,9 @@ def test_the_readme_tells_every_command_of_ours():
         assert known == set(re.findall(r"^  (\w+)", usage, re.MULTILINE))
 
 
-@pytest.mark.parametrize("line", [line for line in told() if any(name in line for name in OURS)])
+@pytest.mark.parametrize(
+    "line", [line for line in documented() if any(name in line for name in OURS)]
+)
 def test_commands_of_ours_in_the_readme_run(stand_ins, line):
     settings = environment()
     words = shlex.split(filled(line, settings), comments=True)
@@ -164,7 +166,7 @@ def test_commands_of_ours_in_the_readme_run(stand_ins, line):
         check(given)
 
 
-@pytest.mark.parametrize("line", [line for line in told() if line.startswith("pea-jax ")])
+@pytest.mark.parametrize("line", [line for line in documented() if line.startswith("pea-jax ")])
 def test_commands_of_pea_jax_in_the_readme_parse(line):
     check(shlex.split(filled(line, environment()))[1:])
 

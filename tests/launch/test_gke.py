@@ -152,7 +152,7 @@ def test_a_failure_of_kubectl_is_one_line_and_its_status(run, stand_ins):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["tpu", "--name=", "--image="], "missing --name (NAME), --image (IMAGE)"),
         (["tpu", "--topology", "16"], "expected a --topology as 4x4, got '16'"),
@@ -166,8 +166,8 @@ def test_a_failure_of_kubectl_is_one_line_and_its_status(run, stand_ins):
         (["start"], "no such command"),
     ],
 )
-def test_a_command_line_that_cannot_be(run, stand_ins, words, told):
+def test_a_command_line_that_cannot_be(run, stand_ins, words, message):
     done = run(*words)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"gke/run.sh {words[0]}: {told}")
+    assert done.stderr.startswith(f"gke/run.sh {words[0]}: {message}")
     assert not stand_ins.calls

@@ -1,4 +1,4 @@
-"""A run that was stopped is told from one that is done, and signals reach it."""
+"""A stopped run differs from a finished one, and signals reach it."""
 
 import json
 import signal

@@ -296,7 +296,7 @@ def test_a_dry_run_needs_no_gcloud(stand_ins, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["status", "--name="], "missing --name (NAME)"),
         (["train", "--zone=", "--workdir="], "missing --zone (ZONE), --workdir (WORKDIR)"),
@@ -314,10 +314,10 @@ def test_a_dry_run_needs_no_gcloud(stand_ins, tmp_path):
         (["launch"], "no such command"),
     ],
 )
-def test_a_command_line_that_cannot_be(pod, gcloud, words, told):
+def test_a_command_line_that_cannot_be(pod, gcloud, words, message):
     done = pod(*words)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"tpu_pod.sh {words[0]}: {told}")
+    assert done.stderr.startswith(f"tpu_pod.sh {words[0]}: {message}")
     assert len(done.stderr.splitlines()) == 1
     assert not gcloud.calls
 

@@ -8,7 +8,7 @@ import pytest
 from tests.launch.conftest import ROOT, states
 
 PEA_JAX = """#!/usr/bin/env bash
-# Trains until it is stopped or told to finish, as the real one would.
+# Trains until it is stopped or asked to finish, as the real one would.
 printf '%s\\n' "$@" >"$HOME/arguments"
 while [[ $1 != --workdir && $# -gt 1 ]]; do words+=("$1"); shift; done
 workdir=$2

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Random values in every parameter, the norms' and biases too, which start as ones and zeros.
 
-    Two biases that were swapped, or a scale that was left out, could not be told otherwise.
+    Two biases that were swapped, or a scale that was left out, would not show otherwise.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():

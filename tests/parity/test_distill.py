@@ -44,7 +44,7 @@ SETTINGS = DistillSettings(
 #: Family -> the prediction types that its models come with.
 FAMILIES = {"sd": ("epsilon", "v_prediction"), "sdxl": ("epsilon",)}
 CASES = [(family, kind) for family, kinds in FAMILIES.items() for kind in kinds]
-#: Of SDXL's second tower, whose projected vector the UNet is told; WIDTH is of both together.
+#: SDXL's second tower, whose projected vector conditions the UNet; WIDTH is that of both towers.
 POOLED_WIDTH, SECOND_WIDTH = 10, 8
 UNETS = {
     "sd": {

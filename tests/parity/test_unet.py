@@ -87,7 +87,7 @@ CASES = {
             "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         },
     ),
-    # SDXL: no attention at the finest level, several layers at the others; told more than the time.
+    # SDXL: no attention at the finest level, several layers at the others, and added conditioning.
     "sdxl": (8, 8, SDXL),
     "sdxl-inpainting-odd": (7, 10, {**SDXL, "in_channels": 9}),
     # SSD-1B: a middle of one resnet, and other numbers of layers in each transformer.
@@ -146,8 +146,8 @@ def reference(config, inputs, folder: Path, faint: bool = False):
     for name, block in blocks.items():
         block.register_forward_hook(keep(name))
     latents, *others = inputs
-    timesteps, tokens, *told = (torch.from_numpy(array) for array in others)
-    added = dict(zip(("text_embeds", "time_ids"), told, strict=True)) if told else None
+    timesteps, tokens, *extra = (torch.from_numpy(array) for array in others)
+    added = dict(zip(("text_embeds", "time_ids"), extra, strict=True)) if extra else None
     with torch.no_grad():
         out = model(to_torch(latents), timesteps, tokens, added_cond_kwargs=added)
     assert list(features) == list(blocks)
@@ -159,9 +159,9 @@ def errors_of(config, inputs, folder: Path, faint: bool = False) -> dict[str, fl
     file, prediction, features = reference(config, inputs, folder, faint)
     ours = UNetConfig.from_dict(read_config(file))
     run = jitted(load_module(lambda: UNet(ours, rngs=OneKey()), file))
-    latents, timesteps, tokens, *told = inputs
-    conditioning = Conditioning(tokens, *told[:1])
-    our_prediction, our_features = run(latents, timesteps, conditioning, *told[1:])
+    latents, timesteps, tokens, *extra = inputs
+    conditioning = Conditioning(tokens, *extra[:1])
+    our_prediction, our_features = run(latents, timesteps, conditioning, *extra[1:])
     assert list(our_features) == list(features)
     errors = {name: relative_error(our_features[name], want) for name, want in features.items()}
     return {**errors, "prediction": relative_error(our_prediction, prediction)}

@@ -72,7 +72,7 @@ def latents():
 
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
 def test_blocks(saved, ours, images, latents, half):
-    """Each block, fed what diffusers feeds it: an error is told where it is made."""
+    """Each block, fed what diffusers feeds it: an error shows where it is made."""
     model, _ = saved
     seen = {}
     hooks = [

@@ -70,21 +70,21 @@ def test_it_says_what_it_read_and_wrote(tmp_path, capsys):
         "256; 78,624 parameters, float16",
         f"{tmp_path / 'out'}: adapter.safetensors, config.json (float16)",
     ]
-    config, told = read_adapter_config(tmp_path / "out")
+    config, metadata = read_adapter_config(tmp_path / "out")
     assert (config.projector_layers, config.pooled_width, config.bias) == (2, 160, True)
-    assert (told["language_encoder"], told["base_model"]) == ("some/encoder", "some/base")
+    assert (metadata["language_encoder"], metadata["base_model"]) == ("some/encoder", "some/base")
 
 
 def test_a_folder_of_ours_keeps_what_it_says_of_itself(tmp_path, capsys):
     made = tmp_path / "made"
     file_of(tmp_path / "official.safetensors", SDXL)  # leaves its export in made/
-    told = json.loads((made / "config.json").read_text())
-    (made / "config.json").write_text(json.dumps(told | {"pea_jax_version": "0"}))
+    metadata = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps(metadata | {"pea_jax_version": "0"}))
     assert run(capsys, made, "--output", tmp_path / "same")[0] == 0
-    assert json.loads((tmp_path / "same" / "config.json").read_text()) == told
+    assert json.loads((tmp_path / "same" / "config.json").read_text()) == metadata
     assert run(capsys, made, f"--output={tmp_path / 'named'}", *NAMES[:2])[0] == 0
     named = json.loads((tmp_path / "named" / "config.json").read_text())
-    assert named == told | {"language_encoder": "some/encoder"}
+    assert named == metadata | {"language_encoder": "some/encoder"}
     assert named["step"] == METADATA["step"]
 
 
@@ -118,7 +118,7 @@ def test_a_trained_export_goes_through_torch_and_back(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "told"),
+    ("arguments", "status", "message"),
     [
         (["--output", "OUT"], 2, "expected one FILE, got none"),
         (["FILE", "OTHER", "--output", "OUT"], 2, "expected one FILE, got 'FILE OTHER'"),
@@ -143,7 +143,7 @@ def test_a_trained_export_goes_through_torch_and_back(tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_is_one_line_and_nothing_is_written(
-    tmp_path, capsys, arguments, status, told
+    tmp_path, capsys, arguments, status, message
 ):
     file_of(tmp_path / "FILE", SDXL)
     save_file({"conv_in.weight": np.zeros((4, 4, 3, 3), np.float32)}, tmp_path / "WRONG")
@@ -156,7 +156,7 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(
     got, out, err = run(capsys, *(places.get(word, word) for word in arguments))
     assert (got, out, len(err)) == (status, [], 1)
     line = err[0].replace(f"{tmp_path}/", "")
-    assert line.startswith(f"pea-jax convert: {told}")
+    assert line.startswith(f"pea-jax convert: {message}")
     assert sorted(tmp_path.rglob("*")) == before
 
 

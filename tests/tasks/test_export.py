@@ -58,11 +58,11 @@ def test_adapter_file_has_the_official_keys_and_reads_back(config, trained, tmp_
         jax.tree.leaves(nnx.state(trained)), jax.tree.leaves(nnx.state(again)), strict=True
     ):
         assert np.array_equal(first, second)
-    told = read(output / "config.json")
-    assert told["base_model"] == config.model.base
-    assert told["language_encoder"] == config.model.language_encoder
-    assert told["language_max_length"] == 21
-    assert told["step"] == 7
+    metadata = read(output / "config.json")
+    assert metadata["base_model"] == config.model.base
+    assert metadata["language_encoder"] == config.model.language_encoder
+    assert metadata["language_max_length"] == 21
+    assert metadata["step"] == 7
 
 
 def test_diffusers_folder_is_whole_and_its_own(config, models, tmp_path):

@@ -56,7 +56,7 @@ def test_a_file_and_a_manifest_line_for_every_prompt(config, trained, tmp_path, 
     assert lines[0]["settings"]["steps"] == 2
     assert lines[0]["settings"]["solver"] == "dpmpp_2m"
     assert lines[0]["settings"]["step"] == 7
-    # What doesn't fit is on record, and was told.
+    # What does not fit is recorded in the manifest and logged.
     lost = LONG[tiny.NATIVE_TOKENS - 3 :]  # beginning, end and "▁" take a token each
     assert [line["cut"] for line in lines] == ["", lost, ""]
     assert f"does not see {lost!r}" in caplog.text
