@@ -31,7 +31,7 @@ DEPENDENCIES = [
     # Files of trained models.
     "safetensors>=0.8",  # the one trusted format of weights
     "huggingface_hub>=1.31",  # fetching a repository by its name
-    "transformers>=5",  # tokenizers and nothing else; needs no PyTorch for them
+    "transformers>=5.16",  # tokenizers and nothing else; needs no PyTorch for them
     "tokenizers>=0.23",  # the export of a vocabulary that transformers has no class for
     "sentencepiece>=0.2",  # with it transformers reads the vocabularies of mT5 and AltCLIP
     "protobuf>=6.33.5",  # reads those vocabularies; sentencepiece does not declare it
