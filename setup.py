@@ -11,7 +11,7 @@ VERSION = re.search(
 ).group(1)
 README = HERE / "README.md"
 
-# Lower bounds are the oldest releases that the test suite has passed with.
+# `make test-lowest` runs the test suite with the oldest releases that these bounds allow.
 DEPENDENCIES = [
     # The computation.
     "jax>=0.10.2",  # arrays, jit, sharding
@@ -20,27 +20,27 @@ DEPENDENCIES = [
     "numpy>=2.0",  # everything on the host
     "jaxtyping>=0.3.7",  # shapes in public signatures (checked in tests only)
     # Data.
-    "grain>=0.2.18",  # shuffling, shards, workers, an iterator that can be checkpointed
+    "grain>=0.2.18",  # shuffling, shards, workers, checkpointable iterators
     "tensorflow-datasets>=4.9.10",  # ArrayRecord data sets; works without TensorFlow
-    "array_record>=0.8",  # writes the records of a data set, one by one
+    "array_record>=0.8",  # writes the records of data sets
     "importlib_resources>=6",  # tensorflow-datasets imports it but does not declare it
     "pillow>=11",  # decoding, resizing and writing images
     "pyarrow>=25",  # tables in Parquet
-    "opencc>=1.4",  # simplified Chinese of traditional Chinese
+    "opencc>=1.4",  # traditional to simplified Chinese
     "regex>=2026.11",  # the scripts of Unicode
     # Files of trained models.
-    "safetensors>=0.8",  # the one trusted format of weights
-    "huggingface_hub>=1.31",  # fetching a repository by its name
-    "transformers>=5.16",  # tokenizers and nothing else; needs no PyTorch for them
+    "safetensors>=0.8",  # the only trusted format of weights
+    "huggingface_hub>=1.31",  # downloads repositories by name
+    "transformers>=5.16",  # tokenizers only, which need no PyTorch
     "tokenizers>=0.23",  # the export of a vocabulary that transformers has no class for
-    "sentencepiece>=0.2",  # with it transformers reads the vocabularies of mT5 and AltCLIP
+    "sentencepiece>=0.2",  # vocabularies of mT5 and AltCLIP, for transformers
     "protobuf>=6.33.5",  # reads those vocabularies; sentencepiece does not declare it
-    "ftfy>=6",  # open_clip mends texts with it before it tokenizes them
+    "ftfy>=6",  # text repair before tokenization, as in open_clip
     # A run.
     "orbax-checkpoint>=0.12.8",  # asynchronous, sharded checkpoints
-    "etils[epath]>=1.15",  # paths in buckets, the ones that orbax and tensorflow-datasets take
+    "etils[epath]>=1.15",  # bucket paths for orbax and tensorflow-datasets
     "ml_collections>=1.1",  # configurations
-    "absl-py>=2",  # the command line
+    "absl-py>=2",  # overrides of config fields
     "rich>=13",  # progress bar and tables
     "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
 ]
@@ -49,11 +49,11 @@ EXTRAS = {
     # Accelerators: jax with the plugin of the hardware.
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda12]>=0.10.2"],
-    # Models that are published as torch pickles alone (weights/pickles.py); the CPU build will do.
+    # Models published only as torch pickles (weights/pickles.py); the CPU build suffices.
     "pickles": ["torch>=2.13"],
-    # Workdirs and outputs in buckets of Google Cloud Storage: gs://bucket/run.
+    # Workdirs and outputs in Google Cloud Storage: gs://bucket/run.
     "gcs": ["gcsfs>=2026.4"],
-    # Data sets of Hugging Face as an origin of `pea-jax prepare`.
+    # Hugging Face data sets as an origin of `pea-jax prepare`.
     "datasets": ["datasets>=5.2"],
     # Building data sets on Dataflow, Flink and the other runners of Apache Beam, which needs
     # protobuf 6; sentencepiece 0.2.3 needs protobuf 7.
@@ -61,21 +61,21 @@ EXTRAS = {
     # `make test` and `make lint`, without PyTorch (see `parity`). `make test-beam` adds `beam`.
     "test": [
         "pytest>=8",
-        "pytest-xdist>=3.6",  # one worker a core
+        "pytest-xdist>=3.6",  # one worker per core
         "beartype>=0.20",  # checks the jaxtyping annotations
         "ruff==0.17.6",  # pinned: a formatter's output changes between releases
         "import-linter>=2.3",  # the layers of pyproject.toml
         "pyyaml>=6",  # reads the manifests of launch/
-        "scikit-image>=0.26",  # photographs that come in its wheel, for tests of real pictures
+        "scikit-image>=0.26",  # its wheel contains photographs
         "datasets>=5.2",  # tests/data/origins/test_sets.py
-        # tests/test_gcs.py: a storage that answers as a bucket does, and what buckets take.
+        # tests/test_gcs.py: an emulated bucket and its client.
         "gcp-storage-emulator>=2026.7",
         "gcsfs>=2026.4",
-        # tests/preflight: the TPU compiler, which exists for this platform alone.
+        # tests/tasks/preflight: the TPU compiler, which exists only for this platform.
         "jax[tpu]>=0.10.2; platform_system == 'Linux' and platform_machine == 'x86_64'",
     ],
-    # The reference of tests/parity and the target of the export. A plain PyTorch from PyPI brings
-    # gigabytes of CUDA on Linux: the Makefile installs the CPU build.
+    # The reference of tests/parity and the target of the export. The Linux build of PyTorch on PyPI
+    # contains gigabytes of CUDA; the Makefile installs the CPU build.
     "parity": ["torch>=2.13", "diffusers>=0.42"],
     "dev": ["pre-commit>=4"],
 }
@@ -91,8 +91,8 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["pea_jax", "pea_jax.*"]), "pea_jax.configs"],
     package_dir={"pea_jax.configs": "configs"},
-    # Files that are read at run time: the shipped checkpoints, the font of the sample grids, the
-    # configs of published models, and what `pea-jax export` copies into a diffusers folder.
+    # The shipped checkpoints, the font of image grids, the configs of published models, and the
+    # files that `pea-jax export` copies into a diffusers folder.
     package_data={
         "pea_jax": [
             "tinyworld/checkpoints/**/*",

@@ -118,12 +118,12 @@ def test_fields_that_may_change_are_fields():
     fields = list(config.fields(base))
     for name in MAY_CHANGE:
         assert any(field == name or field.startswith(f"{name}.") for field in fields), name
-    # What base.py tells of them is what holds.
-    text = " ".join((FOLDER / "base.py").read_text("utf-8").split('"""')[1].split())
+    # The docstring of base.py names the same fields.
+    docstring = " ".join((FOLDER / "base.py").read_text("utf-8").split('"""')[1].split())
     groups = [name for name in MAY_CHANGE if "." not in name]
     rest = [name.removeprefix("data.") for name in MAY_CHANGE if "." in name]
-    assert f"the groups {', '.join(groups[:-1])} and {groups[-1]}" in text
-    assert f"data.{{{','.join(rest)}}}" in text
+    assert f"the groups {', '.join(groups[:-1])} and {groups[-1]}" in docstring
+    assert f"data.{{{','.join(rest)}}}" in docstring
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
