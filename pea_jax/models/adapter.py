@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pea_jax.models.blocks import layer_norm
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.runtime.config_fields import COUNT, FLAG, Config, field, optional
 
@@ -80,25 +81,13 @@ class Adapter(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
     ):
         self.config = config
-        self.layernorm = nnx.LayerNorm(
-            config.input_width,
-            epsilon=1e-5,
-            use_fast_variance=False,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.layernorm = layer_norm(config.input_width, 1e-5, **leaf)
 
         def linear(inputs: int, outputs: int, use_bias: bool) -> nnx.Linear:
+            init = _uniform(inputs)
             return nnx.Linear(
-                inputs,
-                outputs,
-                use_bias=use_bias,
-                kernel_init=_uniform(inputs),
-                bias_init=_uniform(inputs),
-                dtype=dtype,
-                param_dtype=param_dtype,
-                rngs=rngs,
+                inputs, outputs, use_bias=use_bias, kernel_init=init, bias_init=init, **leaf
             )
 
         last = config.output_width if config.pooled_width is None else config.pooled_width
@@ -131,10 +120,7 @@ class Adapter(nnx.Module):
         if self.config.pooled_width is None:
             return Conditioning(tokens=hidden)
         pooled = jnp.mean(hidden, axis=1, dtype=jnp.float32).astype(hidden.dtype)
-        return Conditioning(
-            tokens=self.fc(jax.nn.gelu(hidden, approximate=False)),
-            pooled=pooled,
-        )
+        return Conditioning(tokens=self.fc(jax.nn.gelu(hidden, approximate=False)), pooled=pooled)
 
 
 def _uniform(fan_in: int) -> nnx.Initializer:

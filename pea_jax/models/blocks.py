@@ -1,4 +1,4 @@
-"""The parts of a latent-diffusion network: resnet, spatial transformer, down- and upsampling, time.
+"""Layers that several networks share: norms, resnet, spatial transformer, resampling, time.
 
 Attribute names are those of the diffusers checkpoints. `leaf` stands for the keywords that every
 parameterised layer takes: rngs, dtype (of the computation) and param_dtype.
@@ -108,6 +108,11 @@ class GroupNorm(nnx.Module):
 def conv3x3(in_channels: int, out_channels: int, **leaf) -> nnx.Conv:
     """A 3x3 convolution that keeps the size."""
     return nnx.Conv(in_channels, out_channels, (3, 3), padding=((1, 1), (1, 1)), **leaf)
+
+
+def layer_norm(width: int, eps: float, **leaf) -> nnx.LayerNorm:
+    """A layer norm whose variance is computed about the mean, in float32."""
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, **leaf)
 
 
 class TimestepEmbedding(nnx.Module):
@@ -243,17 +248,13 @@ class GEGLU(nnx.Module):
         return value * jax.nn.gelu(gate, approximate=False)
 
 
-class NoParameters(nnx.Module):
-    """A placeholder for a layer without parameters in a numbered list of a checkpoint."""
-
-
 class FeedForward(nnx.Module):
-    """net.2(net.0(x)): GEGLU to four times the width, and back; net.1 is an inactive dropout."""
+    """net.2(net.0(x)): GEGLU to four times the width, and back; net.1, a dropout, is empty."""
 
     def __init__(self, width: int, **leaf):
         inner = 4 * width
         self.net = nnx.List(
-            [GEGLU(width, inner, **leaf), NoParameters(), nnx.Linear(inner, width, **leaf)]
+            [GEGLU(width, inner, **leaf), nnx.Dict(), nnx.Linear(inner, width, **leaf)]
         )
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
@@ -285,8 +286,7 @@ class TransformerBlock(nnx.Module):
         self.only_cross_attention = spec.only_cross_attention
         own_width = spec.cross_attention_dim if spec.only_cross_attention else width
         self.norm1, self.norm2, self.norm3 = (
-            nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, **leaf)
-            for _ in range(3)
+            layer_norm(width, LAYER_NORM_EPS, **leaf) for _ in range(3)
         )
         self.attn1 = Attention(width, context_width=own_width, **options)
         self.attn2 = Attention(width, context_width=spec.cross_attention_dim, **options)
@@ -310,12 +310,11 @@ class SpatialTransformer(nnx.Module):
 
     def __init__(self, channels: int, spec: TransformerSpec, *, groups: int, **leaf):
         self.norm = GroupNorm(channels, groups, TRANSFORMER_GROUP_NORM_EPS, **leaf)
-        if spec.linear_projection:
-            self.proj_in = nnx.Linear(channels, channels, **leaf)
-            self.proj_out = nnx.Linear(channels, channels, **leaf)
-        else:
-            self.proj_in = nnx.Conv(channels, channels, (1, 1), **leaf)
-            self.proj_out = nnx.Conv(channels, channels, (1, 1), **leaf)
+        project = nnx.Linear
+        if not spec.linear_projection:
+            project = functools.partial(nnx.Conv, kernel_size=(1, 1))
+        self.proj_in = project(channels, channels, **leaf)
+        self.proj_out = project(channels, channels, **leaf)
         self.transformer_blocks = nnx.List(
             [TransformerBlock(channels, spec, **leaf) for _ in range(spec.layers)]
         )

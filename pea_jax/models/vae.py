@@ -157,29 +157,26 @@ class _Encoder(nnx.Module):
     """conv_in, the levels from fine to coarse, mid, then norm, silu and conv_out."""
 
     def __init__(self, config: VAEConfig, **leaf):
-        widths = config.block_out_channels
+        widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = conv3x3(config.in_channels, widths[0], **leaf)
-        self.down_blocks = nnx.List(
-            [
-                _DownBlock(
-                    widths[max(level - 1, 0)],
-                    width,
-                    layers=config.layers_per_block,
-                    downsample=level < len(widths) - 1,
-                    groups=config.norm_num_groups,
-                    **leaf,
-                )
-                for level, width in enumerate(widths)
-            ]
-        )
-        self.mid_block = _MidBlock(widths[-1], config.norm_num_groups, **leaf)
-        self.conv_norm_out = GroupNorm(widths[-1], config.norm_num_groups, GROUP_NORM_EPS, **leaf)
+        self.down_blocks = nnx.List([])
+        for level, width in enumerate(widths):
+            before = widths[max(level - 1, 0)]
+            resnets = _resnets(before, width, config.layers_per_block, groups, **leaf)
+            # Padding 0: below and to the right only.
+            down = [Downsample(width, padding=0, **leaf)] if level < len(widths) - 1 else []
+            self.down_blocks.append(
+                nnx.Dict(resnets=nnx.List(resnets), downsamplers=nnx.List(down))
+            )
+        self.mid_block = _MidBlock(widths[-1], groups, **leaf)
+        self.conv_norm_out = GroupNorm(widths[-1], groups, GROUP_NORM_EPS, **leaf)
         self.conv_out = conv3x3(widths[-1], 2 * config.latent_channels, **leaf)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w M"]:
         x = self.conv_in(x)
         for block in self.down_blocks:
-            x = block(x)
+            for layer in (*block.resnets, *block.downsamplers):
+                x = layer(x)
         x = self.mid_block(x)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
@@ -188,76 +185,24 @@ class _Decoder(nnx.Module):
     """conv_in, mid, the levels from coarse to fine, then norm, silu and conv_out."""
 
     def __init__(self, config: VAEConfig, **leaf):
-        widths = config.block_out_channels[::-1]
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = conv3x3(config.latent_channels, widths[0], **leaf)
-        self.mid_block = _MidBlock(widths[0], config.norm_num_groups, **leaf)
-        self.up_blocks = nnx.List(
-            [
-                _UpBlock(
-                    widths[max(level - 1, 0)],
-                    width,
-                    layers=config.layers_per_block + 1,
-                    upsample=level < len(widths) - 1,
-                    groups=config.norm_num_groups,
-                    **leaf,
-                )
-                for level, width in enumerate(widths)
-            ]
-        )
-        self.conv_norm_out = GroupNorm(widths[-1], config.norm_num_groups, GROUP_NORM_EPS, **leaf)
+        self.mid_block = _MidBlock(widths[0], groups, **leaf)
+        self.up_blocks = nnx.List([])
+        for level, width in enumerate(widths):
+            before = widths[max(level - 1, 0)]
+            resnets = _resnets(before, width, config.layers_per_block + 1, groups, **leaf)
+            up = [Upsample(width, **leaf)] if level < len(widths) - 1 else []
+            self.up_blocks.append(nnx.Dict(resnets=nnx.List(resnets), upsamplers=nnx.List(up)))
+        self.conv_norm_out = GroupNorm(widths[-1], groups, GROUP_NORM_EPS, **leaf)
         self.conv_out = conv3x3(widths[-1], config.out_channels, **leaf)
 
     def __call__(self, x: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
-            x = block(x)
+            for layer in (*block.resnets, *block.upsamplers):
+                x = layer(x)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
-
-
-class _DownBlock(nnx.Module):
-    """Resnets, then a downsampler that pads only below and to the right: DownEncoderBlock2D."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        layers: int,
-        downsample: bool,
-        groups: int,
-        **leaf,
-    ):
-        self.resnets = nnx.List(_resnets(in_channels, out_channels, layers, groups, **leaf))
-        self.downsamplers = nnx.List(
-            [Downsample(out_channels, padding=0, **leaf)] if downsample else []
-        )
-
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w O"]:
-        for layer in (*self.resnets, *self.downsamplers):
-            x = layer(x)
-        return x
-
-
-class _UpBlock(nnx.Module):
-    """Resnets, then an upsampler: UpDecoderBlock2D."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        layers: int,
-        upsample: bool,
-        groups: int,
-        **leaf,
-    ):
-        self.resnets = nnx.List(_resnets(in_channels, out_channels, layers, groups, **leaf))
-        self.upsamplers = nnx.List([Upsample(out_channels, **leaf)] if upsample else [])
-
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W O"]:
-        for layer in (*self.resnets, *self.upsamplers):
-            x = layer(x)
-        return x
 
 
 class _MidBlock(nnx.Module):
@@ -293,7 +238,5 @@ def _resnets(
 ) -> list[ResnetBlock]:
     """`count` resnets without a time embedding; the first one changes the width."""
     widths = [in_channels] + [out_channels] * (count - 1)
-    return [
-        ResnetBlock(width, out_channels, groups=groups, eps=GROUP_NORM_EPS, **leaf)
-        for width in widths
-    ]
+    options = {"groups": groups, "eps": GROUP_NORM_EPS, **leaf}
+    return [ResnetBlock(width, out_channels, **options) for width in widths]

@@ -129,19 +129,15 @@ def read_adapter_config(folder_or_file: Path | str) -> tuple[AdapterConfig, dict
     if file is None:
         return architecture_of(read_header(weights), name=str(weights)), {}
     config = read_json(file)
-    fields = dataclasses.fields(AdapterConfig)
-    known = {field.name for field in fields}
-    # Older files lack the fields that have a default.
-    required = {field.name for field in fields if field.default is dataclasses.MISSING}
     architecture = config.get("architecture")
-    if not isinstance(architecture, dict) or not required <= set(architecture) <= known:
-        raise WeightsError(
-            f"{file}: expected an architecture of {[field.name for field in fields]}, "
-            f"got {architecture!r}"
-        )
     try:
         return AdapterConfig(**architecture), config
-    except (ValueError, TypeError) as error:
+    except TypeError as error:  # no mapping, or one with missing or unknown fields
+        names = [field.name for field in dataclasses.fields(AdapterConfig)]
+        raise WeightsError(
+            f"{file}: expected an architecture of {names}, got {architecture!r}"
+        ) from error
+    except ValueError as error:
         raise WeightsError(f"{file}: {error}") from error
 
 

@@ -28,6 +28,9 @@ from pea_jax.weights.pickles import is_pickle, open_pickle
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
+#: (key in the checkpoint, the module's shape) -> placement of that parameter.
+Placement = Callable[[str, tuple[int, ...]], Sharding | None]
+
 
 @dataclass(frozen=True)
 class _Tensor:
@@ -52,15 +55,11 @@ class _Tensor:
 
 @dataclass(frozen=True)
 class _Parameter:
-    """A parameter of the abstract module: `shape` is the module's, `file_shape` the file's."""
+    """A parameter of the abstract module, with the shape that it has there."""
 
     path: names.ParameterPath
     shape: tuple[int, ...]
     dtype: Any
-
-    @property
-    def file_shape(self) -> tuple[int, ...]:
-        return names.file_shape(self.path, self.shape)
 
 
 def load_module(
@@ -68,7 +67,7 @@ def load_module(
     files: Path | str | Sequence[Path | str],
     *,
     dtype: DTypeLike | None = None,
-    sharding: Callable[[str, tuple[int, ...]], Sharding | None] | None = None,
+    sharding: Placement | None = None,
     aliases: names.Aliases = names.ALIASES,
     ignore: Sequence[str] = (),
     stacks: names.Stacks = (),
@@ -110,23 +109,19 @@ def load_module(
 def abstract_module(
     build: Callable[[], nnx.Module],
     *,
-    dtype: DTypeLike | None = None,
-    sharding: Callable[[str, tuple[int, ...]], Sharding | None] | None = None,
+    sharding: Placement | None = None,
 ) -> nnx.Module:
     """The result of `load_module` with shapes in place of arrays (`jax.ShapeDtypeStruct`).
 
     Args:
       build: as for `load_module`.
-      dtype: likewise.
       sharding: likewise.
     """
 
     def shape_of(path: names.ParameterPath, variable: nnx.Variable) -> jax.ShapeDtypeStruct:
         shape = tuple(variable.shape)
         where = sharding(names.key_of(path), shape) if sharding else None
-        return jax.ShapeDtypeStruct(
-            shape, variable.dtype if dtype is None else dtype, sharding=where
-        )
+        return jax.ShapeDtypeStruct(shape, variable.dtype, sharding=where)
 
     graph, state = nnx.split(nnx.eval_shape(build))
     flat = nnx.to_flat_state(state)
@@ -185,12 +180,10 @@ def _catalogue(file: Path, handle: Any, stacks: names.Stacks = ()) -> Iterator[_
                 f"{file}: {key} {list(shape)} cannot be {len(found)} parameters, "
                 f"{', '.join(found)}, of as many rows each"
             )
+        if len(found) > 1:
+            shape = shape[0] // len(found), *shape[1:]
         for index, name in enumerate(found):
-            if len(found) > 1:
-                rows = shape[0] // len(found)
-                yield _Tensor(file, key, name, (rows, *shape[1:]), dtype, index * rows)
-            else:
-                yield _Tensor(file, key, name, shape, dtype)
+            yield _Tensor(file, key, name, shape, dtype, first=index * shape[0] if index else 0)
 
 
 def _parameters(
@@ -234,7 +227,8 @@ def _match(
             )
     pairs = []
     for key, parameter in parameters.items():
-        name, expected = names.key_of(parameter.path), parameter.file_shape
+        name = names.key_of(parameter.path)
+        expected = names.file_shape(parameter.path, parameter.shape)
         found = candidates[key]
         if len(found) > 1:  # the copies of tied tensors are ignored
             found = [tensor for tensor in found if not is_excused(tensor)] or found
@@ -262,8 +256,8 @@ def _match(
     return pairs
 
 
-def _fits(key: str, got: Sequence[int], expected: Sequence[int]) -> bool:
-    return tuple(got) == tuple(expected) or names.is_unit_convolution(key, got, expected)
+def _fits(key: str, got: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return got == expected or names.is_unit_convolution(key, got, expected)
 
 
 def _place(
@@ -271,7 +265,7 @@ def _place(
     tensor: _Tensor,
     handle: Any,
     dtype: DTypeLike | None,
-    sharding: Callable[[str, tuple[int, ...]], Sharding | None] | None,
+    sharding: Placement | None,
 ) -> jax.Array:
     target = np.dtype(parameter.dtype if dtype is None else dtype)
     part = handle.get_slice(tensor.key)

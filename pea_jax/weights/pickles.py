@@ -6,38 +6,26 @@ clip_cn_*.pt, the adapters of PEA-Diffusion). A pickle is a program, so only con
 files are read without it.
 """
 
+import contextlib
 import io
 import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError
+from safetensors.numpy import save
 
 from pea_jax.weights.errors import WeightsError
 
 _ZIP = b"PK\x03\x04"
 #: First bytes of torch.save before 1.6: protocol 2, and the magic number as a long integer.
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-
-#: torch's types -> safetensors'.
-_DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
 
 _ONLY_TENSORS = "expected a torch pickle of tensors alone, since others may run code when read"
 
@@ -84,7 +72,7 @@ def open_pickle(file: Path | str) -> "PickleHandle":
         `weights_only` refuses, or other content than named tensors. One line each.
     """
     file = Path(file)
-    return PickleHandle(file, _tensors(file, _unpickle(file)))
+    return PickleHandle(_tensors(file, _unpickle(file)))
 
 
 def serialize_pickle(tensors: Mapping[str, np.ndarray]) -> bytes:
@@ -99,20 +87,20 @@ def serialize_pickle(tensors: Mapping[str, np.ndarray]) -> bytes:
         raise WeightsError(
             "a torch pickle takes PyTorch to write: pip install torch (the CPU build will do)"
         ) from None
+    from safetensors.torch import load
+
+    ordered = {key: np.asarray(value, order="C") for key, value in tensors.items()}
+    loaded = load(save(ordered))  # torch cannot convert bfloat16 from numpy
     stream = io.BytesIO()
-    torch.save({key: _to_torch(value) for key, value in tensors.items()}, stream)
+    torch.save({key: loaded[key] for key in tensors}, stream)
     return stream.getvalue()
 
 
-class PickleHandle:
+class PickleHandle(contextlib.AbstractContextManager):
     """The interface of `safetensors.safe_open` for a torch pickle; made by `open_pickle`."""
 
-    def __init__(self, file: Path, tensors: dict[str, Any]):
-        self._file = file
+    def __init__(self, tensors: dict[str, Any]):
         self._tensors = tensors
-
-    def __enter__(self) -> "PickleHandle":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self._tensors = {}
@@ -137,9 +125,9 @@ class PickleSlice:
         return list(self._tensor.shape)
 
     def get_dtype(self) -> str:
-        """Its type by safetensors' name; by torch's name if safetensors has none."""
+        """Its type by safetensors' name: F32 for float32, BF16 for bfloat16, I64 for int64."""
         name = str(self._tensor.dtype).removeprefix("torch.")
-        return _DTYPES.get(name, name)
+        return re.sub(r"^(bf|f|i|u)[a-z]+(?=\d)", r"\1", name).upper()
 
     def __getitem__(self, index: Any) -> np.ndarray:
         """A part, copied out of the file."""
@@ -149,15 +137,6 @@ class PickleSlice:
         if part.dtype == torch.bfloat16:  # torch can't convert it to numpy
             return part.view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
         return part.numpy().copy()
-
-
-def _to_torch(value: np.ndarray) -> Any:
-    import torch
-
-    value = np.array(value, order="C")  # a copy, since torch may write to it
-    if value.dtype == ml_dtypes.bfloat16:  # torch can't convert it from numpy
-        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(value)
 
 
 def _unpickle(file: Path) -> Any:
@@ -208,23 +187,18 @@ def _tensors(file: Path, content: Any) -> dict[str, Any]:
     foreign = [
         f"{name!r}: {_described(value)}"
         for name, value in content.items()
-        if not (isinstance(name, str) and isinstance(value, torch.Tensor) and _is_plain(value))
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
+        or value.layout != torch.strided
+        or value.is_quantized
     ]
     if foreign:
         raise WeightsError(f"{file}: expected names and dense tensors, got {'; '.join(foreign)}")
-    return dict(_unwrapped(content))
-
-
-def _is_plain(tensor: Any) -> bool:
-    return str(tensor.layout) == "torch.strided" and not tensor.is_quantized
+    wrapped = all(name.startswith("module.") for name in content)  # by distributed training
+    return {
+        name.removeprefix("module.") if wrapped else name: tensor.detach()
+        for name, tensor in content.items()
+    }
 
 
 def _described(value: Any) -> str:
     return "nothing" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"
-
-
-def _unwrapped(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Drops the prefix of DataParallel and DistributedDataParallel."""
-    wrapped = all(name.startswith("module.") for name in tensors)
-    for name, tensor in tensors.items():
-        yield name.removeprefix("module.") if wrapped else name, tensor.detach()

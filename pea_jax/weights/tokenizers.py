@@ -24,6 +24,9 @@ MAX_LOGGED = 100
 _NO_LENGTH = 10**6
 
 
+Tokens = tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"]]
+
+
 def open_clip_clean(text: str) -> str:
     """Cleans a text as open_clip does before any tokenizer (its `tokenizer.py`).
 
@@ -33,31 +36,54 @@ def open_clip_clean(text: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
-class _CutLog:
-    """Logs each text that is cut, once, up to `MAX_LOGGED` texts."""
+class AnyTokenizer:
+    """Texts -> ids and mask [B, L], padded to L = `max_length` and cut there.
 
-    def __init__(self):
+    Each text that is cut is logged once, with the words that the model won't see, up to
+    `MAX_LOGGED` texts. A tokenizer can be pickled and called from several threads.
+
+    Attributes:
+      max_length: tokens per row, including the special ones.
+    """
+
+    def __init__(self, max_length: int):
+        self.max_length = max_length
         self._logged: set[str] = set()
 
-    def add(self, text: str, length: str, cut: Callable[[str], str]) -> None:
-        """Logs the part of `text` beyond `length`, if any."""
-        if text in self._logged or len(self._logged) > MAX_LOGGED or not (lost := cut(text)):
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """The ids and the mask (1 for tokens, 0 for padding) of `texts`, [B, max_length] each."""
+        ids, mask = self.encode(texts)
+        for text, full in zip(texts, mask.all(axis=1), strict=True):
+            if full and text not in self._logged and len(self._logged) <= MAX_LOGGED:
+                self._log(text, self.cut(text))
+        return ids, mask
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """The same without logging."""
+        raise NotImplementedError
+
+    def cut(self, text: str) -> str:
+        """The part of `text` that the model does not see; "" if it sees all of it."""
+        raise NotImplementedError
+
+    def _lengths(self) -> str:
+        return str(self.max_length)
+
+    def _log(self, text: str, lost: str) -> None:
+        if not lost:
             return
         self._logged.add(text)
         if len(self._logged) > MAX_LOGGED:
             _LOG.warning("more than %d texts were cut; the others are not logged", MAX_LOGGED)
             return
-        _LOG.warning("%r is longer than %s tokens; the model does not see %r", text, length, lost)
+        message = "%r is longer than %s tokens; the model does not see %r"
+        _LOG.warning(message, text, self._lengths(), lost)
 
 
-class Tokenizer:
-    """Texts -> ids and mask [B, L], padded to L = `max_length` and cut there.
-
-    Each text that is cut is logged once, with the words that the model won't see. A tokenizer can
-    be pickled and called from several threads.
+class Tokenizer(AnyTokenizer):
+    """A tokenizer of transformers.
 
     Attributes:
-      max_length: tokens per row, including the special ones.
       clean: applied to every text first; None leaves texts as they are.
     """
 
@@ -77,11 +103,10 @@ class Tokenizer:
                 f"{hf_tokenizer.name_or_path}: expected padding and truncation on the right, got "
                 f"{hf_tokenizer.padding_side} and {hf_tokenizer.truncation_side}"
             )
-        self.max_length = max_length
+        super().__init__(max_length)
         self.clean = clean
         self._tokenizer = hf_tokenizer
         self._capacity = max_length - special
-        self._log = _CutLog()
         # The length of a call is state of a fast tokenizer.
         self._lock = threading.Lock()
 
@@ -120,19 +145,7 @@ class Tokenizer:
                 raise WeightsError(f"{folder}: its tokenizer has no length: give max_length")
         return cls(tokenizer, max_length, clean)
 
-    def __call__(
-        self, texts: Sequence[str]
-    ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"]]:
-        """The ids and the mask (1 for tokens, 0 for padding) of `texts`, [B, max_length] each."""
-        ids, mask = self.encode(texts)
-        for text, full in zip(texts, mask.all(axis=1), strict=True):
-            if full:
-                self._log.add(text, str(self.max_length), self.cut)
-        return ids, mask
-
-    def encode(
-        self, texts: Sequence[str]
-    ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"]]:
+    def encode(self, texts: Sequence[str]) -> Tokens:
         """The same without logging."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"tokenizer: expected a sequence of texts, got {texts!r}")
@@ -195,26 +208,11 @@ class Tokenizer:
         vars(self).update(state, _lock=threading.Lock())
 
 
-class BlankTokenizer:
-    """Stands in for a tokenizer whose files are missing: every text is all padding.
+class BlankTokenizer(AnyTokenizer):
+    """Stands in for a tokenizer whose files are missing: every text is all padding."""
 
-    Attributes:
-      max_length: tokens per row.
-    """
-
-    def __init__(self, max_length: int):
-        self.max_length = max_length
-
-    def __call__(
-        self, texts: Sequence[str]
-    ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"]]:
+    def encode(self, texts: Sequence[str]) -> Tokens:
         """Zeros, [B, max_length] each."""
-        return self.encode(texts)
-
-    def encode(
-        self, texts: Sequence[str]
-    ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"]]:
-        """The same."""
         blank = np.zeros((len(texts), self.max_length), np.int32)
         return blank, blank.copy()
 
@@ -224,40 +222,30 @@ class BlankTokenizer:
         return ""
 
 
-class JoinedTokenizer:
+class JoinedTokenizer(AnyTokenizer):
     """The tokenizers of several encoders: their ids and masks side by side on the length axis.
 
     Texts -> ids and mask [B, L1 + L2 + ...], the input of `models.text.towers.ConcatenatedTowers`.
-    It can be pickled and called from several threads.
 
     Attributes:
       parts: one per encoder.
-      max_length: columns of ids and mask, the sum over the parts.
     """
 
     def __init__(self, parts: Sequence[Tokenizer | BlankTokenizer]):
+        super().__init__(sum(part.max_length for part in parts))
         self.parts = tuple(parts)
-        self.max_length = sum(part.max_length for part in self.parts)
-        self._log = _CutLog()
 
-    def __call__(
-        self, texts: Sequence[str]
-    ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"]]:
-        """The ids and the mask (1 for tokens, 0 for padding) of `texts`, [B, max_length] each."""
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """The same without logging."""
         ids, masks = zip(*(part.encode(texts) for part in self.parts), strict=True)
-        lengths = " and ".join(str(part.max_length) for part in self.parts)
-        full = np.all([mask.all(axis=1) for mask in masks], axis=0)
-        for text, cut in zip(texts, full, strict=True):
-            if cut:
-                self._log.add(text, lengths, self.cut)
         return np.concatenate(ids, axis=1), np.concatenate(masks, axis=1)
 
     def cut(self, text: str) -> str:
         """The part of `text` that no encoder sees; "" if one of them sees all of it."""
         return min((part.cut(text) for part in self.parts), key=len)
 
-
-AnyTokenizer = Tokenizer | BlankTokenizer | JoinedTokenizer
+    def _lengths(self) -> str:
+        return " and ".join(str(part.max_length) for part in self.parts)
 
 
 def join(tokenizers: Sequence[Tokenizer | BlankTokenizer]) -> AnyTokenizer:

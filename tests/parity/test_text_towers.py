@@ -69,13 +69,11 @@ def bert(file: Path, config: dict) -> Bert:
     return load_module(lambda: Bert(config, rngs=nnx.Rngs(0)), file, ignore=POOLER)
 
 
-def compare(model, run, ids, mask, *more, tolerance=TOLERANCE):
+def compare(model, run, ids, mask, *, tolerance=TOLERANCE):
     """All hidden states, the last one, and the pooled vector where the tower has one."""
     arguments = {} if mask is None else {"attention_mask": torch.from_numpy(mask)}
-    if more:
-        arguments["token_type_ids"] = torch.from_numpy(more[0])
     want = model(torch.from_numpy(ids), output_hidden_states=True, **arguments)
-    got = run(ids, mask, *more)
+    got = run(ids, mask)
     assert len(got.hidden_states) == len(want.hidden_states)
     for index, (ours, theirs) in enumerate(zip(got.hidden_states, want.hidden_states, strict=True)):
         error = relative_error(ours, theirs)
@@ -149,15 +147,6 @@ def test_bert_alone(bert_pair):
     """A batch of one without a mask, whose padding counts by its id alone."""
     model, _, run = bert_pair
     compare(model, run, prompts(model.config.pad_token_id, end=2)[0][1:2, :7], None)
-
-
-def test_bert_token_types(bert_pair):
-    """Two segments in a prompt, where the model knows two."""
-    model, _, run = bert_pair
-    ids, mask = prompts(model.config.pad_token_id, end=2)
-    types = np.zeros_like(ids)
-    types[:, 3:] = model.config.type_vocab_size - 1
-    compare(model, run, ids, mask, types)
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["present", "tensorflow"])

@@ -11,11 +11,12 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 
+from pea_jax.models.blocks import layer_norm
 from pea_jax.models.text.bert import Bert, BertConfig
 from pea_jax.models.text.clip import text_config
-from pea_jax.models.text.towers import TextOutput, layer_norm
+from pea_jax.models.text.towers import Mask, TextOutput
 from pea_jax.runtime.config_fields import COUNT, Config, field, one_of
 
 #: The defaults of transformers' AltCLIPTextConfig: XLM-R large.
@@ -88,12 +89,16 @@ class AltCLIPText(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ):
+        leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        width = config.roberta.hidden_size
         self.config = config
-        self.text_model = _TextModel(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.text_model = nnx.Dict(
+            roberta=Bert(config.roberta, **leaf),
+            pre_LN=layer_norm(width, config.roberta.layer_norm_eps, **leaf),
+            transformation=nnx.Linear(width, config.project_dim, **leaf),
+        )
 
-    def __call__(
-        self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None
-    ) -> TextOutput:
+    def __call__(self, ids: Int[Array, "B L"], mask: Mask = None) -> TextOutput:
         """Encode prompts.
 
         Args:
@@ -108,21 +113,7 @@ class AltCLIPText(nnx.Module):
         Raises:
             ValueError: the prompts are longer than the position embeddings.
         """
-        return self.text_model(ids, mask)
-
-
-class _TextModel(nnx.Module):
-    """The XLM-R, a layer norm with the same eps, and a linear layer with a bias."""
-
-    def __init__(self, config: AltCLIPTextConfig, **leaf):
-        width = config.roberta.hidden_size
-        self.roberta = Bert(config.roberta, **leaf)
-        self.pre_LN = layer_norm(width, config.roberta.layer_norm_eps, **leaf)
-        self.transformation = nnx.Linear(width, config.project_dim, **leaf)
-
-    def __call__(
-        self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None
-    ) -> TextOutput:
-        output = self.roberta(ids, mask)
-        tokens: Float[Array, "B L P"] = self.transformation(self.pre_LN(output.tokens))
+        parts = self.text_model
+        output = parts.roberta(ids, mask)
+        tokens = parts.transformation(parts.pre_LN(output.tokens))
         return TextOutput(tokens, pooled=tokens[:, 0], hidden_states=output.hidden_states)

@@ -17,7 +17,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pea_jax.models.attention.core import multi_head_attention
-from pea_jax.models.text.towers import TextOutput, key_mask, layer_norm, run_layers
+from pea_jax.models.blocks import layer_norm
+from pea_jax.models.text.towers import Mask, TextOutput, key_mask, run_layers
 from pea_jax.runtime.config_fields import COUNT, NUMBER, TOKEN_ID, Config, field, one_of
 
 #: The transformers class of each model_type.
@@ -99,23 +100,24 @@ class Bert(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
     ):
         leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        width = config.hidden_size
         self.config = config
-        self.embeddings = _Embeddings(config, **leaf)
-        self.encoder = _Encoder(config, **leaf)
+        self.embeddings = nnx.Dict(
+            word_embeddings=nnx.Embed(config.vocab_size, width, **leaf),
+            position_embeddings=nnx.Embed(config.max_position_embeddings, width, **leaf),
+            token_type_embeddings=nnx.Embed(config.type_vocab_size, width, **leaf),
+            LayerNorm=layer_norm(width, config.layer_norm_eps, **leaf),
+        )
+        layers = nnx.List([_Layer(config, **leaf) for _ in range(config.num_hidden_layers)])
+        self.encoder = nnx.Dict(layer=layers)
 
-    def __call__(
-        self,
-        ids: Int[Array, "B L"],
-        mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None,
-        token_types: Int[Array, "B L"] | None = None,
-    ) -> TextOutput:
-        """Encode prompts.
+    def __call__(self, ids: Int[Array, "B L"], mask: Mask = None) -> TextOutput:
+        """Encode prompts; each is one segment, of token type 0.
 
         Args:
             ids: [B, L], L at most `config.longest`.
             mask: [B, L], nonzero for tokens that are attended to; None for all of them. In a fully
                 masked prompt every token gets the mean of all values.
-            token_types: [B, L]; None for zeros, since a prompt is one segment.
 
         Returns:
             tokens [B, L, D], the last hidden state; pooled is None.
@@ -123,35 +125,19 @@ class Bert(nnx.Module):
         Raises:
             ValueError: the prompts are longer than the position embeddings.
         """
-        hidden_states = self.encoder(self.embeddings(ids, token_types), mask)
-        return TextOutput(tokens=hidden_states[-1], pooled=None, hidden_states=hidden_states)
-
-
-class _Embeddings(nnx.Module):
-    """LayerNorm(word_embeddings + token_type_embeddings + position_embeddings)."""
-
-    def __init__(self, config: BertConfig, **leaf):
-        width = config.hidden_size
-        self.config = config
-        self.word_embeddings = nnx.Embed(config.vocab_size, width, **leaf)
-        self.position_embeddings = nnx.Embed(config.max_position_embeddings, width, **leaf)
-        self.token_type_embeddings = nnx.Embed(config.type_vocab_size, width, **leaf)
-        self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps, **leaf)
-
-    def __call__(
-        self, ids: Int[Array, "B L"], token_types: Int[Array, "B L"] | None
-    ) -> Float[Array, "B L D"]:
         if ids.shape[1] > self.config.longest:
             raise ValueError(
                 f"{self.config.model_type}: expected at most {self.config.longest} tokens, "
                 f"got {ids.shape[1]}"
             )
-        types = jnp.zeros_like(ids) if token_types is None else token_types
-        return self.LayerNorm(
-            self.word_embeddings(ids)
-            + self.token_type_embeddings(types)
-            + self.position_embeddings(_positions(ids, self.config))
+        parts = self.embeddings
+        x = parts.LayerNorm(
+            parts.word_embeddings(ids)
+            + parts.token_type_embeddings(jnp.zeros_like(ids))
+            + parts.position_embeddings(_positions(ids, self.config))
         )
+        hidden_states = run_layers(self.encoder.layer, x, key_mask(mask))
+        return TextOutput(tokens=hidden_states[-1], pooled=None, hidden_states=hidden_states)
 
 
 def _positions(ids: Int[Array, "B L"], config: BertConfig) -> Int[Array, "B L"]:
@@ -165,64 +151,29 @@ def _positions(ids: Int[Array, "B L"], config: BertConfig) -> Int[Array, "B L"]:
     return jnp.cumsum(real, axis=1) * real + config.pad_token_id
 
 
-class _Encoder(nnx.Module):
-    """The layers; returns the state before the first one and after each."""
-
-    def __init__(self, config: BertConfig, **leaf):
-        self.layer = nnx.List([_Layer(config, **leaf) for _ in range(config.num_hidden_layers)])
-
-    def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        mask: Int[Array, "B L"] | Bool[Array, "B L"] | None,
-    ) -> tuple[Float[Array, "B L D"], ...]:
-        return run_layers(self.layer, x, key_mask(mask))
-
-
 class _Layer(nnx.Module):
-    """x = attention(x);  x = output(gelu(intermediate(x)), x), with the norms after the sums."""
+    """x = LayerNorm(x + dense(attention(x)));  x = LayerNorm(x + dense(gelu(dense(x))))."""
 
     def __init__(self, config: BertConfig, **leaf):
         width, inner = config.hidden_size, config.intermediate_size
-        self.attention = _Attention(config, **leaf)
-        self.intermediate = _Dense(width, inner, **leaf)
+        self.heads = config.num_attention_heads
+        projections = nnx.Dict(
+            query=nnx.Linear(width, width, **leaf),
+            key=nnx.Linear(width, width, **leaf),
+            value=nnx.Linear(width, width, **leaf),
+        )
+        self.attention = nnx.Dict({"self": projections, "output": _Output(width, config, **leaf)})
+        self.intermediate = nnx.Dict(dense=nnx.Linear(width, inner, **leaf))
         self.output = _Output(inner, config, **leaf)
 
     def __call__(
         self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
     ) -> Float[Array, "B L D"]:
-        x = self.attention(x, visible)
-        return self.output(jax.nn.gelu(self.intermediate(x), approximate=False), x)
-
-
-class _Attention(nnx.Module):
-    """output(self(x), x): the checkpoint's attention.self.* and attention.output.*."""
-
-    def __init__(self, config: BertConfig, **leaf):
-        self.self = _SelfAttention(config, **leaf)
-        self.output = _Output(config.hidden_size, config, **leaf)
-
-    def __call__(
-        self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
-    ) -> Float[Array, "B L D"]:
-        return self.output(self.self(x, visible), x)
-
-
-class _SelfAttention(nnx.Module):
-    """The heads, concatenated; every projection has a bias."""
-
-    def __init__(self, config: BertConfig, **leaf):
-        width = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.query = nnx.Linear(width, width, **leaf)
-        self.key = nnx.Linear(width, width, **leaf)
-        self.value = nnx.Linear(width, width, **leaf)
-
-    def __call__(
-        self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
-    ) -> Float[Array, "B L D"]:
-        query, key, value = self.query(x), self.key(x), self.value(x)
-        return multi_head_attention(query, key, value, heads=self.heads, mask=visible)
+        projections = self.attention["self"]
+        query, key, value = projections.query(x), projections.key(x), projections.value(x)
+        attended = multi_head_attention(query, key, value, heads=self.heads, mask=visible)
+        x = self.attention["output"](attended, x)
+        return self.output(jax.nn.gelu(self.intermediate.dense(x), approximate=False), x)
 
 
 class _Output(nnx.Module):
@@ -236,13 +187,3 @@ class _Output(nnx.Module):
         self, x: Float[Array, "B L I"], residual: Float[Array, "B L D"]
     ) -> Float[Array, "B L D"]:
         return self.LayerNorm(self.dense(x) + residual)
-
-
-class _Dense(nnx.Module):
-    """A linear layer with the key that it has in the checkpoint."""
-
-    def __init__(self, in_width: int, out_width: int, **leaf):
-        self.dense = nnx.Linear(in_width, out_width, **leaf)
-
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L I"]:
-        return self.dense(x)

@@ -5,6 +5,7 @@ checkpoints: text_model.embeddings.*, text_model.encoder.layers.*, text_model.fi
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,24 +16,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pea_jax.models.attention.core import multi_head_attention
-from pea_jax.models.text.towers import TextOutput, key_mask, layer_norm, run_layers
+from pea_jax.models.blocks import layer_norm
+from pea_jax.models.text.towers import Mask, TextOutput, key_mask, run_layers
 from pea_jax.runtime.config_fields import COUNT, FLAG, NUMBER, TOKEN_ID, Config, field, one_of
 
 #: The eos_token_id of every config before transformers 4.31, whatever the tokenizer's id was.
 LEGACY_EOS = 2
 
 
-def _quick_gelu(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-    """OpenAI CLIP's approximation: x * sigmoid(1.702 x)."""
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-def _gelu(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-    """The exact (erf) GELU."""
-    return jax.nn.gelu(x, approximate=False)
-
-
-_ACTIVATIONS: dict[str, Callable] = {"quick_gelu": _quick_gelu, "gelu": _gelu}
+_ACTIVATIONS: dict[str, Callable] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI CLIP's approximation
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+}
 
 
 def text_config(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -123,20 +118,25 @@ class CLIPText(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        if projected and (expected := COUNT(width := config.projection_dim)):
-            raise ValueError(f"{config.label}: projection_dim: expected {expected}, got {width!r}")
+        if projected and (expected := COUNT(got := config.projection_dim)):
+            raise ValueError(f"{config.label}: projection_dim: expected {expected}, got {got!r}")
         leaf = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         self.projected = projected
-        self.text_model = _TextModel(config, **leaf)
+        width = config.hidden_size
+        layers = config.num_hidden_layers
+        self.text_model = nnx.Dict(
+            embeddings=nnx.Dict(
+                token_embedding=nnx.Embed(config.vocab_size, width, **leaf),
+                position_embedding=nnx.Embed(config.max_position_embeddings, width, **leaf),
+            ),
+            encoder=nnx.Dict(layers=nnx.List([_Layer(config, **leaf) for _ in range(layers)])),
+            final_layer_norm=layer_norm(width, config.layer_norm_eps, **leaf),
+        )
         if projected:
-            self.text_projection = nnx.Linear(
-                config.hidden_size, config.projection_dim, use_bias=False, **leaf
-            )
+            self.text_projection = nnx.Linear(width, config.projection_dim, use_bias=False, **leaf)
 
-    def __call__(
-        self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None
-    ) -> TextOutput:
+    def __call__(self, ids: Int[Array, "B L"], mask: Mask = None) -> TextOutput:
         """Encode prompts.
 
         Args:
@@ -152,28 +152,18 @@ class CLIPText(nnx.Module):
         Raises:
             ValueError: the prompts are longer than the position embeddings.
         """
-        output = self.text_model(ids, mask)
-        if not self.projected:
-            return output
-        return dataclasses.replace(output, pooled=self.text_projection(output.pooled))
-
-
-class _TextModel(nnx.Module):
-    """Embeddings, the layers, the final norm and the pooling."""
-
-    def __init__(self, config: CLIPTextConfig, **leaf):
-        self.config = config
-        self.embeddings = _Embeddings(config, **leaf)
-        self.encoder = _Encoder(config, **leaf)
-        self.final_layer_norm = layer_norm(config.hidden_size, config.layer_norm_eps, **leaf)
-
-    def __call__(
-        self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None
-    ) -> TextOutput:
-        hidden_states = self.encoder(self.embeddings(ids), mask)
-        tokens = self.final_layer_norm(hidden_states[-1])
-        position = _end_of_text(ids, self.config.eos_token_id)
-        pooled = jnp.take_along_axis(tokens, position[:, None, None], axis=1)[:, 0]
+        length, longest = ids.shape[1], self.config.max_position_embeddings
+        if length > longest:
+            raise ValueError(f"CLIP text: expected at most {longest} tokens, got {length}")
+        embeddings = self.text_model.embeddings
+        x = embeddings.token_embedding(ids)
+        x = x + embeddings.position_embedding(jnp.arange(length)[None])
+        hidden_states = run_layers(self.text_model.encoder.layers, x, key_mask(mask))
+        tokens = self.text_model.final_layer_norm(hidden_states[-1])
+        end = _end_of_text(ids, self.config.eos_token_id)
+        pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
+        if self.projected:
+            pooled = self.text_projection(pooled)
         return TextOutput(tokens=tokens, pooled=pooled, hidden_states=hidden_states)
 
 
@@ -188,79 +178,33 @@ def _end_of_text(ids: Int[Array, "B L"], eos_token_id: int) -> Int[Array, "B"]:
     return jnp.argmax(ids == eos_token_id, axis=-1)
 
 
-class _Embeddings(nnx.Module):
-    """token_embedding[ids] + position_embedding."""
-
-    def __init__(self, config: CLIPTextConfig, **leaf):
-        self.token_embedding = nnx.Embed(config.vocab_size, config.hidden_size, **leaf)
-        self.position_embedding = nnx.Embed(
-            config.max_position_embeddings, config.hidden_size, **leaf
-        )
-
-    def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        length, longest = ids.shape[1], self.position_embedding.num_embeddings
-        if length > longest:
-            raise ValueError(f"CLIP text: expected at most {longest} tokens, got {length}")
-        return self.token_embedding(ids) + self.position_embedding(jnp.arange(length)[None])
-
-
-class _Encoder(nnx.Module):
-    """The layers; returns the state before the first one and after each."""
-
-    def __init__(self, config: CLIPTextConfig, **leaf):
-        self.layers = nnx.List([_Layer(config, **leaf) for _ in range(config.num_hidden_layers)])
-
-    def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        mask: Int[Array, "B L"] | Bool[Array, "B L"] | None,
-    ) -> tuple[Float[Array, "B L D"], ...]:
-        return run_layers(self.layers, x, key_mask(mask))
-
-
 class _Layer(nnx.Module):
-    """x += self_attn(layer_norm1 x);  x += mlp(layer_norm2 x)."""
+    """x += self_attn(layer_norm1 x);  x += fc2(activation(fc1(layer_norm2 x))).
+
+    The attention is causal, and every projection has a bias.
+    """
 
     def __init__(self, config: CLIPTextConfig, **leaf):
-        self.layer_norm1 = layer_norm(config.hidden_size, config.layer_norm_eps, **leaf)
-        self.self_attn = _Attention(config, **leaf)
-        self.layer_norm2 = layer_norm(config.hidden_size, config.layer_norm_eps, **leaf)
-        self.mlp = _MLP(config, **leaf)
-
-    def __call__(
-        self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
-    ) -> Float[Array, "B L D"]:
-        x = x + self.self_attn(self.layer_norm1(x), visible)
-        return x + self.mlp(self.layer_norm2(x))
-
-
-class _Attention(nnx.Module):
-    """Causal self-attention; every projection has a bias."""
-
-    def __init__(self, config: CLIPTextConfig, **leaf):
-        width = config.hidden_size
+        width, inner = config.hidden_size, config.intermediate_size
         self.heads = config.num_attention_heads
-        self.q_proj = nnx.Linear(width, width, **leaf)
-        self.k_proj = nnx.Linear(width, width, **leaf)
-        self.v_proj = nnx.Linear(width, width, **leaf)
-        self.out_proj = nnx.Linear(width, width, **leaf)
-
-    def __call__(
-        self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
-    ) -> Float[Array, "B L D"]:
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        return self.out_proj(
-            multi_head_attention(query, key, value, heads=self.heads, mask=visible, causal=True)
+        self.activation = _ACTIVATIONS[config.hidden_act]
+        self.layer_norm1 = layer_norm(width, config.layer_norm_eps, **leaf)
+        self.self_attn = nnx.Dict(
+            q_proj=nnx.Linear(width, width, **leaf),
+            k_proj=nnx.Linear(width, width, **leaf),
+            v_proj=nnx.Linear(width, width, **leaf),
+            out_proj=nnx.Linear(width, width, **leaf),
+        )
+        self.layer_norm2 = layer_norm(width, config.layer_norm_eps, **leaf)
+        self.mlp = nnx.Dict(
+            fc1=nnx.Linear(width, inner, **leaf), fc2=nnx.Linear(inner, width, **leaf)
         )
 
-
-class _MLP(nnx.Module):
-    """fc2(activation(fc1(x)))."""
-
-    def __init__(self, config: CLIPTextConfig, **leaf):
-        self.activation = _ACTIVATIONS[config.hidden_act]
-        self.fc1 = nnx.Linear(config.hidden_size, config.intermediate_size, **leaf)
-        self.fc2 = nnx.Linear(config.intermediate_size, config.hidden_size, **leaf)
-
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return self.fc2(self.activation(self.fc1(x)))
+    def __call__(
+        self, x: Float[Array, "B L D"], visible: Bool[Array, "B 1 1 L"] | None
+    ) -> Float[Array, "B L D"]:
+        attn, mlp, h = self.self_attn, self.mlp, self.layer_norm1(x)
+        query, key, value = attn.q_proj(h), attn.k_proj(h), attn.v_proj(h)
+        options = {"heads": self.heads, "mask": visible, "causal": True}
+        x = x + attn.out_proj(multi_head_attention(query, key, value, **options))
+        return x + mlp.fc2(self.activation(mlp.fc1(self.layer_norm2(x))))

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pea_jax.models.attention.core import multi_head_attention
-from pea_jax.models.text.towers import TextOutput, key_mask, run_layers
+from pea_jax.models.text.towers import Mask, TextOutput, key_mask, run_layers
 from pea_jax.runtime.config_fields import COUNT, NUMBER, Config, field, one_of
 
 #: Patterns of the keys that published files have beside the encoder's: the decoder, its head, and a
@@ -124,11 +124,10 @@ class T5Encoder(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.shared = nnx.Embed(config.vocab_size, config.d_model, **leaf | {"dtype": _wide(dtype)})
-        self.encoder = _Stack(config, **leaf)
+        blocks = [_Block(config, index == 0, **leaf) for index in range(config.num_layers)]
+        self.encoder = nnx.Dict(block=nnx.List(blocks), final_layer_norm=_norm(config, **leaf))
 
-    def __call__(
-        self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None
-    ) -> TextOutput:
+    def __call__(self, ids: Int[Array, "B L"], mask: Mask = None) -> TextOutput:
         """Encode prompts.
 
         Args:
@@ -139,33 +138,31 @@ class T5Encoder(nnx.Module):
         Returns:
             tokens [B, L, D] after the final norm; pooled is None; hidden_states before that norm.
         """
-        hidden_states = self.encoder(self.shared(ids), mask)
+        blocks = self.encoder.block
+        bias = blocks[0].layer[0].SelfAttention.bias(ids.shape[1])
+        hidden_states = run_layers(blocks, self.shared(ids), bias, key_mask(mask))
         tokens = self.encoder.final_layer_norm(hidden_states[-1]).astype(self.dtype)
         return TextOutput(tokens=tokens, pooled=None, hidden_states=hidden_states)
 
 
-class _Stack(nnx.Module):
-    """The blocks, which share the first one's bias; returns the state before and after each."""
-
-    def __init__(self, config: T5Config, **leaf):
-        self.block = nnx.List(
-            [_Block(config, index == 0, **leaf) for index in range(config.num_layers)]
-        )
-        self.final_layer_norm = _norm(config, **leaf)
-
-    def __call__(
-        self, x: Float[Array, "B L D"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None
-    ) -> tuple[Float[Array, "B L D"], ...]:
-        bias = self.block[0].layer[0].SelfAttention.bias(x.shape[1])
-        return run_layers(self.block, x, bias, key_mask(mask))
-
-
 class _Block(nnx.Module):
-    """x += attention(norm x);  x += mlp(norm x)."""
+    """x += SelfAttention(norm x);  x += DenseReluDense(norm x).
+
+    The blocks share the bias of the first one's attention.
+    """
 
     def __init__(self, config: T5Config, first: bool, **leaf):
         self.layer = nnx.List(
-            [_AttentionLayer(config, first, **leaf), _FeedForwardLayer(config, **leaf)]
+            [
+                nnx.Dict(
+                    SelfAttention=_Attention(config, first, **leaf),
+                    layer_norm=_norm(config, **leaf),
+                ),
+                nnx.Dict(
+                    DenseReluDense=_FeedForward(config, **leaf),
+                    layer_norm=_norm(config, **leaf),
+                ),
+            ]
         )
 
     def __call__(
@@ -175,31 +172,8 @@ class _Block(nnx.Module):
         visible: Bool[Array, "B 1 1 L"] | None,
     ) -> Float[Array, "B L D"]:
         attention, feed_forward = self.layer
-        return feed_forward(attention(x, bias, visible))
-
-
-class _AttentionLayer(nnx.Module):
-    def __init__(self, config: T5Config, first: bool, **leaf):
-        self.SelfAttention = _Attention(config, first, **leaf)
-        self.layer_norm = _norm(config, **leaf)
-
-    def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        bias: Float[Array, "1 N L L"],
-        visible: Bool[Array, "B 1 1 L"] | None,
-    ) -> Float[Array, "B L D"]:
-        return x + self.SelfAttention(self.layer_norm(x), bias, visible)
-
-
-class _FeedForwardLayer(nnx.Module):
-    def __init__(self, config: T5Config, **leaf):
-        gated = config.feed_forward_proj.startswith("gated")
-        self.DenseReluDense = (_Gated if gated else _Plain)(config, **leaf)
-        self.layer_norm = _norm(config, **leaf)
-
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return x + self.DenseReluDense(self.layer_norm(x))
+        x = x + attention.SelfAttention(attention.layer_norm(x), bias, visible)
+        return x + feed_forward.DenseReluDense(feed_forward.layer_norm(x))
 
 
 class _Attention(nnx.Module):
@@ -263,41 +237,25 @@ def _bucket(size: int, half: int, config: T5Config) -> int:
     return exact + sum(passed)
 
 
-class _Plain(nnx.Module):
-    """wo(activation(wi x))."""
+class _FeedForward(nnx.Module):
+    """wo(activation(wi x)), or wo(activation(wi_0 x) * wi_1 x) where it is gated."""
 
     def __init__(self, config: T5Config, **leaf):
+        widths = config.d_model, config.d_ff
+        self.gated = config.feed_forward_proj.startswith("gated")
         self.activation = _ACTIVATIONS[config.feed_forward_proj]
-        self.wi = nnx.Linear(config.d_model, config.d_ff, use_bias=False, **leaf)
-        self.wo = _wo(config, **leaf)
+        if self.gated:
+            self.wi_0 = nnx.Linear(*widths, use_bias=False, **leaf)
+            self.wi_1 = nnx.Linear(*widths, use_bias=False, **leaf)
+        else:
+            self.wi = nnx.Linear(*widths, use_bias=False, **leaf)
+        wide = {key: _wide(leaf[key]) for key in ("dtype", "param_dtype")}
+        self.wo = nnx.Linear(*reversed(widths), use_bias=False, **leaf | wide)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        if self.gated:
+            return self.wo(self.activation(self.wi_0(x)) * self.wi_1(x))
         return self.wo(self.activation(self.wi(x)))
-
-
-class _Gated(nnx.Module):
-    """wo(activation(wi_0 x) * wi_1 x)."""
-
-    def __init__(self, config: T5Config, **leaf):
-        self.activation = _ACTIVATIONS[config.feed_forward_proj]
-        self.wi_0 = nnx.Linear(config.d_model, config.d_ff, use_bias=False, **leaf)
-        self.wi_1 = nnx.Linear(config.d_model, config.d_ff, use_bias=False, **leaf)
-        self.wo = _wo(config, **leaf)
-
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return self.wo(self.activation(self.wi_0(x)) * self.wi_1(x))
-
-
-def _wo(config: T5Config, *, dtype: DTypeLike, param_dtype: DTypeLike, **leaf) -> nnx.Linear:
-    """The MLP's last projection."""
-    return nnx.Linear(
-        config.d_ff,
-        config.d_model,
-        use_bias=False,
-        dtype=_wide(dtype),
-        param_dtype=_wide(param_dtype),
-        **leaf,
-    )
 
 
 def _norm(config: T5Config, *, dtype: DTypeLike, **leaf) -> nnx.RMSNorm:

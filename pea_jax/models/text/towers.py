@@ -1,4 +1,4 @@
-"""The output of a text tower, and the concatenation of several towers."""
+"""The output of a text tower, its mask, and the concatenation of several towers."""
 
 import dataclasses
 import typing
@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+
+#: A mask of prompts, nonzero for tokens that are attended to; None attends to all of them.
+Mask = Int[Array, "B L"] | Bool[Array, "B L"] | None
 
 
 @typing.no_type_check  # tree transformations rebuild it around specs, shapes and placeholders
@@ -38,16 +41,9 @@ def run_layers(
     return tuple(states)
 
 
-def key_mask(
-    mask: Int[Array, "B L"] | Bool[Array, "B L"] | None,
-) -> Bool[Array, "B 1 1 L"] | None:
+def key_mask(mask: Mask) -> Bool[Array, "B 1 1 L"] | None:
     """A tower's mask in the form of the attention core: True for keys that are attended to."""
     return None if mask is None else (mask != 0)[:, None, None, :]
-
-
-def layer_norm(width: int, eps: float, **leaf) -> nnx.LayerNorm:
-    """A layer norm whose variance is computed about the mean, in float32."""
-    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, **leaf)
 
 
 class ConcatenatedTowers(nnx.Module):
@@ -72,9 +68,7 @@ class ConcatenatedTowers(nnx.Module):
         self.towers = nnx.List(list(towers))
         self.lengths = tuple(lengths)
 
-    def __call__(
-        self, ids: Int[Array, "B L"], mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None
-    ) -> TextOutput:
+    def __call__(self, ids: Int[Array, "B L"], mask: Mask = None) -> TextOutput:
         """Encode prompts.
 
         Args:

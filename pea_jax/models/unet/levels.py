@@ -23,7 +23,28 @@ from pea_jax.models.blocks import (
 )
 
 
-class DownBlock(nnx.Module):
+class _Block(nnx.Module):
+    """The layers of every block: a resnet for each entry of `in_widths`, and the transformers."""
+
+    def __init__(
+        self,
+        in_widths: Sequence[int],
+        out_channels: int,
+        *,
+        transformers: Sequence[TransformerSpec],
+        resnet: dict,
+        recompute: bool,
+        leaf: dict,
+    ):
+        groups = resnet["groups"]
+        self.resnets = nnx.List([ResnetBlock(w, out_channels, **resnet, **leaf) for w in in_widths])
+        self.attentions = nnx.List(
+            [SpatialTransformer(out_channels, s, groups=groups, **leaf) for s in transformers]
+        )
+        self.recompute = recompute
+
+
+class DownBlock(_Block):
     """(resnet, transformer) x layers, then a downsampler: DownBlock2D and CrossAttnDownBlock2D."""
 
     def __init__(
@@ -32,18 +53,12 @@ class DownBlock(nnx.Module):
         out_channels: int,
         *,
         layers: int,
-        transformers: Sequence[TransformerSpec],
         downsample_padding: int | None,
-        resnet: dict,
-        recompute: bool = False,
-        **leaf,
+        leaf: dict,
+        **options,
     ):
-        widths = [in_channels] + [out_channels] * (layers - 1)
-        self.resnets = nnx.List([ResnetBlock(w, out_channels, **resnet, **leaf) for w in widths])
-        self.attentions = nnx.List(
-            _spatial_transformers(out_channels, transformers, resnet["groups"], leaf)
-        )
-        self.recompute = recompute
+        in_widths = [in_channels] + [out_channels] * (layers - 1)
+        super().__init__(in_widths, out_channels, leaf=leaf, **options)
         self.downsamplers = nnx.List([])
         if downsample_padding is not None:
             self.downsamplers.append(Downsample(out_channels, padding=downsample_padding, **leaf))
@@ -67,29 +82,15 @@ class DownBlock(nnx.Module):
         return x, outputs
 
 
-class MidBlock(nnx.Module):
+class MidBlock(_Block):
     """resnet, then a (transformer, resnet) for each transformer.
 
     UNetMidBlock2DCrossAttn has one transformer; the UNetMidBlock2D of a UNet has none.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        transformers: Sequence[TransformerSpec],
-        resnet: dict,
-        recompute: bool = False,
-        **leaf,
-    ):
-        count = len(transformers) + 1
-        self.resnets = nnx.List(
-            [ResnetBlock(channels, channels, **resnet, **leaf) for _ in range(count)]
-        )
-        self.attentions = nnx.List(
-            _spatial_transformers(channels, transformers, resnet["groups"], leaf)
-        )
-        self.recompute = recompute
+    def __init__(self, channels: int, *, transformers: Sequence[TransformerSpec], **options):
+        in_widths = [channels] * (len(transformers) + 1)
+        super().__init__(in_widths, channels, transformers=transformers, **options)
 
     def __call__(
         self,
@@ -104,7 +105,7 @@ class MidBlock(nnx.Module):
         return x
 
 
-class UpBlock(nnx.Module):
+class UpBlock(_Block):
     """(concatenate a skip, resnet, transformer) x layers, then an upsampler: [CrossAttn]UpBlock2D.
 
     `skip_widths` are the channels of the skips in order of use, which starts with the last output
@@ -117,23 +118,13 @@ class UpBlock(nnx.Module):
         out_channels: int,
         *,
         skip_widths: Sequence[int],
-        transformers: Sequence[TransformerSpec],
         upsample: bool,
-        resnet: dict,
-        recompute: bool = False,
-        **leaf,
+        leaf: dict,
+        **options,
     ):
         widths = [in_channels] + [out_channels] * (len(skip_widths) - 1)
-        self.resnets = nnx.List(
-            [
-                ResnetBlock(w + skip, out_channels, **resnet, **leaf)
-                for w, skip in zip(widths, skip_widths, strict=True)
-            ]
-        )
-        self.attentions = nnx.List(
-            _spatial_transformers(out_channels, transformers, resnet["groups"], leaf)
-        )
-        self.recompute = recompute
+        in_widths = [sum(pair) for pair in zip(widths, skip_widths, strict=True)]
+        super().__init__(in_widths, out_channels, leaf=leaf, **options)
         self.upsamplers = nnx.List([Upsample(out_channels, **leaf)] if upsample else [])
 
     def __call__(
@@ -157,9 +148,3 @@ class UpBlock(nnx.Module):
 def _joining(resnet: ResnetBlock) -> Callable:
     """The resnet of x and a skip, so that the gradient need not store their concatenation."""
     return lambda x, skip, time: resnet(jnp.concatenate([x, skip], axis=-1), time)
-
-
-def _spatial_transformers(
-    channels: int, specs: Sequence[TransformerSpec], groups: int, leaf: dict
-) -> list[SpatialTransformer]:
-    return [SpatialTransformer(channels, spec, groups=groups, **leaf) for spec in specs]

@@ -85,7 +85,7 @@ class UNet(nnx.Module):
         time_width = 4 * channels[0]
         groups, eps = config.norm_num_groups, config.norm_eps
         resnet = {"groups": groups, "eps": eps, "time_width": time_width}
-        shared = {"resnet": resnet, "recompute": recompute, **leaf}
+        shared = {"resnet": resnet, "recompute": recompute, "leaf": leaf}
         transformers = partial(
             _transformers, config, implementation=attention, mesh=mesh, recompute=recompute
         )
