@@ -91,11 +91,14 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["pea_jax", "pea_jax.*"]), "pea_jax.configs"],
     package_dir={"pea_jax.configs": "configs"},
-    # The shipped checkpoints, the font of image grids, the configs of published models, and the
-    # files that `pea-jax export` copies into a diffusers folder.
+    # Files that are read at run time: the shipped checkpoints, the words of the tinyworld captions,
+    # the font of the sample grids, the scripts of languages, the configs of published models, and
+    # what `pea-jax export` copies into a diffusers folder.
     package_data={
         "pea_jax": [
+            "data/write/scripts.json",
             "tinyworld/checkpoints/**/*",
+            "tinyworld/captions.json",
             "tinyworld/font*",
             "weights/templates/*",
             "weights/configs/**/*",

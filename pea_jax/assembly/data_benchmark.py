@@ -24,8 +24,6 @@ WARM_UP = 4
 #: Minimum duration of the measurement: seconds, and batches.
 SECONDS, BATCHES = 20.0, 5
 
-_PROC = Path("/proc")
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -47,7 +45,7 @@ class Reading:
 def cpu_seconds() -> float | None:
     """CPU seconds of this process and its living descendants; None without /proc."""
     parents, spent = {}, {}
-    for folder in _PROC.glob("[0-9]*"):
+    for folder in Path("/proc").glob("[0-9]*"):
         # Ignore processes that end meanwhile: workers do not.
         with contextlib.suppress(OSError):
             fields = (folder / "stat").read_text().rpartition(")")[2].split()

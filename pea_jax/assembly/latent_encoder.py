@@ -4,13 +4,12 @@ The set is built in parts (`data.write.builder`), which hosts share and a stoppe
 Each part is encoded in chunks, and each chunk in batches of one size on all devices of the host.
 """
 
-import collections
 import dataclasses
 import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -47,8 +46,6 @@ CHUNK_BYTES = 1 << 28
 #: Limits of one call per device: pixels (eight images of 512x512), and images. The VAE may split
 #: the call further.
 _PIXELS_A_CALL, _PICTURES_A_CALL = 8 * 512 * 512, 64
-
-Size = tuple[int, int]
 
 
 def recipe_of(config: ConfigDict, dataset: str, dtype: DTypeLike) -> latents.LatentRecipe:
@@ -165,11 +162,7 @@ def allotted(
             f"{pixels.folder}, split {pixels.split}, has no {' and no '.join(lacking)} rows of "
             f"{list(recipe.languages)}"
         )
-    sides = {
-        part: (pixels.index["height"][chosen], pixels.index["width"][chosen])
-        for part, chosen in rows.items()
-    }
-    used, places = allot(sides, buckets)
+    used, places = allot({part: pixels.sides(chosen) for part, chosen in rows.items()}, buckets)
     numbers = np.concatenate(list(rows.values()))
     sizes = np.array([bucket[:2] for bucket in used])[np.concatenate(list(places.values()))]
     order = np.argsort(numbers)
@@ -203,7 +196,7 @@ class Encoder:
             jax.jit(encode, in_shardings=(None, rows), out_shardings=rows), state
         )
 
-    def batch_size(self, size: Size) -> int:
+    def batch_size(self, size: tuple[int, int]) -> int:
         """The number of images of a size in one call."""
         each = max(1, _PIXELS_A_CALL // (size[0] * size[1]))
         return self._mesh.size * min(each, _PICTURES_A_CALL)
@@ -215,15 +208,15 @@ class Encoder:
 
         Batches smaller than `batch_size` are padded with their last image.
         """
-        running: tuple[Any, int, Array] | None = None
-        for label, pixels in itertools.chain(batches, [(None, None)]):
-            previous, running = running, None
-            if pixels is not None:
-                missing = self.batch_size(pixels.shape[1:3]) - len(pixels)
-                full = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
-                running = label, len(pixels), self._encode(parallel.to_global(full, self._mesh))
-            if previous is not None:
-                yield previous[0], np.asarray(previous[2])[: previous[1]]
+
+        def start(label: Any, pixels: np.ndarray) -> tuple[Any, int, Array]:
+            missing = self.batch_size(pixels.shape[1:3]) - len(pixels)
+            full = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
+            return label, len(pixels), self._encode(parallel.to_global(full, self._mesh))
+
+        running = itertools.chain(itertools.starmap(start, batches), [None])
+        for (label, count, moments), _ in itertools.pairwise(running):
+            yield label, np.asarray(moments)[:count]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,11 +300,8 @@ def _prefetched(
     function: Callable[[Any], Any], items: Sequence[Any], count: int
 ) -> Iterator[list[Any]]:
     """`function` of the items in lists of `count`, in threads that start one list ahead."""
-    waiting: collections.deque[list[Future]] = collections.deque()
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(items), count):
-            waiting.append([pool.submit(function, item) for item in items[start : start + count]])
-            if len(waiting) > 1:
-                yield [future.result() for future in waiting.popleft()]
-        while waiting:
-            yield [future.result() for future in waiting.popleft()]
+        starts = range(0, len(items), count)
+        running = (pool.map(function, items[start : start + count]) for start in starts)
+        for results, _ in itertools.pairwise(itertools.chain(running, [None])):
+            yield list(results)

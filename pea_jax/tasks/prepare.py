@@ -84,9 +84,7 @@ def prepare(
     if hosts.index == 0:
         _show_languages(source, config.data.dataset)
     if latents:
-        folder = _make_latents(config, source, hosts)
-        if hosts.index == 0:
-            _show_latents(folder)
+        _make_latents(config, source, hosts)
     if benchmark:
         data_benchmark.show(config)
 
@@ -106,14 +104,14 @@ def _show_languages(source: Source, name: str) -> None:
         print(f"  {language}: {paired} parallel rows, {native} native rows")
 
 
-def _make_latents(config: ConfigDict, source: Source, hosts: Hosts) -> AnyPath:
+def _make_latents(config: ConfigDict, source: Source, hosts: Hosts) -> None:
+    """Make the set of cached latents unless it exists; the first host prints its size."""
     platform = parallel.platform(parallel.make_mesh(devices=jax.local_devices()))
     dtype = model_dtype(config.model.dtype, platform)
     with _progress() as progress:
-        return latent_encoder.make(config, source, dtype, hosts, progress)
-
-
-def _show_latents(folder: AnyPath) -> None:
+        folder = latent_encoder.make(config, source, dtype, hosts, progress)
+    if hosts.index > 0:
+        return
     report = json.loads(report_file(folder).read_text("utf-8"))[latent_encoder.SPLIT]
     bad = sum(report["rejected"].values())
     size = filesize.decimal(sum(report["files"].values()))

@@ -85,9 +85,8 @@ def fingerprint() -> str:
                 for language in LANGUAGES:
                     digest.update("\n".join(_texts(split, scene, variant, language)).encode())
     for shape in (*world.SHAPES, *world.MOTIFS):
-        for size in world.SIZES:
-            middle = world.IMAGE_SIZE / 2
-            digest.update(world.coverage(shape, world.SIZES[size], (middle, middle)).tobytes())
+        for radius in world.SIZES.values():
+            digest.update(world.coverage(shape, radius).tobytes())
     digest.update(repr((world.COLOURS, world.BACKGROUNDS)).encode())
     return digest.hexdigest()[:10]
 

@@ -1,11 +1,13 @@
 """The oracle: reads a scene from pixels by colour distance and template matching, untrained."""
 
 from functools import cache
+from itertools import product
 
 import numpy as np
 
 from pea_jax.tinyworld.world import (
     BACKGROUNDS,
+    CENTRE,
     COLOURS,
     IMAGE_SIZE,
     MOTIFS,
@@ -36,14 +38,9 @@ def _nearest(colour: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> st
 @cache
 def _templates() -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, radii and coverage [K, 64*64] of every shape at every radius, in the centre."""
-    names, radii, masks = [], [], []
-    for shape in SHAPES + MOTIFS:
-        for radius in _RADII:
-            middle = IMAGE_SIZE / 2
-            names.append(shape)
-            radii.append(radius)
-            masks.append(coverage(shape, radius, (middle, middle)))
-    return names, np.array(radii), np.stack(masks).reshape(len(names), -1)
+    figures = list(product(SHAPES + MOTIFS, _RADII))
+    masks = np.stack([coverage(*figure).ravel() for figure in figures])
+    return [shape for shape, _ in figures], np.array([radius for _, radius in figures]), masks
 
 
 def _extent_middle(alpha: np.ndarray) -> tuple[float, float]:
@@ -57,7 +54,7 @@ def _match(alpha: np.ndarray) -> tuple[str, str]:
     """Shape and size of the best template over a few whole-pixel shifts."""
     names, radii, masks = _templates()
     x, y = _extent_middle(alpha)
-    base = (round(IMAGE_SIZE / 2 - y), round(IMAGE_SIZE / 2 - x))
+    base = (round(CENTRE - y), round(CENTRE - x))
     span = range(-_TEMPLATE_SHIFT, _TEMPLATE_SHIFT + 1)
     shifted = np.stack(
         [np.roll(alpha, (base[0] + v, base[1] + h), (0, 1)).ravel() for v in span for h in span]
@@ -84,9 +81,8 @@ def read(image: np.ndarray) -> Scene:
             f"expected uint8 [{IMAGE_SIZE}, {IMAGE_SIZE}, 3], got {image.dtype} {image.shape}"
         )
     pixels = image.astype(np.float32)
-    rim = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3)])
-    rim = np.concatenate([rim, pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)])
-    ground = np.median(rim, axis=0)
+    rim = (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:])
+    ground = np.median(np.concatenate([strip.reshape(-1, 3) for strip in rim]), axis=0)
     background = _nearest(ground, BACKGROUNDS)
 
     distance = np.linalg.norm(pixels - ground, axis=-1)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 IMAGE_SIZE = 64
+CENTRE = IMAGE_SIZE / 2
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "ring")
 MOTIFS = ("taiji", "lantern", "torii", "matryoshka", "gondola", "panda")
@@ -155,7 +156,9 @@ def _mask(strokes: Sequence[_Stroke], radius: float, centre: tuple[float, float]
     return mask
 
 
-def coverage(shape: str, radius: float, centre: tuple[float, float]) -> np.ndarray:
+def coverage(
+    shape: str, radius: float, centre: tuple[float, float] = (CENTRE, CENTRE)
+) -> np.ndarray:
     """The fraction of each pixel that a figure covers: float32 [64, 64] in 0..1.
 
     Args:
@@ -174,8 +177,7 @@ def render(scene: Scene, dx: float = 0.0, dy: float = 0.0) -> np.ndarray:
     """The image of a scene with its figure moved by (dx, dy) pixels: uint8 [64, 64, 3]."""
     if max(abs(dx), abs(dy)) > MAX_SHIFT:
         raise ValueError(f"a figure moves at most {MAX_SHIFT} pixels, got dx={dx}, dy={dy}")
-    middle = IMAGE_SIZE / 2
-    alpha = coverage(scene.shape, SIZES[scene.size], (middle + dx, middle + dy))[..., None]
+    alpha = coverage(scene.shape, SIZES[scene.size], (CENTRE + dx, CENTRE + dy))[..., None]
     figure = np.array(COLOURS[scene.colour], np.float32)
     ground = np.array(BACKGROUNDS[scene.background], np.float32)
     return np.round(alpha * figure + (1 - alpha) * ground).astype(np.uint8)

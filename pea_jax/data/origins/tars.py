@@ -46,9 +46,6 @@ _LIMITS = {**dict.fromkeys(PICTURES, MAX_PICTURE), **dict.fromkeys(TEXTS, MAX_TE
 _DESCRIBING = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _DESCRIBING += (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
-#: The field with the text of a txt file.
-TXT = "txt"
-
 
 @dataclass(frozen=True)
 class TarShard:
@@ -77,7 +74,8 @@ class TarShard:
                 for name, data in _members(stream):
                     stem, suffix = _split(name)
                     if not suffix:
-                        if not _is_hidden(name):
+                        # File systems leave hidden files, such as .DS_Store and ._000.jpg.
+                        if not name.rsplit("/", 1)[-1].startswith("."):
                             yield Record(name, shard, None, {}, STRAY)
                         continue
                     if sample is not None and (sample.name != stem or suffix in sample.files):
@@ -135,7 +133,7 @@ class _Sample:
             if fields is None:
                 fields, fault = {}, fault or BAD_JSON
         if "txt" in self.files:
-            fields = {**fields, TXT: text_of(self.files["txt"])}
+            fields = {**fields, "txt": text_of(self.files["txt"])}
         return Record(self.name, shard, image, fields, fault)
 
 
@@ -143,11 +141,6 @@ def _split(name: str) -> tuple[str, str]:
     """Stem and ending of a file; the ending is "" for a file outside of samples."""
     match = _NAME.fullmatch(name)
     return (match[1], match[2].lower()) if match else (name, "")
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether it is a file of a file system, such as .DS_Store and ._000.jpg."""
-    return name.rsplit("/", 1)[-1].startswith(".")
 
 
 class _Header(tarfile.TarInfo):

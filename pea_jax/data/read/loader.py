@@ -103,7 +103,8 @@ class Loader(grain.DatasetIterator):
     def __next__(self) -> Batch:
         self._assert_not_closed()
         if self._elements is None:
-            self._elements = self._start()
+            first = self._step * self._fetch.share
+            self._elements = elements.start(self._fetch, first, self._workers)
         try:
             rows = [next(self._elements) for _ in range(self._fetch.share)]
             for row in rows:
@@ -115,9 +116,6 @@ class Loader(grain.DatasetIterator):
             raise
         self._step += 1
         return batch
-
-    def _start(self) -> grain.DatasetIterator:
-        return elements.start(self._fetch, self._step * self._fetch.share, self._workers)
 
     def _count_bad(self, row: Mapping[str, Any]) -> None:
         limit = self._fetch.max_bad
@@ -179,11 +177,10 @@ class Loader(grain.DatasetIterator):
         Raises:
           ValueError: the state has another seed, batch size, data set or selection of rows.
         """
-        names = [*self._agreed, *(name for name in state if name not in self.get_state())]
         wrong = [
             f"{name} {state.get(name)!r}, here {self._agreed.get(name)!r}"
-            for name in names
-            if state.get(name) != self._agreed.get(name)
+            for name in self._agreed | state
+            if name not in ("step", "bad") and state.get(name) != self._agreed.get(name)
         ]
         if wrong:
             raise ValueError(f"the data iterator's state is of another run: {'; '.join(wrong)}")
@@ -213,13 +210,6 @@ class Loader(grain.DatasetIterator):
         # Per host, because each host counts only the images that it read itself.
         bad = {host: found for state in states for host, found in state["bad"].items()}
         return {**common[0], "bad": bad}
-
-    def start_prefetch(self) -> None:
-        """Start reading the next batch in the background."""
-        self._assert_not_closed()
-        if self._elements is None:
-            self._elements = self._start()
-        self._elements.start_prefetch()
 
     def close(self) -> None:
         """End worker processes and threads permanently."""

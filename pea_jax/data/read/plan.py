@@ -134,10 +134,7 @@ def make_plan(
     """
     batch = {name: size for name, size in batch.items() if size}
     rows = {name: _select(source, name, batch[name], languages) for name in batch}
-    sides = {
-        name: (source.index["height"][chosen], source.index["width"][chosen])
-        for name, chosen in rows.items()
-    }
+    sides = {name: source.sides(chosen) for name, chosen in rows.items()}
     used, places = buckets_.allot(sides, buckets)
     if len(buckets) > 1:
         _warn_of_few(used, places, batch)

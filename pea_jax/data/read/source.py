@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 
 from pea_jax.data import images, paths, schema
 from pea_jax.runtime import storage
@@ -209,6 +209,12 @@ class Source:
                 )
             chosen = chosen & np.isin(self.index["language"], list(languages))
         return np.flatnonzero(chosen)
+
+    def sides(
+        self, rows: Int64[np.ndarray, "N"]
+    ) -> tuple[Int32[np.ndarray, "N"], Int32[np.ndarray, "N"]]:
+        """Heights and widths of some rows' images, pixels."""
+        return self.index["height"][rows], self.index["width"][rows]
 
 
 def _mapped(file: AnyPath) -> np.ndarray:

@@ -1,8 +1,10 @@
 """Cleaning of captions: Unicode normalisation, the paper's cleaning of Chinese, script checks."""
 
 import functools
+import json
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 
 import opencc
 import regex
@@ -21,50 +23,15 @@ _CONTROL = regex.compile(r"[\p{Cc}\p{Zl}\p{Zp}]+")
 _BLANKS = regex.compile(r"\s+")
 _LETTER = regex.compile(r"\p{L}")
 
+_GROUPS = json.loads(Path(__file__).with_name("scripts.json").read_text("utf-8"))
 #: Language -> scripts.
-SCRIPTS = {
-    **dict.fromkeys(("zh", "yue"), ("Han", "Bopomofo")),
-    "ja": ("Han", "Hiragana", "Katakana"),
-    "ko": ("Hangul", "Han"),
-    **dict.fromkeys(("ru", "uk", "be", "bg", "mk", "kk", "ky", "mn", "tg"), ("Cyrillic",)),
-    "sr": ("Cyrillic", "Latin"),
-    **dict.fromkeys(
-        ("it", "en", "fr", "de", "es", "pt", "ca", "gl", "ro", "nl", "sv", "da", "no", "nb", "fi")
-        + ("is", "et", "lv", "lt", "pl", "cs", "sk", "sl", "hr", "hu", "tr", "vi", "id", "ms")
-        + ("sw", "tl", "eu", "sq", "ga", "cy", "af"),
-        ("Latin",),
-    ),
-    "el": ("Greek",),
-    **dict.fromkeys(("ar", "fa", "ur"), ("Arabic",)),
-    **dict.fromkeys(("he", "iw", "yi"), ("Hebrew",)),
-    **dict.fromkeys(("hi", "mr", "ne", "sa"), ("Devanagari",)),
-    "bn": ("Bengali",),
-    "ta": ("Tamil",),
-    "te": ("Telugu",),
-    "th": ("Thai",),
-    "ka": ("Georgian",),
-    "hy": ("Armenian",),
-}
+SCRIPTS = {each: tuple(group["scripts"]) for group in _GROUPS for each in group["languages"]}
+#: BCP 47 script tag -> scripts.
+_TAGS = {each: tuple(group["scripts"]) for group in _GROUPS for each in group["tags"]}
 
 #: Letters that exclude a language: a script share cannot exclude Japanese, which is half Han.
 _NEVER = {"zh": regex.compile(r"[\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}]")}
 
-#: BCP 47 script tag -> scripts.
-_TAGS = {
-    **dict.fromkeys(("hans", "hant", "hani"), ("Han", "Bopomofo")),
-    "latn": ("Latin",),
-    "cyrl": ("Cyrillic",),
-    "arab": ("Arabic",),
-    "deva": ("Devanagari",),
-    "hang": ("Hangul",),
-    "jpan": ("Han", "Hiragana", "Katakana"),
-    "kore": ("Hangul", "Han"),
-    "hira": ("Hiragana",),
-    "kana": ("Katakana",),
-    "grek": ("Greek",),
-    "hebr": ("Hebrew",),
-    "thai": ("Thai",),
-}
 _TRADITIONAL = {"hant", "tw", "hk", "mo"}
 
 

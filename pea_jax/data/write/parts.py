@@ -274,7 +274,7 @@ class BuildPart(PartJob):
         def records() -> Iterator[tuple]:
             for row in self.shard():
                 rejected = isinstance(row, schema.Rejected)
-                reason = row.reason if rejected else self.row_format.problem(row)
+                reason = row.reason if rejected else schema.problem(row)
                 if reason is None and row.key in seen:
                     reason = REPEATED_KEY
                 if reason is not None:

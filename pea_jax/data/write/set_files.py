@@ -63,11 +63,8 @@ def place(
         target = folder if storage.is_bucket(folder) else draft
         for split, content in splits.items():
             template = paths.template(name, split)
-            count, reports = len(content.pieces), [report for _, report in content.pieces]
-            files = [
-                template.sharded_filepath(shard_index=number, num_shards=count).name
-                for number in range(count)
-            ]
+            reports = [report for _, report in content.pieces]
+            files = [path.name for path in template.sharded_filepaths(len(reports))]
             copies += [
                 (part.folder / parts.RECORDS, target / file, each.size)
                 for (part, each), file in zip(content.pieces, files, strict=True)

@@ -189,7 +189,6 @@ def test_a_state_goes_on_with_the_next_batch_wherever_it_was_taken(source, load)
     for step in (0, 1, 5, 8):
         fresh = load(source)
         next(fresh)
-        fresh.start_prefetch()
         fresh.set_state(json.loads(states[step]))
         assert_same(take(fresh, 9 - step), batches[step:])
     # Also of a run on two hosts.
