@@ -9,7 +9,6 @@ and with `rows_at_once` rows at a time.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ CASES = {"sd15_zh": 512, "sdxl_zh": 1024}
 
 
 def report(devices: list[jax.Device], name: str, verb: str, rows: int, most: int) -> Any:
-    """The report of the program that processes `most` of its rows at a time."""
+    """The cost of the program that processes `most` of its rows at a time."""
     mesh = parallel.make_mesh(devices=devices)
     config = configs.load(ROOT / "configs" / f"{name}.py")
     trainer = runs.make_trainer(config, mesh, abstract=True)
@@ -44,15 +43,12 @@ def report(devices: list[jax.Device], name: str, verb: str, rows: int, most: int
         return parallel.in_slices(getattr(vae, verb), batch, most, len(devices))
 
     lowered = jax.jit(program).lower(weights, batch)
-    start = time.perf_counter()
-    compiled = lowered.compile()
-    seconds = time.perf_counter() - start
-    return roofline.read(
-        compiled,
+    return roofline.measure(
+        lowered,
         chip=topology.chip(devices),
         arguments={"weights": weights, "batch": batch},
         rows=rows,
-        compile_seconds=seconds,
+        shards=len(devices),
     )
 
 

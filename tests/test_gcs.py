@@ -110,6 +110,7 @@ def bucket(cloud, request) -> storage.AnyPath:
 def _compiled_once(tmp_path_factory) -> Iterator[None]:
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_enable_compilation_cache", True)  # off after a test of the TPU compiler
     compilation_cache.reset_cache()
     yield
     jax.config.update("jax_compilation_cache_dir", before)

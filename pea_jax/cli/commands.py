@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -145,6 +146,11 @@ COMMANDS = {
 }
 
 
+_FORMATTER = functools.partial(
+    argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100
+)
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises `UsageError` in place of an exit."""
 
@@ -152,9 +158,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(
             add_help=False,
             allow_abbrev=False,
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-                prog, max_help_position=32, width=100
-            ),
+            formatter_class=_FORMATTER,
             **settings,
         )
         self.set_defaults(parser=self)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pea_jax.cli.commands import did_you_mean
 from pea_jax.runtime import storage
+from pea_jax.runtime.config_fields import as_tuples
 from pea_jax.runtime.errors import UsageError
 
 
@@ -73,9 +74,8 @@ def from_json(stored: Mapping[str, Any]) -> ConfigDict:
         ValueError: names every field that no longer exists, since it may have changed numbers; or a
             value has another type.
     """
-    config, made = load("base"), ConfigDict(_tuples(dict(stored)))
-    known = set(fields(config))
-    if unknown := [path for path in fields(made) if path not in known]:
+    config, made = load("base"), ConfigDict(as_tuples(dict(stored)))
+    if unknown := sorted(fields(made).keys() - fields(config).keys()):
         raise ValueError(
             f"config.json has fields that this version of pea-jax does not know: "
             f"{', '.join(unknown)}; remove them from the file if the run does not depend on them"
@@ -93,7 +93,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     Raises:
         UsageError: another argument, an unknown field, or a value of another type.
     """
-    known = list(fields(config))
+    known = fields(config)
     for argument in arguments:
         name = argument.split("=", 1)[0].removeprefix("--")
         path = name.removeprefix("config.")
@@ -113,13 +113,8 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 
 def listed(config: ConfigDict) -> list[str]:
     """Every field with its value, as the argument that sets it."""
-    lines = []
-    for path in fields(config):
-        value: Any = config
-        for name in path.split("."):
-            value = value[name]
-        lines.append(f"  --config.{path}={json.dumps(value, ensure_ascii=False)}")
-    return lines
+    values = fields(config).items()
+    return [f"  --config.{path}={json.dumps(value, ensure_ascii=False)}" for path, value in values]
 
 
 @contextlib.contextmanager
@@ -132,17 +127,10 @@ def _import_path(folder: Path) -> Iterator[None]:
         sys.path[:] = before
 
 
-def fields(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """The dotted path of every field, without the groups."""
+def fields(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """The value of every field by its dotted path, without the groups."""
+    found = {}
     for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from fields(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has lists where a config has tuples, which the command line can set."""
-    if isinstance(value, dict):
-        return {name: _tuples(part) for name, part in value.items()}
-    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
+        is_group = isinstance(value, ConfigDict)
+        found |= fields(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
+    return found

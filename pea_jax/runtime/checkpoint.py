@@ -109,7 +109,7 @@ class SaveError(StorageError):
     """A checkpoint could not be written; earlier ones are whole."""
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
     """The checkpoints of one run, written in the background; used as a context manager.
 
     Args:
@@ -136,9 +136,6 @@ class Checkpointer:
                 step_format_fixed_length=8,
             ),
         )
-
-    def __enter__(self) -> "Checkpointer":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if kind is not None and processes.process_count() > 1:

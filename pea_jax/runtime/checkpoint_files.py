@@ -91,15 +91,15 @@ def latest_whole(
         folder, value, outcome, failure = folder_of(workdir, step), None, _WHOLE, None
         try:
             value = read(folder)
-        except DamagedError as error:
-            outcome, failure = _IS_DAMAGED, error
         except Exception as error:
-            outcome, failure = _FAILED, error
+            failure = error
+            outcome = _IS_DAMAGED if isinstance(error, DamagedError) else _FAILED
         outcomes = processes.gather(outcome)
         if outcome == _FAILED:
             raise failure
+        elsewhere = f"process {outcomes.index(max(outcomes))} cannot read it"
         if _FAILED in outcomes:
-            raise StorageError(f"{folder}: process {outcomes.index(_FAILED)} cannot read it")
+            raise StorageError(f"{folder}: {elsewhere}")
         if _IS_DAMAGED not in outcomes:
             for bad, reason in reasons.items():
                 warnings.warn(
@@ -108,7 +108,6 @@ def latest_whole(
                     1,
                 )
             return step, value, list(reasons)
-        elsewhere = f"process {outcomes.index(_IS_DAMAGED)} cannot read it"
         reasons[step] = str(failure or elsewhere)
     listed = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
     raise DamagedError(f"{workdir / CHECKPOINTS}: no checkpoint is whole ({listed})")
@@ -140,12 +139,9 @@ def read_items(folder: AnyPath) -> set[str]:
             raise DamagedError("it was not finished")
         metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
         items = set(metadata["item_handlers"])
-        missing = sorted(item for item in items if not (folder / item).is_dir())
+        missing = sorted(item for item in items if not _finished(folder / item))
         if missing or not items:
             raise DamagedError(f"without {', '.join(missing) or 'items'}")
-        unfinished = sorted(item for item in items if not _finished(folder / item))
-        if unfinished:
-            raise DamagedError(f"{', '.join(unfinished)} not finished")
     return items
 
 

@@ -116,7 +116,7 @@ class Config:
                 problems.append(f"{key}: not a known field, got {value!r}")
         cls._raise(problems)
         found = {info.name: values[key] for key, info in fields.items() if key in values}
-        return cls(**{name: _as_tuples(value) for name, value in found.items()})
+        return cls(**{name: as_tuples(value) for name, value in found.items()})
 
     def __post_init__(self):
         fields = self.fields()
@@ -157,9 +157,12 @@ def _broken(rules: Mapping[str, Rule], values: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: expected {expected}, got {values[key]!r}"
         for key, rule in rules.items()
-        if key in values and (expected := rule(_as_tuples(values[key])))
+        if key in values and (expected := rule(as_tuples(values[key])))
     ]
 
 
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+def as_tuples(value: Any) -> Any:
+    """A value of JSON with tuples in place of lists, at every depth."""
+    if isinstance(value, dict):
+        return {key: as_tuples(part) for key, part in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value

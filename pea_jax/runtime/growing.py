@@ -1,5 +1,6 @@
 """A file that grows piece by piece, on a local disk or in a bucket."""
 
+import contextlib
 import time
 
 from pea_jax.runtime.storage import AnyPath, is_bucket, naming, replace_bytes
@@ -8,7 +9,7 @@ from pea_jax.runtime.storage import AnyPath, is_bucket, naming, replace_bytes
 REWRITE_SECONDS = 30.0
 
 
-class GrowingFile:
+class GrowingFile(contextlib.AbstractContextManager):
     """A file that grows piece by piece, made anew; a context manager.
 
     On a local disk each piece goes to the operating system at once, and survives a kill of this
@@ -29,9 +30,6 @@ class GrowingFile:
         else:
             replace_bytes(file, begin)
             self._stream = file.open("ab", buffering=0)
-
-    def __enter__(self) -> "GrowingFile":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

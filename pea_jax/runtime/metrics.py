@@ -30,7 +30,7 @@ def read_metrics(workdir: AnyPath) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-class MetricWriter:
+class MetricWriter(contextlib.AbstractContextManager):
     """Writes scalars and images of a run; used as a context manager.
 
     Args:
@@ -49,9 +49,6 @@ class MetricWriter:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         self._lines = GrowingFile(workdir / METRICS_FILE, text.encode())
         self._events = EventWriter(workdir / EVENTS, purge_step=resumed + 1)
-
-    def __enter__(self) -> "MetricWriter":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         if self._lines is None:

@@ -28,7 +28,7 @@ def parse(text: str | None) -> range:
     return range(int(start) + 1, int(start) + int(count) + 1)
 
 
-class Trace:
+class Trace(contextlib.ExitStack):
     """Traces some steps of this process into WORKDIR/profile/; a context manager.
 
     Args:
@@ -38,15 +38,9 @@ class Trace:
     """
 
     def __init__(self, workdir: AnyPath, steps: range, *, enabled: bool):
+        super().__init__()
         self._workdir = workdir
         self._steps = steps if enabled else range(0)
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> "Trace":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -65,10 +59,10 @@ class Trace:
         """
         if self._steps and number == self._steps.stop - 1:
             jax.block_until_ready(outputs)
-            self._stack.close()
+            self.close()
 
     def _start(self) -> None:
         output = self._workdir / PROFILE / time.strftime("%Y_%m_%d_%H_%M_%S")
-        folder = self._stack.enter_context(storage.appearing(output))
+        folder = self.enter_context(storage.appearing(output))
         jax.profiler.start_trace(str(folder))
-        self._stack.callback(jax.profiler.stop_trace)
+        self.callback(jax.profiler.stop_trace)

@@ -2,7 +2,6 @@
 
 import datetime
 import io
-import sys
 from collections.abc import Iterator, Mapping, Sized
 from typing import TypeVar
 
@@ -24,7 +23,7 @@ class TrainingBar:
         images_per_step: of the whole batch, over all hosts.
         start: the step that the run resumes from.
         log_every: plain lines appear at every multiple of it, and at the last step.
-        stream: standard error by default.
+        stream: None is standard error.
         enabled: False shows nothing (on every process but one).
     """
 
@@ -40,39 +39,32 @@ class TrainingBar:
     ):
         self._rate: float | None = None
         self._total, self._images_per_step, self._log_every = total, images_per_step, log_every
-        self._stream = sys.stderr if stream is None else stream
-        self._enabled = enabled
-        self._bar: Progress | None = None
-        if enabled and self._stream.isatty():
-            self._bar = Progress(
-                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(bar_width=12),
-                TextColumn("{task.fields[speed]}"),
-                # On a narrow terminal the terms take several lines.
-                TextColumn("{task.fields[terms]}", table_column=Column(ratio=1)),
-                expand=True,
-                console=Console(file=self._stream),
-                refresh_per_second=4,
-            )
-            self._task = self._bar.add_task(
-                "", total=total, completed=start, speed="compiling", terms=""
-            )
+        console = Console(file=stream, stderr=stream is None, quiet=not enabled, emoji=False)
+        self._bar = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[speed]}"),
+            # On a narrow terminal the terms take several lines.
+            TextColumn("{task.fields[terms]}", table_column=Column(ratio=1)),
+            expand=True,
+            console=console,
+            refresh_per_second=4,
+            disable=not (enabled and console.is_terminal),
+        )
+        self._task = self._bar.add_task(
+            "", total=total, completed=start, speed="compiling", terms=""
+        )
 
     def __enter__(self) -> "TrainingBar":
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
     def say(self, line: str) -> None:
         """Show a line, above the bar where there is one."""
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        elif self._enabled:
-            print(line, file=self._stream, flush=True)
+        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def update(self, step: int, values: Mapping[str, float], rate: float | None) -> None:
         """Show the progress after `step` steps.
@@ -93,10 +85,9 @@ class TrainingBar:
             seconds = (self._total - step) * self._images_per_step / self._rate
             left = datetime.timedelta(seconds=round(seconds))
             speed = [f"{self._rate:.1f} images/s", f"{left} left"]
-        if self._bar is not None:
-            fields = {"speed": "  ".join(speed), "terms": "  ".join(terms)}
-            self._bar.update(self._task, completed=step, **fields)
-        elif step % self._log_every == 0 or step == self._total:
+        fields = {"speed": "  ".join(speed), "terms": "  ".join(terms)}
+        self._bar.update(self._task, completed=step, **fields)
+        if self._bar.disable and (step % self._log_every == 0 or step == self._total):
             self.say("  ".join([f"step {step}/{self._total}", *speed, *terms]))
 
 

@@ -4,6 +4,7 @@ tensorboardX's SummaryWriter hands events to a thread: on a full disk that threa
 program waits for it for ever. Here only its summaries and protocol buffers are used.
 """
 
+import contextlib
 import socket
 import struct
 import time
@@ -22,7 +23,7 @@ from pea_jax.runtime.storage import AnyPath, is_bucket
 _LARGEST_OBJECT = 2**22
 
 
-class EventWriter:
+class EventWriter(contextlib.AbstractContextManager):
     """Event files of one session of a run; a context manager.
 
     Args:
@@ -35,9 +36,6 @@ class EventWriter:
         self._folder = folder
         self._start()
         self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
-
-    def __enter__(self) -> "EventWriter":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()

@@ -1,10 +1,10 @@
-"""`pea-jax convert`: the file of an adapter, the authors' or ours, as the other.
+"""`pea-jax convert`: convert an adapter file between the authors' format and ours.
 
     OUTPUT/adapter.safetensors, config.json   ours
     OUTPUT/pytorch_model.bin                  the authors', with --format torch
 
-The tensors keep their keys, which are the same in both, and unless asked otherwise their types: the
-way there and back gives every bit again.
+The tensors keep their keys, which are the same in both formats, and without --dtype their types:
+converting there and back gives the same bits.
 """
 
 from collections.abc import Mapping
@@ -36,24 +36,24 @@ def convert(
     file: Path,
     *,
     output: AnyPath,
-    format: str | None = None,  # noqa: A002  (what the flag is called)
+    format: str | None = None,  # noqa: A002  (the name of the flag)
     dtype: str | None = None,
     language_encoder: str | None = None,
     base: str | None = None,
 ) -> AnyPath:
-    """Writes the adapter in `file` to the folder `output`.
+    """Write the adapter in `file` to the folder `output`, and return that.
 
     Args:
-      file: a bare file of any layout, or what `pea-jax export` or this wrote (folder or file).
-      output: a folder that isn't there yet, or is empty.
+      file: an adapter file of any layout, or a folder that `pea-jax export` or `convert` wrote.
+      output: a new or empty folder.
       format: one of `FORMATS`; None is safetensors.
       dtype: one of `DTYPES`; None keeps the file's.
-      language_encoder: the name for config.json, in place of the one that the adapter came with.
-      base: the name of the base model, likewise.
+      language_encoder: replaces the name in config.json.
+      base: replaces the name of the base model in config.json.
 
     Raises:
-      ValueError: arguments that cannot be; a file that holds no adapter, or values beyond `dtype`;
-        a folder that holds something already. Nothing is written then.
+      ValueError: an unsupported argument; a file without an adapter, or with values beyond `dtype`;
+        a folder that is not empty. Nothing is written then.
     """
     format = format or FORMATS[0]  # noqa: A001
     named = {"base_model": base, "language_encoder": language_encoder}
@@ -87,7 +87,7 @@ def convert(
 
 
 def _described(config: AdapterConfig, tensors: Mapping[str, np.ndarray]) -> str:
-    """What was recognised, in one line."""
+    """The layers, widths, size and types of an adapter, in one line."""
     widths = [config.input_width, *[config.hidden_width] * (config.projector_layers - 1)]
     widths += [] if config.pooled_width is None else [f"{config.pooled_width} (pooled)"]
     parameters = sum(value.size for value in tensors.values())

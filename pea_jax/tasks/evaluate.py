@@ -144,7 +144,8 @@ def prompt_set(config: ConfigDict, *, native: bool) -> PromptSet:
     """
     settings, languages = config.evaluate, _languages(config)
     scenes = splits.scenes("test", native)
-    chosen = _spread(scenes, settings.prompts or len(scenes))
+    count = min(settings.prompts or len(scenes), len(scenes))
+    chosen = [scenes[i * len(scenes) // count] for i in range(count)]  # at even distances
     rows = [(i, s) for i, s in enumerate(chosen) for _ in range(settings.images_per_prompt)]
 
     def caption(language: str) -> list[str]:
@@ -177,10 +178,11 @@ def draw(sets: dict[str, PromptSet], images: Images) -> Image.Image:
 
 def show(results: dict, console: Console) -> None:
     """Print the scores as a table, with their explanation."""
-    table = Table(title="tinyworld, held-out scenes", caption=results["about"])
     names = [name for scorer in SCORERS.values() for name in scorer.names]
-    for header in ("prompts", "model", *names):
-        table.add_column(header, justify="right" if header in names else "left")
+    title = "tinyworld, held-out scenes"
+    table = Table("prompts", "model", title=title, caption=results["about"])
+    for name in names:
+        table.add_column(name, justify="right")
     for name, count in results["counts"].items():
         for language, models in results[name].items():
             for model, values in models.items():
@@ -235,12 +237,6 @@ def _sample(
     images = np.concatenate(list(progress(batches, len(texts), model)))
     ends = np.cumsum([len(texts) for texts, _ in parts.values()])
     return dict(zip(parts, np.split(images, ends[:-1]), strict=True))
-
-
-def _spread(scenes: Sequence[Scene], count: int) -> list[Scene]:
-    """`count` scenes at even distances."""
-    count = min(count, len(scenes))
-    return [scenes[i * len(scenes) // count] for i in range(count)]
 
 
 def _one_per_shape(scenes: Sequence[Scene]) -> list[int]:

@@ -1,20 +1,20 @@
 """`pea-jax sample`: prompts in, PNG files out.
 
-    OUTPUT/00000.png, 00001.png, ...   one a prompt
-    OUTPUT/grid.png                    the first of them at a glance
-    OUTPUT/manifest.jsonl              a line an image: file, prompt, seed, what was cut, settings
+    OUTPUT/00000.png, 00001.png, ...   one per prompt
+    OUTPUT/grid.png                    the first `GRID_IMAGES` of them
+    OUTPUT/manifest.jsonl              one line per image: file, prompt, seed, text cut, settings
 
-A folder that holds anything already is refused, so its content is always from one call. The
-manifest's line of an image is written after its file: after an interruption, the manifest says what
-is done. With several processes, each writes the files of the images that its devices made, into a
-folder that all of them reach; the first one writes the manifest and the grid.
+A folder that is not empty is refused, so its content is always from one call. The manifest's line
+of an image is written after its file: after an interruption, the manifest lists the finished files.
+With several processes, each writes the images that its devices made, into a folder that all of them
+reach. The first process writes the manifest and the grid.
 """
 
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Sequence, Sized
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,10 +32,7 @@ from pea_jax.weights.save import refuse_used
 MANIFEST_FILE = "manifest.jsonl"
 GRID_FILE = "grid.png"
 
-#: One element an image.
-Batch = TypeVar("Batch", bound=Sized)
-
-#: Images in grid.png at most; the files and the manifest have all.
+#: The most images in grid.png.
 GRID_IMAGES = 64
 
 
@@ -47,18 +44,18 @@ def sample(
     output: AnyPath,
     step: int | None = None,
 ) -> AnyPath:
-    """Samples one image a prompt.
+    """Sample one image per prompt; returns `output`.
 
     Args:
-      config: of the run; `sample` says how, `model` with what.
+      config: of the run; `sample` sets how images are sampled, `model` the networks.
       workdir: of the run; None samples the base model alone, in English.
       prompts: one or more.
-      output: a folder that isn't there yet, or is empty; of several processes the same to all.
+      output: a new or empty folder, the same for all processes.
       step: of the checkpoint; None takes the latest.
 
     Raises:
-      ValueError: no prompts, a folder that holds something already, or settings that don't fit the
-        model; nothing is written then.
+      ValueError: no prompts, a folder that is not empty, or settings that do not fit the model;
+        nothing is written then.
       FileNotFoundError: the workdir has no checkpoint of this step.
     """
     if not prompts:
@@ -84,7 +81,7 @@ def sample(
         }
         for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     ]
-    # Nobody writes before everybody has seen that the folder is free.
+    # No process writes before all have checked the folder.
     processes.wait_for_all("sample: checked")
     output.mkdir(parents=True, exist_ok=True)
     written = _written(output, lines, shares)
@@ -116,7 +113,7 @@ def _written(
 
 
 def _write_grid(output: AnyPath, lines: Sequence[dict[str, Any]]) -> None:
-    """The images of `lines` at a glance, from their files."""
+    """Write a grid of the images of `lines`, from their files."""
     missing = [line["file"] for line in lines if not (output / line["file"]).exists()]
     if missing:
         raise ValueError(
@@ -126,17 +123,17 @@ def _write_grid(output: AnyPath, lines: Sequence[dict[str, Any]]) -> None:
     images = [
         np.asarray(Image.open(io.BytesIO((output / line["file"]).read_bytes()))) for line in lines
     ]
-    # A caption that the shipped font can't write would be boxes: the file's name says which it is.
+    # The file's name replaces a prompt that the shipped font has no glyphs for.
     captions = [line["prompt"] if grid.writable(line["prompt"]) else line["file"] for line in lines]
     storage.replace_bytes(output / GRID_FILE, grid.png(grid.tile(np.stack(images), captions)))
 
 
 def read_prompts(file: AnyPath) -> list[str]:
-    """The prompts of a file, one a line; lines that are blank are left out.
+    """The prompts of a file, one per line; blank lines are left out.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it isn't text in UTF-8, or has no prompt.
+      ValueError: it is not text in UTF-8, or has no prompt.
     """
     try:
         lines = file.read_text("utf-8-sig").splitlines()

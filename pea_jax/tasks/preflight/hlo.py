@@ -6,6 +6,7 @@ it runs, starting from the entry.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections import Counter, defaultdict
@@ -76,7 +77,7 @@ def _runs(
 
     def visit(name: str, times: float) -> None:
         runs[name] += times
-        for one in computations[name].values():
+        for one in computations[name]:
             if one.opcode in ("fusion", "all-reduce", "reduce", "sort", "scatter", "reduce-window"):
                 continue
             for kind, names in one.called().items():
@@ -101,7 +102,7 @@ def _trips(loop: Instruction, computations: Mapping[str, Computation]) -> int:
         return int(known[1])
     pending, numbers = list(loop.called().get("condition", [])), []
     while pending:
-        for one in computations.get(pending.pop(), {}).values():
+        for one in computations.get(pending.pop(), []):
             numbers += [int(number) for number in _NUMBER.findall(one.text)]
             pending += one.called().get("calls", [])
     return max(numbers, default=1)
@@ -113,62 +114,56 @@ def _total(computations: Mapping[str, Computation], runs: Mapping[str, float]) -
     counts: Counter[str] = Counter()
     sent: dict[str, float] = defaultdict(float)
     for name, times in runs.items():
-        inside = computations[name]
-        for one in inside.values():
-            flops += times * _flops(one, inside, computations)
+        for one in computations[name]:
+            flops += times * _flops(one, computations)
             if one.opcode not in _FREE:
-                moved += times * (size_of(one.shape) + sum(_operand_sizes(one, inside)))
+                moved += times * sum(map(size_of, (one.shape, *one.operands)))
             if 'custom_call_target="tpu_custom_call"' in one.text:
-                found = _kernel_flops(one, inside)
+                found = _kernel_flops(one)
                 kernels += times * (found or 0)
                 if found is None:
                     unknown.add(one.name)
-        for kind, one, place in _collectives(inside, computations):
+        for kind, one in _collectives(name, computations):
             counts[kind] += round(times)
-            sent[kind] += times * _sent(kind, one, place)
+            sent[kind] += times * _sent(kind, one)
     collectives = {kind: (counts[kind], sent[kind]) for kind in COLLECTIVES if counts[kind]}
     return OperationCounts(flops, moved, kernels, tuple(sorted(unknown)), collectives)
 
 
 def _collectives(
-    inside: Computation, computations: Mapping[str, Computation]
-) -> Iterator[tuple[str, Instruction, Computation]]:
-    """The collectives of a computation: kind, instruction, and the computation that has it.
+    name: str, computations: Mapping[str, Computation]
+) -> Iterator[tuple[str, Instruction]]:
+    """The collectives of a computation: kind and instruction.
 
     On TPUs one that overlaps with computation appears in several fusions: the one that starts it,
     those that overlap with it, and the one that ends it. All of them name the same channel.
     """
-    parts = [(inside, one) for one in inside.values()]
-    for one in inside.values():
+    parts = [*computations[name]]
+    for one in computations[name]:
         if one.opcode == "fusion":
-            places = [computations[name] for name in one.called().get("calls", [])]
-            parts += [(place, part) for place in places for part in place.values()]
+            parts += _fused(one, computations)
     channels = set()
-    for place, part in parts:
+    for part in parts:
         kind = part.opcode.removesuffix("-start")
         named = _CHANNEL.search(part.text)
         channel = named[1] if named else part.name
         if kind in COLLECTIVES and channel not in channels:
             channels.add(channel)
-            yield kind, part, place
+            yield kind, part
 
 
-def _operand_sizes(one: Instruction, inside: Computation) -> Iterator[int]:
-    return (size_of(inside[name].shape) for name in one.operands if name in inside)
+def _fused(fusion: Instruction, computations: Mapping[str, Computation]) -> Iterator[Instruction]:
+    return itertools.chain(*(computations[name] for name in fusion.called().get("calls", [])))
 
 
-def _flops(one: Instruction, inside: Computation, computations: Mapping[str, Computation]) -> float:
+def _flops(one: Instruction, computations: Mapping[str, Computation]) -> float:
     """FLOPs of an instruction's dots and convolutions, including those of a fusion."""
     if one.opcode == "fusion":
-        return sum(
-            _flops(part, computations[name], computations)
-            for name in one.called().get("calls", [])
-            for part in computations[name].values()
-        )
+        return sum(_flops(part, computations) for part in _fused(one, computations))
     if one.opcode not in ("dot", "convolution") or len(one.operands) != 2:
         return 0.0
     out = math.prod(dims(one.shape))
-    first, second = (dims(inside[name].shape) for name in one.operands)
+    first, second = map(dims, one.operands)
     if one.opcode == "dot":
         axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.text)
         contracted = [int(axis) for axis in axes[1].split(",") if axis] if axes else []
@@ -207,7 +202,7 @@ def _useful_pairs(
         yield axis, sum(0 <= place < end and place % dilate == 0 for place in places)
 
 
-def _kernel_flops(one: Instruction, inside: Computation) -> float | None:
+def _kernel_flops(one: Instruction) -> float | None:
     """FLOPs of splash attention, by the pass in the kernel's name; None for another kernel.
 
     Products of Q x L x K per head: 2 forward, 3 for the gradient of the queries, 4 for that of keys
@@ -216,9 +211,8 @@ def _kernel_flops(one: Instruction, inside: Computation) -> float | None:
     found = _SPLASH.search(one.text)
     if found is None:
         return None
-    shapes = [inside[name].shape for name in one.operands if name in inside]
     # Tables of int8 and int32, of masked blocks, precede query, key and value.
-    heads = [dims(shape) for shape in shapes if re.match("bf16|f32", shape)]
+    heads = [dims(shape) for shape in one.operands if re.match("bf16|f32", shape)]
     if len(heads) < 2:
         return None
     *batch, queries, size = heads[0]
@@ -227,21 +221,12 @@ def _kernel_flops(one: Instruction, inside: Computation) -> float | None:
     return 2.0 * products * math.prod(batch) * queries * keys * size
 
 
-def _sent(kind: str, one: Instruction, inside: Computation) -> float:
+def _sent(kind: str, one: Instruction) -> float:
     """Bytes that a chip sends in the ring algorithm."""
     devices = _group(one.text)
-    if devices == 1:
-        return 0.0
-    size = float(sum(_operand_sizes(one, inside)))
     share = (devices - 1) / devices
-    match kind:
-        case "all-reduce":
-            return 2 * share * size
-        case "all-gather":
-            return size * (devices - 1)
-        case "collective-permute":
-            return size
-    return size * share
+    factors = {"all-reduce": 2 * share, "all-gather": devices - 1, "collective-permute": 1}
+    return float(factors.get(kind, share) * sum(map(size_of, one.operands)))
 
 
 def _group(text: str) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 _BITS = {"pred": 8, "bf16": 16, "token": 0, "s4": 4, "u4": 4}
 _ARRAY = re.compile(r"\b(pred|token|bf16|[suf]\d+(?:e\dm\d\w*)?|c64|c128)\[([\d,]*)\]")
@@ -22,7 +22,7 @@ class Instruction:
       name: unique in its computation.
       shape: of the result, in HLO's notation.
       opcode: "fusion", "convolution", ...
-      operands: names of instructions of the same computation.
+      operands: their shapes.
       text: the whole line.
     """
 
@@ -37,26 +37,27 @@ class Instruction:
         return {kind: _NAME.findall(names) for kind, names in _CALLED.findall(self.text)}
 
 
-Computation = Mapping[str, Instruction]
+Computation = Sequence[Instruction]
 
 
 def parse(text: str) -> tuple[str, dict[str, Computation]]:
-    """The entry's name, and every computation by name: its instructions by name.
+    """The entry's name, and the instructions of every computation by its name.
 
     Raises:
       ValueError: there is no entry computation.
     """
-    computations: dict[str, dict[str, Instruction]] = {}
+    computations: dict[str, list[Instruction]] = {}
     entry, inside = "", None
     for line in text.splitlines():
         if inside is None:
             if found := _HEAD.match(line):
-                inside = computations[found[2]] = {}
+                inside, shapes = computations.setdefault(found[2], []), {}
                 entry = found[2] if found[1] else entry
         elif line == "}" or line.startswith("}, execution_thread"):
             inside = None  # attributes of a kernel may begin a line with }} too
-        elif instruction := _instruction(line):
-            inside[instruction.name] = instruction
+        elif instruction := _instruction(line, shapes):
+            inside.append(instruction)
+            shapes[instruction.name] = instruction.shape
     if not entry:
         raise ValueError("expected the text of an HLO module, found no entry computation")
     return entry, computations
@@ -65,9 +66,7 @@ def parse(text: str) -> tuple[str, dict[str, Computation]]:
 def parameter_bytes(text: str) -> int:
     """Bytes of the entry's parameters, without the padding of their layouts."""
     entry, computations = parse(text)
-    return sum(
-        size_of(one.shape) for one in computations[entry].values() if one.opcode == "parameter"
-    )
+    return sum(size_of(one.shape) for one in computations[entry] if one.opcode == "parameter")
 
 
 def size_of(shape: str) -> int:
@@ -86,7 +85,7 @@ def dims(shape: str) -> list[int]:
     return next((sizes for _, sizes in _arrays(shape)), [])
 
 
-def _instruction(line: str) -> Instruction | None:
+def _instruction(line: str, shapes: Mapping[str, str]) -> Instruction | None:
     head = _LINE.match(line)
     if head is None:
         return None
@@ -97,7 +96,8 @@ def _instruction(line: str) -> Instruction | None:
     if opcode is None:
         return None
     end = _matching(rest, opcode.end() - 1)
-    operands = tuple(_NAME.findall(rest[opcode.end() : end]))
+    names = _NAME.findall(rest[opcode.end() : end])
+    operands = tuple(shapes[name] for name in names if name in shapes)
     return Instruction(head[1], rest[1 : opcode.start()], opcode[1], operands, line)
 
 

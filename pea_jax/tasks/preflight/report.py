@@ -4,7 +4,7 @@ import math
 
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pea_jax.tasks.preflight.roofline import Cost
 from pea_jax.tasks.preflight.workloads import Target, Workload
@@ -16,13 +16,11 @@ _MORE_REMAT = {"none": "blocks", "blocks": "full"}
 def show(workload: Workload, cost: Cost, target: Target, changes: list[str]) -> None:
     """Print the table of one program, and the advice."""
     table = Table(
+        *("", Column(justify="right"), ""),
         title=f"{workload.name}; {target.topology}, {len(target.devices)} devices",
         title_justify="left",
         show_header=False,
     )
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
     for cells in _lines(cost):
         table.add_row(*cells)
     console = Console()
@@ -47,11 +45,10 @@ def advice(config: ConfigDict, workload: Workload, cost: Cost, target: Target) -
         more = _MORE_REMAT[config.model.remat]
         changes.append(f"--config.model.remat={more}: activations are computed twice, not kept")
     if rows > 1:
+        field = "data.batch_size" if workload.task == "train" else "sample.batch_size"
+        half = rows // 2
         changes.append(
-            f"--batch {rows // 2}: half the rows a chip; then a data.batch_size of "
-            f"{rows // 2 * devices}"
-            if workload.task == "train"
-            else f"--batch {rows // 2}: then a sample.batch_size of {rows // 2 * devices}"
+            f"--batch {half}: half the rows per chip, with {field}={half * devices} for the run"
         )
     common = math.gcd(*workload.rows.values())
     finer = range(config.train.accumulation_steps + 1, common + 1)

@@ -8,6 +8,7 @@ those that stay in on-chip memory, so the time for memory is an upper bound.
 import dataclasses
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 
 from pea_jax.runtime.chips import Chip
+from pea_jax.runtime.config_fields import as_tuples
 from pea_jax.tasks.preflight import hlo
 from pea_jax.tasks.preflight.hlo_text import parameter_bytes
 
@@ -84,12 +86,7 @@ class Cost:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Cost":
         """The inverse of `as_dict`, after JSON."""
-        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        pairs = {kind: tuple(pair) for kind, pair in fields["collectives"].items()}
-        largest = tuple(tuple(pair) for pair in fields["largest"])
-        kernels = tuple(fields["unknown_kernels"])
-        fields |= {"collectives": pairs, "largest": largest, "unknown_kernels": kernels}
-        return cls(**fields)
+        return cls(**{info.name: as_tuples(values[info.name]) for info in dataclasses.fields(cls)})
 
     def as_dict(self) -> dict[str, Any]:
         """All fields and properties, for JSON."""
@@ -97,34 +94,61 @@ class Cost:
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
 
 
-def read(
-    compiled: jax.stages.Compiled,
+def measure(
+    lowered: jax.stages.Lowered,
     *,
     chip: Chip | None,
     arguments: Mapping[str, Any],
     rows: int,
-    compile_seconds: float,
+    shards: int,
     trips: Mapping[int, int] | None = None,
 ) -> Cost:
-    """The cost of a compiled program.
+    """Compile a program and return its cost; also where the compiler refuses it for its memory.
 
     Args:
-      compiled: for the devices of the shardings in `arguments`.
+      lowered: for the devices of the shardings in `arguments`.
       chip: one of these devices.
       arguments: group -> tree of arrays or shapes, with shardings: everything in the devices'
         memory when the program runs.
       rows: of the batch, on one chip.
-      compile_seconds: of the compiler.
+      shards: the number of parts of a batch.
       trips: as for `hlo.count`.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the compiler failed for another reason.
     """
+    groups = {name: chip_bytes(tree) for name, tree in arguments.items()}
+    compiled, refusal = None, ""
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        refusal = str(error)
+        if "RESOURCE_EXHAUSTED" not in refusal:
+            raise
+    seconds = time.perf_counter() - start
+    if compiled is None:
+        results = _refused(refusal, lowered, groups, rows * shards, shards)
+    else:
+        results = _compiled(compiled, chip, sum(groups.values()), trips)
+    limit = chip and chip.memory
+    return Cost(limit=limit, arguments=groups, rows=rows, compile_seconds=seconds, **results)
+
+
+def _compiled(
+    compiled: jax.stages.Compiled,
+    chip: Chip | None,
+    arguments: int,
+    trips: Mapping[int, int] | None,
+) -> dict[str, Any]:
+    """The fields of the cost of a compiled program; its arguments have `arguments` bytes."""
     text, memory = compiled.as_text(), compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
     real, once = hlo.count(text, trips)
     flops = cost.get("flops", 0.0) * _ratio(real.flops, once.flops) + real.kernel_flops
     moved = cost.get("bytes accessed", 0.0) * _ratio(real.bytes, once.bytes)
-    groups = {name: chip_bytes(tree) for name, tree in arguments.items()}
     # Arguments that the program does not use are not passed to it, but occupy memory.
-    unused = max(0, sum(groups.values()) - parameter_bytes(text))
+    unused = max(0, arguments - parameter_bytes(text))
     parts = {
         "argument_bytes": memory.argument_size_in_bytes + unused,
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -133,67 +157,35 @@ def read(
     }
     total = sum(parts.values())
     sent = sum(bytes_sent for _, bytes_sent in real.collectives.values())
-    return Cost(
-        fits=chip is None or total <= chip.memory,
-        limit=chip and chip.memory,
-        arguments=groups,
-        rows=rows,
-        compile_seconds=compile_seconds,
-        **parts,
-        total=total,
-        flops=flops,
-        bytes=moved,
-        collectives=real.collectives,
-        seconds=chip
+    return parts | {
+        "fits": chip is None or total <= chip.memory,
+        "total": total,
+        "flops": flops,
+        "bytes": moved,
+        "collectives": real.collectives,
+        "seconds": chip
         and {
             "compute": flops / chip.flops,
             "memory": moved / chip.bandwidth,
             "interconnect": sent / chip.interconnect,
         },
-        unknown_kernels=real.unknown_kernels,
-    )
+        "unknown_kernels": real.unknown_kernels,
+    }
 
 
-def refused(
-    error: Exception,
+def _refused(
+    message: str,
     lowered: jax.stages.Lowered,
-    *,
-    chip: Chip | None,
-    arguments: Mapping[str, Any],
+    groups: Mapping[str, int],
     rows: int,
     shards: int,
-    compile_seconds: float,
-) -> Cost:
-    """The cost of a program that the compiler refused because it does not fit.
-
-    Args:
-      error: of the compiler.
-      lowered: the program before compilation.
-      chip: as for `read`.
-      arguments: as for `read`.
-      rows: as for `read`.
-      shards: the number of parts of a batch.
-      compile_seconds: as for `read`.
-    """
-    groups = {name: chip_bytes(tree) for name, tree in arguments.items()}
-    total, largest = _needed(str(error), sum(groups.values()))
-    if not largest:
-        largest = _largest_values(lowered.as_text(), rows * shards, shards)
+) -> dict[str, Any]:
+    """The fields of the cost of a program of `rows` rows that the compiler refused."""
+    total, largest = _needed(message, sum(groups.values()))
+    largest = largest or _largest_values(lowered.as_text(), rows, shards)
     largest += [(size, name) for name, size in groups.items()]
-    return Cost(
-        fits=False,
-        limit=chip and chip.memory,
-        arguments=groups,
-        rows=rows,
-        compile_seconds=compile_seconds,
-        total=total,
-        largest=tuple(sorted(largest, reverse=True)[:_LARGEST]),
-    )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of the compiler means that the program does not fit."""
-    return "RESOURCE_EXHAUSTED" in str(error)
+    largest = tuple(sorted(largest, reverse=True)[:_LARGEST])
+    return {"fits": False, "total": total, "largest": largest}
 
 
 def chip_bytes(tree: Any) -> int:

@@ -9,6 +9,7 @@ place of arrays: no weights and no data are read. Every number is per chip and p
 """
 
 import json as json_
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pea_jax.data import buckets
 from pea_jax.inference.settings import IMAGES_PER_SHARD
 from pea_jax.runtime import parallel
 from pea_jax.runtime.errors import UsageError
-from pea_jax.tasks.preflight import topology
+from pea_jax.tasks.preflight import topology as topologies
 from pea_jax.tasks.preflight.report import advice, headline, show
 from pea_jax.tasks.preflight.roofline import Cost
 from pea_jax.tasks.preflight.tune import Trial
@@ -51,7 +52,7 @@ def preflight(
     Args:
       config: see configs/base.py.
       workdir: unused; no weights are read.
-      topology: see `topology.devices`.
+      topology: see `preflight.topology.devices`.
       task: of `TASKS`; None is "train".
       size: of the images: "HxW" with commas between several, "buckets" for all sizes of the run, or
         "largest" for the largest of these; None is "largest", or the sampled size for sampling.
@@ -70,7 +71,10 @@ def preflight(
         raise UsageError(f"--task: expected one of {', '.join(TASKS)}, got {task!r}")
     if batch is not None and batch < 1:
         raise UsageError(f"--batch: expected 1 or more, got {batch}")
-    target = _target(config, topology)
+    devices = topologies.devices(topology)
+    folder = config.train.compilation_cache
+    cache = Path(folder).expanduser() / "preflight" if folder else None
+    target = Target(topology, devices, topologies.chip(devices), cache)
     sizes = _sizes(size, config, task)
     if tune:
         return choose(config, target, task, sizes, json=json)
@@ -84,8 +88,7 @@ def preflight(
             show(workload, cost, target, advice(config, workload, cost, target))
     if json:
         print(json_.dumps(as_dict(config, target, costs)))
-    misfits = [headline(*one) for one in costs if not one[1].fits]
-    if misfits:
+    if misfits := [headline(*one) for one in costs if not one[1].fits]:
         raise DoesNotFitError(f"{len(misfits)} of {len(costs)} programs do not fit: {misfits[0]}")
     return costs
 
@@ -118,13 +121,6 @@ def as_dict(
     }
 
 
-def _target(config: ConfigDict, name: str) -> Target:
-    devices = topology.devices(name)
-    folder = config.train.compilation_cache
-    cache = Path(folder).expanduser() / "preflight" if folder else None
-    return Target(name, devices, topology.chip(devices), cache)
-
-
 def _sizes(text: str | None, config: ConfigDict, task: str) -> list[tuple[int, int]]:
     if text is None and task == "sample":
         settings = sample_settings(config)
@@ -134,16 +130,13 @@ def _sizes(text: str | None, config: ConfigDict, task: str) -> list[tuple[int, i
     if text in (None, "largest"):
         known = config.data.buckets or [(*size, 1.0) for size in checks.picture_sizes(config)]
         return [buckets.largest(known)]
-    sizes = []
-    for word in text.split(","):
-        sides = word.strip().split("x")
-        if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
-            raise UsageError(
-                "--size: expected HxW in pixels with commas between several, buckets or largest, "
-                f"got {text!r}"
-            )
-        sizes.append((int(sides[0]), int(sides[1])))
-    return sizes
+    sizes = [re.fullmatch(r"\s*([1-9]\d*)x([1-9]\d*)\s*", word) for word in text.split(",")]
+    if None in sizes:
+        raise UsageError(
+            "--size: expected HxW in pixels with commas between several, buckets or largest, "
+            f"got {text!r}"
+        )
+    return [(int(height), int(width)) for height, width in (size.groups() for size in sizes)]
 
 
 def _rows(config: ConfigDict, target: Target, task: str, batch: int | None) -> dict[str, int]:

@@ -3,12 +3,11 @@
 The TPU compiler comes with libtpu (`pip install 'pea-jax[tpu]'`) and needs no TPU.
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 from jax.experimental import topologies
@@ -35,8 +34,8 @@ _EXAMPLES = "v5e:4x4, v6e:2x4, v5p:2x2x4 or v4:2x2x1, or local"
 def devices(name: str) -> Sequence[jax.Device]:
     """The devices of a topology.
 
-    TPU devices are for compiling only. Unless this process has used jax before, its own
-    computations run on the CPU, so that a local TPU stays free.
+    TPU devices are for compiling only; jax's cache of compiled programs is then off. Unless this
+    process has used jax before, its own computations run on the CPU: a local TPU stays free.
 
     Args:
       name: "local", or the generation and the shape of a TPU slice, as in "v5e:4x4".
@@ -53,27 +52,15 @@ def devices(name: str) -> Sequence[jax.Device]:
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
+    # Without its devices a compiler writes programs to the cache, of up to 120 MB, that it cannot
+    # read back.
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it reads the setting only once
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--topology {name}: expected {_EXAMPLES} ({reason})") from error
-
-
-@contextlib.contextmanager
-def without_cache() -> Iterator[None]:
-    """Disable jax's cache of compiled programs inside this context.
-
-    Without its devices a compiler writes programs to it, of up to 120 MB, that it cannot read back.
-    """
-    before = jax.config.jax_enable_compilation_cache
-    try:
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # the cache reads the setting only once
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
 
 
 def chip(devices: Sequence[jax.Device]) -> chips.Chip | None:

@@ -8,13 +8,14 @@ fits, the frozen weights are split further.
 """
 
 import dataclasses
+import functools
 import json as json_
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pea_jax.assembly import trainer as runs
 from pea_jax.models.unet.unet import REMAT
@@ -122,7 +123,13 @@ def _trials(
     best = 0.0
     for fsdp in _splits(config, target):
         for remat in REMAT if task == "train" else (config.model.remat,):
-            for one in _of_remat(config, target, task, sizes, remat, fsdp, best):
+            changed = config.copy_and_resolve_references()
+            with changed.unlocked():
+                changed.model.remat = remat
+                changed.mesh.fsdp, changed.mesh.data = fsdp, -1
+            trainer = runs.make_trainer(changed, target.mesh(changed), abstract=True)
+            attempt = functools.partial(_attempt, changed, trainer, target, task, sizes)
+            for one in _of_remat(attempt, target.chip.memory, best):
                 if one.fits:
                     best = max(best, one.speed)
                 yield one
@@ -138,28 +145,21 @@ def _splits(config: ConfigDict, target: Target) -> Iterator[int]:
     yield from (count for count in (4, 16) if count > own and devices % count == 0)
 
 
-def _of_remat(
+def _attempt(
     config: ConfigDict,
+    trainer: runs.Trainer,
     target: Target,
     task: str,
     sizes: Sequence[tuple[int, int]],
-    remat: str,
-    fsdp: int,
-    best: float,
-) -> Iterator[Trial]:
+    rows: int,
+) -> Trial:
+    parts = rows_of(config, task, rows)
+    costs = [measure(config, trainer, Workload(task, size, parts), target) for size in sizes]
+    return Trial(rows, config.model.remat, config.mesh.fsdp, tuple(costs))
+
+
+def _of_remat(attempt: Callable[[int], Trial], memory: float, best: float) -> Iterator[Trial]:
     """One row, two, the predicted number, and fewer or more than that."""
-    changed = config.copy_and_resolve_references()
-    with changed.unlocked():
-        changed.model.remat = remat
-        changed.mesh.fsdp, changed.mesh.data = fsdp, -1
-    trainer = runs.make_trainer(changed, target.mesh(changed), abstract=True)
-
-    def attempt(rows: int) -> Trial:
-        parts = rows_of(changed, task, rows)
-        workloads = [Workload(task, size, parts) for size in sizes]
-        costs = tuple(measure(changed, trainer, one, target) for one in workloads)
-        return Trial(rows, remat, fsdp, costs)
-
     first = attempt(1)
     yield first
     # Later choices do more work for the same rows: they can only gain memory.
@@ -170,7 +170,7 @@ def _of_remat(
     if not second.fits:
         return
     a_row = max(second.total - first.total, 1)
-    expected = 2 + int((target.chip.memory - second.total) // a_row)
+    expected = 2 + int((memory - second.total) // a_row)
     before, one = second, attempt(max(3, min(expected, MOST_ROWS)))
     yield one
     if not one.fits:
@@ -196,9 +196,9 @@ def _as_dict(one: Trial) -> dict[str, Any]:
 
 
 def _show(trials: Sequence[Trial], best: Trial | None) -> None:
-    table = Table(title="a chip", title_justify="left")
-    for name in ("rows", "remat", "fsdp", "total GB", "TFLOP", "GB", "ms", "bound", "images/s", ""):
-        table.add_column(name, justify="right")
+    names = ("rows", "remat", "fsdp", "total GB", "TFLOP", "GB", "ms", "bound", "images/s", "")
+    columns = (Column(name, justify="right") for name in names)
+    table = Table(*columns, title="a chip", title_justify="left")
     for one in trials:
         cells = [str(one.rows), one.remat, str(one.fsdp)]
         cells.append(f"{one.total / 1e9:.2f}" if one.total else "?")

@@ -1,12 +1,10 @@
 """The programs of a run, compiled from shapes for devices that may be absent."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,28 +72,22 @@ def measure(config: ConfigDict, trainer: runs.Trainer, workload: Workload, targe
     """The cost of a workload's program, compiled now or cached by an earlier call."""
     shards = parallel.data_shards(trainer.mesh)
     lowered, batch, trips = _lower(config, trainer, workload, shards)
+    file = target.cache and target.cache / _file_name(target, lowered, trips)
+    if file and file.is_file():
+        return Cost.from_dict(json.loads(file.read_text()))
     state = trainer.state if workload.task == "train" else trainer.state.params
-    known: dict[str, Any] = {
-        "chip": target.chip,
-        "arguments": {"weights": trainer.frozen, "state": state, "batch": batch},
-        "rows": sum(workload.rows.values()),
-    }
-
-    def compile_() -> Cost:
-        start = time.perf_counter()
-        here = target.topology == topology.LOCAL
-        try:
-            with contextlib.nullcontext() if here else topology.without_cache():
-                done = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if not roofline.is_out_of_memory(error):
-                raise
-            seconds = time.perf_counter() - start
-            return roofline.refused(error, lowered, shards=shards, compile_seconds=seconds, **known)
-        seconds = time.perf_counter() - start
-        return roofline.read(done, compile_seconds=seconds, trips=trips, **known)
-
-    return _cached(target, (lowered.as_text(), trips), compile_)
+    cost = roofline.measure(
+        lowered,
+        chip=target.chip,
+        arguments={"weights": trainer.frozen, "state": state, "batch": batch},
+        rows=sum(workload.rows.values()),
+        shards=shards,
+        trips=trips,
+    )
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        storage.replace_text(file, json.dumps(cost.as_dict()))
+    return cost
 
 
 def rows_of(config: ConfigDict, task: str, rows: int) -> dict[str, int]:
@@ -133,16 +125,8 @@ def _compiler_settings() -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value not in ("", "0.0", "UNKNOWN")}
 
 
-def _cached(target: Target, program: tuple[str, Any], make: Callable[[], Cost]) -> Cost:
-    """The cost of exactly this program from an earlier call, or a new one."""
-    if target.cache is None:
-        return make()
-    key = (_VERSION, jax.__version__, topology.compiler(), target.topology, target.chip, *program)
-    key += tuple(_compiler_settings().items())
-    file = target.cache / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.json"
-    if file.is_file():
-        return Cost.from_dict(json.loads(file.read_text()))
-    cost = make()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    storage.replace_text(file, json.dumps(cost.as_dict()))
-    return cost
+def _file_name(target: Target, lowered: jax.stages.Lowered, trips: Mapping[int, int]) -> str:
+    """The name of the file that caches the cost of exactly this program."""
+    key = (_VERSION, jax.__version__, topology.compiler(), target.topology, target.chip)
+    key += (lowered.as_text(), trips, *_compiler_settings().items())
+    return f"{hashlib.sha256(repr(key).encode()).hexdigest()}.json"
