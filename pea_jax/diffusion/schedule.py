@@ -13,7 +13,7 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from pea_jax.runtime.config_fields import (
     COUNT,
@@ -180,6 +180,17 @@ def target(
     if schedule.prediction_type == "v_prediction":
         return velocity(latents, noise, alpha_bar)
     return noise
+
+
+def diffuse(
+    schedule: Schedule,
+    latents: Float[Array, "B *rest"],
+    noise: Float[Array, "B *rest"],
+    timesteps: Int[Array, " B"],
+) -> tuple[Float[Array, "B *rest"], Float[Array, "B *rest"]]:
+    """The noisy latents x_t at a training timestep of each sample, and the network's target."""
+    alpha_bar = jnp.asarray(schedule.alphas_cumprod)[timesteps]
+    return add_noise(latents, noise, alpha_bar), target(schedule, latents, noise, alpha_bar)
 
 
 def _over(per_sample: Float[Array, " B"], array: Float[Array, "B *_"]) -> Float[Array, "B *_"]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from pea_jax.diffusion.schedule import Schedule, add_noise, target
+from pea_jax.diffusion.schedule import Schedule, diffuse
 from pea_jax.distill.batch import MOMENTS, PARALLEL, PIXELS, BatchLayout, Fields
 from pea_jax.distill.losses import DistillSettings
 from pea_jax.distill.noise import draw
@@ -85,8 +85,7 @@ def frozen_forward(
     places = {part: batch[part]["place"] for part in layout.rows}
     draws = draw(key, layout, mean.shape[1:], schedule, settings, places)
     latents = codec.sample(mean, logvar, draws.posterior)
-    alpha_bar = jnp.asarray(schedule.alphas_cumprod)[draws.timesteps]
-    noisy = add_noise(latents, draws.noise, alpha_bar)
+    noisy, wanted = diffuse(schedule, latents, draws.noise, draws.timesteps)
     dropped = draws.dropped if settings.prompt_drop else None
     text_encoder = nnx.merge(networks.text_encoder, frozen["text_encoder"])
     added = text_encoder.family.added(student["time_ids"])
@@ -104,7 +103,7 @@ def frozen_forward(
         noisy=noisy,
         timesteps=draws.timesteps,
         added=added,
-        target=target(schedule, latents, draws.noise, alpha_bar),
+        target=wanted,
         hidden=_hidden(language_encoder, student["ids"], student["mask"]),
         empty_hidden=_hidden(language_encoder, empty["ids"], empty["mask"]),
         dropped=dropped,

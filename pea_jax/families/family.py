@@ -5,10 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from pea_jax.models.conditioning import Conditioning
+from pea_jax.models.text.clip import CLIPText, CLIPTextConfig
 from pea_jax.models.text.towers import TextOutput
+from pea_jax.models.unet.unet import UNet, UNetConfig
+from pea_jax.models.vae import VAE, VAEConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,14 +31,50 @@ class DiffusersPipeline:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Family:
-    """All that differs between base models; nothing else in the package asks which one it is.
-
-    There is one object a family, so that a compiled program can hold it as a static value.
+class Part:
+    """One network of a base model, as a folder in diffusers format has it.
 
     Attributes:
-        name: for people.
-        text_encoders: parts of the folder with a text tower -> the part with its tokenizer.
+        classes: its possible classes in model_index.json, the usual one first.
+        stem: name of its weight files without the suffix.
+        read_config: content of config.json -> the network's config.
+        build: (config, *, rngs, dtype, param_dtype, ...) -> the network.
+        ignore: patterns of keys in the weight files that the network does not have.
+        tokenizer: the part with the tokenizer of a text tower; "" for other networks.
+    """
+
+    classes: tuple[str, ...]
+    stem: str
+    read_config: Callable[[Mapping[str, Any]], Any]
+    build: Callable[..., nnx.Module]
+    ignore: tuple[str, ...] = ()
+    tokenizer: str = ""
+
+
+#: The UNet and the VAE of both families, and a CLIP text tower of which only the tokens are used.
+UNET = Part(("UNet2DConditionModel",), "diffusion_pytorch_model", UNetConfig.from_dict, UNet)
+KL_VAE = Part(("AutoencoderKL",), "diffusion_pytorch_model", VAEConfig.from_dict, VAE)
+CLIP_TEXT = Part(
+    ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "model",
+    CLIPTextConfig.from_dict,
+    CLIPText,
+    ignore=(r"text_projection\.weight",),
+    tokenizer="tokenizer",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
+    """All that differs between base models; other code asks the family, and not which one it is.
+
+    There is one object per family, so that a compiled program can hold it as a static value.
+
+    Attributes:
+        name: for messages.
+        unet: the denoising network.
+        vae: between pixels and latents.
+        text_encoders: the text towers, by their part of the folder.
         pooled: the text encoder whose projected, pooled vector conditions the UNet; None if none.
         condition: the towers' outputs, in the order of `text_encoders` -> the conditioning.
         time_ids: whether the UNet takes SDXL's six time ids.
@@ -43,12 +83,19 @@ class Family:
     """
 
     name: str
-    text_encoders: Mapping[str, str]
+    unet: Part
+    vae: Part
+    text_encoders: Mapping[str, Part]
     pooled: str | None
     condition: Callable[[Sequence[TextOutput]], Conditioning]
     time_ids: bool
     upcasts_vae: bool
     diffusers: DiffusersPipeline
+
+    @property
+    def networks(self) -> dict[str, Part]:
+        """Every network, by its part of the folder."""
+        return {"unet": self.unet, "vae": self.vae, **self.text_encoders}
 
     def added(self, time_ids: Num[Array, "B 6"]) -> Float[Array, "B 6"] | None:
         """The UNet's added conditioning from (original H, W, crop top, left, target H, W)."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pea_jax.families.family import DiffusersPipeline, Family
+from pea_jax.families.family import CLIP_TEXT, KL_VAE, UNET, DiffusersPipeline, Family
 from pea_jax.models.conditioning import Conditioning
 from pea_jax.models.text.towers import TextOutput
 
@@ -14,7 +14,9 @@ def _last_hidden_state(outputs: Sequence[TextOutput]) -> Conditioning:
 
 SD = Family(
     name="Stable Diffusion",
-    text_encoders={"text_encoder": "tokenizer"},
+    unet=UNET,
+    vae=KL_VAE,
+    text_encoders={"text_encoder": CLIP_TEXT},
     pooled=None,
     condition=_last_hidden_state,
     time_ids=False,

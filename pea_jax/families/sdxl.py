@@ -4,12 +4,15 @@ The UNet is conditioned on two English text towers, on a pooled text vector, and
 sizes and crop of the training image.
 """
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from pea_jax.families.family import DiffusersPipeline, Family
+from pea_jax.families.family import CLIP_TEXT, KL_VAE, UNET, DiffusersPipeline, Family
 from pea_jax.models.conditioning import Conditioning
+from pea_jax.models.text.clip import CLIPText
 from pea_jax.models.text.towers import TextOutput
 
 
@@ -21,7 +24,18 @@ def _penultimate_hidden_states(outputs: Sequence[TextOutput]) -> Conditioning:
 
 SDXL = Family(
     name="Stable Diffusion XL",
-    text_encoders={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+    unet=UNET,
+    vae=KL_VAE,
+    text_encoders={
+        "text_encoder": CLIP_TEXT,
+        "text_encoder_2": dataclasses.replace(
+            CLIP_TEXT,
+            classes=("CLIPTextModelWithProjection",),
+            build=functools.partial(CLIPText, projected=True),
+            ignore=(),
+            tokenizer="tokenizer_2",
+        ),
+    },
     pooled="text_encoder_2",
     condition=_penultimate_hidden_states,
     time_ids=True,

@@ -8,7 +8,6 @@ image of inpainting) is one more field here; the solver and the program around i
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,13 +17,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from pea_jax.diffusion import guidance
+from pea_jax.diffusion.solvers import Denoise
 from pea_jax.families import Family
 from pea_jax.models.conditioning import Conditioning
 
 #: Token ids and padding mask of some texts.
 Tokens = tuple[Int[Array | np.ndarray, "B L"], Int[Array | np.ndarray, "B L"]]
-#: Latents [B, h, w, c] and a timestep (a scalar) -> the prediction [B, h, w, c], float32.
-Denoise = Callable[[Float[Array, "B h w c"], Float[Array, ""]], Float[Array, "B h w c"]]
 
 
 @typing.no_type_check  # tree transformations rebuild it around specs, shapes and placeholders

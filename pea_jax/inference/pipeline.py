@@ -165,7 +165,7 @@ class Pipeline:
           prompts: one or more.
           settings: how to sample.
           seed: of the first prompt, the following ones count up from it; or one a prompt.
-          latents: standard normal, in place of what `sampler.initial_noise` draws from the seeds.
+          latents: standard normal, in place of what `program.initial_noise` draws from the seeds.
 
         Raises:
           ValueError: at once, for no prompts, a size that the VAE can't give, or arguments that
@@ -230,7 +230,7 @@ class Pipeline:
             if latents is None:
                 batch["noise"] = program.initial_noise(batch["seeds"], shape)
             arguments, shards = self._arguments(batch, settings)
-            images = program.program(*arguments, plan, data_shards=shards)
+            images = program.sample_images(*arguments, plan, data_shards=shards)
             return parallel.place(images, parallel.replicated(self.mesh)) if whole else images
 
         return _one_ahead(dispatch, range(0, count, rows))
@@ -243,7 +243,7 @@ class Pipeline:
           rows: prompts of one call, over all devices.
         """
         arguments, shards = self._arguments(self.batch_shapes(settings, rows), settings)
-        return program.program.lower(*arguments, self.plan(settings), data_shards=shards)
+        return program.sample_images.lower(*arguments, self.plan(settings), data_shards=shards)
 
     def batch_shapes(self, settings: Settings, rows: int) -> dict[str, Any]:
         """The shapes, with shardings, of what the program takes for `rows` prompts."""

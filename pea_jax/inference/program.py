@@ -30,7 +30,7 @@ def keys(seeds: UInt32[Array, "N"], stream: int) -> Key[Array, "N"]:
 
 
 @functools.partial(jax.jit, static_argnames="data_shards")
-def program(
+def sample_images(
     denoiser: Denoiser,
     vae: Network,
     noise: Float[Array, "B h w c"],

@@ -3,20 +3,19 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from pea_jax.families import FAMILIES, Family, family_of
 from pea_jax.families.english import EnglishText
 from pea_jax.models.rngs import OneKey
-from pea_jax.models.text.clip import CLIPText, CLIPTextConfig
+from pea_jax.models.text.clip import CLIPTextConfig
 from pea_jax.models.unet.unet import UNet, UNetConfig
 from pea_jax.models.vae import VAE, VAEConfig
 from pea_jax.runtime import parallel
@@ -24,34 +23,18 @@ from pea_jax.weights.load import WeightsError, abstract_module, load_module
 from pea_jax.weights.locate import TOKENIZER_FILES, fetch_weights, prefers_half, read_json, resolve
 from pea_jax.weights.tokenizers import AnyTokenizer, BlankTokenizer, Tokenizer, join
 
-#: The classes that a model_index.json may name for a part.
-_UNET, _VAE = ("UNet2DConditionModel",), ("AutoencoderKL",)
-_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
 _TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 #: Parts that neither training nor sampling needs.
 _UNUSED = frozenset({"scheduler", "safety_checker", "feature_extractor", "image_encoder"})
 
-_STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    **{part: "model" for family in FAMILIES for part in family.text_encoders},
-}
-
+_PARTS = {name: part for family in FAMILIES for name, part in family.networks.items()}
 _CONFIG_FILES = (
     "model_index.json",
-    *(f"{part}/config.json" for part in _STEMS),
+    *(f"{name}/config.json" for name in _PARTS),
     "scheduler/scheduler_config.json",
-    *(
-        f"{part}/{name}"
-        for family in FAMILIES
-        for part in family.text_encoders.values()
-        for name in TOKENIZER_FILES
-    ),
+    *(f"{part.tokenizer}/{file}" for part in _PARTS.values() for file in TOKENIZER_FILES),
 )
-
-#: Tensors of a CLIPTextModelWithProjection of which the UNet sees only the tokens.
-_TEXT_EXTRAS = (r"text_projection\.weight",)
 
 
 @dataclass(frozen=True)
@@ -98,12 +81,17 @@ class BaseConfig:
     @property
     def stems(self) -> dict[str, str]:
         """Every part with weights, and the name of its weight files without the suffix."""
-        return {part: _STEMS[part] for part in ("unet", "vae", *self.text_encoders)}
+        return {name: part.stem for name, part in self.family.networks.items()}
+
+    @property
+    def networks(self) -> dict[str, Any]:
+        """The config of every network, by its part of the folder."""
+        return {"unet": self.unet, "vae": self.vae, **self.text_encoders}
 
     @property
     def tokenizers(self) -> list[str]:
         """The folder of each text encoder's tokenizer."""
-        return list(self.family.text_encoders.values())
+        return [part.tokenizer for part in self.family.text_encoders.values()]
 
     def dtypes(self, dtype: DTypeLike) -> dict[str, DTypeLike]:
         """The dtype of every part where `dtype` is asked for; see `Family.upcasts_vae`."""
@@ -145,18 +133,14 @@ def read_base_config(name: str | Path, *, allow_builtin: bool = False) -> BaseCo
     index = read_json(folder / "model_index.json")
     family = family_of([part for part in index if _class_of(index, part)])
     _check_parts(folder, index, family)
-    values = {
-        part: read_json(folder / part / "config.json")
-        for part in ("unet", "vae", *family.text_encoders)
-    }
+    values = {name: read_json(folder / name / "config.json") for name in family.networks}
     try:
+        configs = {name: part.read_config(values[name]) for name, part in family.networks.items()}
         config = BaseConfig(
             family=family,
-            unet=UNetConfig.from_dict(values["unet"]),
-            vae=VAEConfig.from_dict(values["vae"]),
-            text_encoders={
-                part: CLIPTextConfig.from_dict(values[part]) for part in family.text_encoders
-            },
+            unet=configs["unet"],
+            vae=configs["vae"],
+            text_encoders={name: configs[name] for name in family.text_encoders},
             schedule=read_json(folder / "scheduler" / "scheduler_config.json"),
             zero_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),
             folder=folder,
@@ -198,26 +182,23 @@ def load_base(spec: BaseSpec, *, mesh: Mesh | None = None, abstract: bool = Fals
     config = read_base_config(spec.name, allow_builtin=abstract)
     tokenizer = read_tokenizer(config, abstract=abstract)
     files = {} if abstract else base_files(spec, config)
-    load = functools.partial(_load, config.dtypes(spec.dtype), files, mesh, abstract)
     is_split = mesh is not None and mesh.shape["fsdp"] > 1
-    unet = functools.partial(
-        UNet,
-        config.unet,
-        attention=spec.attention,
-        mesh=mesh,
-        remat=spec.remat,
-        gather=parallel.replicated(mesh) if is_split else None,
-    )
-    towers = []
-    for part, tower in config.text_encoders.items():
-        projected = part == config.family.pooled
-        build = functools.partial(CLIPText, tower, projected=projected)
-        towers.append(load(part, build, () if projected else _TEXT_EXTRAS))
+
+    def load(name: str, **options: Any) -> Any:
+        part_files = None if abstract else files[name]
+        return _load(spec, config, name, part_files, mesh, **options)
+
     return BaseModel(
         config=config,
-        unet=load("unet", unet),
-        vae=load("vae", functools.partial(VAE, config.vae)),
-        text_encoder=EnglishText(config.family, towers),
+        unet=load(
+            "unet",
+            attention=spec.attention,
+            mesh=mesh,
+            remat=spec.remat,
+            gather=parallel.replicated(mesh) if is_split else None,
+        ),
+        vae=load("vae"),
+        text_encoder=EnglishText(config.family, [load(name) for name in config.text_encoders]),
         tokenizer=tokenizer,
     )
 
@@ -229,10 +210,7 @@ def load_vae(spec: BaseSpec, *, mesh: Mesh | None = None) -> VAE:
       ValueError: as for `load_base`.
     """
     config = read_base_config(spec.name)
-    files = base_files(spec, config, ["vae"])
-    return _load(
-        config.dtypes(spec.dtype), files, mesh, False, "vae", functools.partial(VAE, config.vae)
-    )
+    return _load(spec, config, "vae", base_files(spec, config, ["vae"])["vae"], mesh)
 
 
 def hash_vae(spec: BaseSpec) -> str:
@@ -272,21 +250,26 @@ def base_files(
 
 
 def _load(
-    dtypes: Mapping[str, DTypeLike],
-    files: Mapping[str, list[Path]],
+    spec: BaseSpec,
+    config: BaseConfig,
+    name: str,
+    files: list[Path] | None,
     mesh: Mesh | None,
-    abstract: bool,
-    part: str,
-    build: Callable[..., nnx.Module],
-    ignore: tuple[str, ...] = (),
+    /,
+    **options: Any,
 ) -> Any:
-    """The module of one part with its weights, or with shapes in their place."""
-    dtype = dtypes[part]
-    typed = functools.partial(build, rngs=OneKey(), dtype=dtype, param_dtype=dtype)
+    """One network with its weights, or with shapes in their place if there are no files.
+
+    `options` are those of the network beside its config.
+    """
+    part, dtype = config.family.networks[name], config.dtypes(spec.dtype)[name]
+    build = functools.partial(
+        part.build, config.networks[name], rngs=OneKey(), dtype=dtype, param_dtype=dtype, **options
+    )
     sharding = None if mesh is None else parallel.parameter_sharding(mesh)
-    if abstract:
-        return abstract_module(typed, sharding=sharding)
-    return load_module(typed, files[part], sharding=sharding, ignore=ignore)
+    if files is None:
+        return abstract_module(build, sharding=sharding)
+    return load_module(build, files, sharding=sharding, ignore=part.ignore)
 
 
 def _class_of(index: Mapping[str, Any], part: str) -> str | None:
@@ -297,9 +280,9 @@ def _class_of(index: Mapping[str, Any], part: str) -> str | None:
 
 def _check_parts(folder: Path, index: Mapping[str, Any], family: Family) -> None:
     """Refuses a folder whose model_index.json names parts, or classes of them, that we lack."""
-    needed = {"unet": _UNET, "vae": _VAE}
-    for part, tokenizer in family.text_encoders.items():
-        needed |= {part: _TEXT[1:] if part == family.pooled else _TEXT, tokenizer: _TOKENIZER}
+    needed = {}
+    for name, part in family.networks.items():
+        needed |= {name: part.classes} | ({part.tokenizer: _TOKENIZER} if part.tokenizer else {})
     problems = [
         f"{part}: expected a {classes[0]}, got {_class_of(index, part)}"
         for part, classes in needed.items()

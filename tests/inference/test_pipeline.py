@@ -82,13 +82,13 @@ def test_image_goes_with_its_prompt_and_seed(pipeline, images):
 
 
 def test_adapters_steps_and_strengths_share_one_program(pipeline, images):
-    compiled = program.program._cache_size()
+    compiled = program.sample_images._cache_size()
     other = pipeline.with_adapter(vivid.make_adapter(seed=1))(PROMPTS, seed=7, **SETTINGS)
     more = pipeline(PROMPTS, seed=7, **SETTINGS | {"steps": 7})
     stronger = pipeline(PROMPTS, seed=7, **SETTINGS | {"guidance_scale": 9.0})
     rescaled = pipeline(PROMPTS, seed=7, guidance_rescale=0.7, **SETTINGS)
 
-    assert program.program._cache_size() == compiled
+    assert program.sample_images._cache_size() == compiled
     for changed in (other, more, stronger):
         assert difference(changed, images).min() > 8
     assert difference(rescaled, images).max() > 3
@@ -111,10 +111,10 @@ def test_another_batch_size_or_guidance_compiles_once(pipeline, images):
 
     for change in changes:
         draw(change)
-    compiled, programs = Compilations(), program.program._cache_size()
+    compiled, programs = Compilations(), program.sample_images._cache_size()
     for change in (*changes, *reversed(changes)):
         draw(change)
-    assert program.program._cache_size() == programs
+    assert program.sample_images._cache_size() == programs
     assert compiled.count == 0
 
 

@@ -432,7 +432,6 @@ class OneRecord:
 def test_a_new_origin_is_one_row_of_the_table(tmp_path, rng, monkeypatch):
     image = encoded(crop(rng))
     made = Origin(
-        "for this test",
         lambda where, rows_per_shard: [OneRecord(name, rows_per_shard, image) for name in where],
         ("rows_per_shard",),
     )

@@ -18,13 +18,11 @@ class Origin:
     """A kind of data that rows are made from.
 
     Attributes:
-      description: one line.
       list_shards: takes the names of `prepare.where` and the `settings`.
       settings: what else the origin needs: "split", "data_dir", or fields of `prepare`: "image",
         "rows_per_shard".
     """
 
-    description: str
     list_shards: Callable[..., Sequence[RecordShard]]
     settings: tuple[str, ...] = ()
 
@@ -40,12 +38,12 @@ class Origin:
 _COLUMNS = ("image", "rows_per_shard")
 
 ORIGINS = {
-    "tars": Origin("webdataset tars, as img2dataset writes them", tars.shards),
-    "table": Origin("JSON lines, CSV or Parquet beside its images", tables.shards, _COLUMNS),
-    "hugging_face": Origin("data sets of Hugging Face", hugging_face.shards, ("split", *_COLUMNS)),
-    "tfds": Origin(
-        "TFDS data sets in ArrayRecord, including prepared ones",
-        tfds_sets.shards,
-        ("split", *_COLUMNS, "data_dir"),
-    ),
+    # Webdataset tars, as img2dataset writes them.
+    "tars": Origin(tars.shards),
+    # JSON lines, CSV or Parquet beside its images.
+    "table": Origin(tables.shards, _COLUMNS),
+    # Data sets of the package `datasets`.
+    "hugging_face": Origin(hugging_face.shards, ("split", *_COLUMNS)),
+    # TFDS data sets in ArrayRecord, including prepared ones.
+    "tfds": Origin(tfds_sets.shards, ("split", *_COLUMNS, "data_dir")),
 }
