@@ -64,13 +64,7 @@ def adapter_config(config: ConfigDict, *, allow_builtin: bool = False) -> Adapte
             pooled_width=unet.pooled_width,
         )
     initial, _ = read_adapter_config(storage.local(config.adapter.init_from, "adapter.init_from"))
-    check_fit(
-        initial,
-        language_width=width,
-        cross_attention_dim=unet.cross_attention_dim,
-        pooled_width=unet.pooled_width,
-        name=config.adapter.init_from,
-    )
+    check_fit(initial, width, unet, name=config.adapter.init_from)
     return initial
 
 

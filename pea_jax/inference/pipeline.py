@@ -60,12 +60,7 @@ class Pipeline:
                 f"expected a language encoder and its adapter, or neither, got only {got}"
             )
         if self.language is not None:
-            check_fit(
-                self.adapter.config,
-                language_width=self.language.width,
-                cross_attention_dim=self.base.unet.config.cross_attention_dim,
-                pooled_width=self.base.unet.config.pooled_width,
-            )
+            check_fit(self.adapter.config, self.language.width, self.base.config.unet)
 
     @classmethod
     def from_pretrained(

@@ -63,12 +63,7 @@ def export(
     spec = model_factory.base_spec(config, jax.local_devices()[0].platform)
     base = read_base_config(spec.name)
     language = read_language_config(config.model.language_encoder)
-    check_fit(
-        adapter.config,
-        language_width=language.width,
-        cross_attention_dim=base.unet.cross_attention_dim,
-        pooled_width=base.unet.pooled_width,
-    )
+    check_fit(adapter.config, language.width, base.unet)
     problems = export_problems(language)
     with storage.appearing(output) as folder:
         save_adapter(folder, adapter, metadata=_metadata(config, step))

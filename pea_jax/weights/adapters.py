@@ -195,20 +195,14 @@ def read_adapter(folder_or_file: Path | str) -> dict[str, np.ndarray]:
 
 
 def check_fit(
-    adapter: AdapterConfig,
-    *,
-    language_width: int,
-    cross_attention_dim: int,
-    pooled_width: int | None = None,
-    name: str = "adapter",
+    adapter: AdapterConfig, language_width: int, unet: Any, name: str = "adapter"
 ) -> None:
     """Refuses an adapter that does not connect this language encoder to this UNet.
 
     Args:
       adapter: its architecture.
       language_width: width of the encoder's tokens.
-      cross_attention_dim: of the UNet.
-      pooled_width: width of the pooled vector that the UNet takes; None if it takes none.
+      unet: the UNet's config, with its `cross_attention_dim` and `pooled_width`.
       name: of the adapter, for errors.
 
     Raises:
@@ -216,8 +210,8 @@ def check_fit(
     """
     pairs = (
         ("input_width", language_width, "the language encoder's width"),
-        ("output_width", cross_attention_dim, "the UNet's cross_attention_dim"),
-        ("pooled_width", pooled_width, "the UNet's pooled vector"),
+        ("output_width", unet.cross_attention_dim, "the UNet's cross_attention_dim"),
+        ("pooled_width", unet.pooled_width, "the UNet's pooled vector"),
     )
     problems = [
         f"{field}: expected {_or_none(expected)} ({whose}), got {_or_none(getattr(adapter, field))}"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -387,18 +388,22 @@ def test_tensors_that_cannot_be_an_adapters_are_refused(tmp_path):
         read_adapter(tmp_path / "ours")
 
 
+def unet(cross_attention_dim, pooled_width=None):
+    return types.SimpleNamespace(cross_attention_dim=cross_attention_dim, pooled_width=pooled_width)
+
+
 def test_both_ends_must_fit():
-    check_fit(SD, language_width=6, cross_attention_dim=8)
-    check_fit(SDXL, language_width=6, cross_attention_dim=8, pooled_width=12)
+    check_fit(SD, 6, unet(8))
+    check_fit(SDXL, 6, unet(8, 12))
     problem = r"input_width: expected 1024 .* got 6; output_width: expected 768 .* got 8"
     with pytest.raises(ValueError, match=problem):
-        check_fit(SD, language_width=1024, cross_attention_dim=768)
+        check_fit(SD, 1024, unet(768))
     problem = (
         r"^a\.bin: output_width: .*; pooled_width: expected 1280 \(the UNet's pooled vector\), "
     )
     with pytest.raises(ValueError, match=problem + r"got 12$"):
-        check_fit(SDXL, language_width=6, cross_attention_dim=9, pooled_width=1280, name="a.bin")
+        check_fit(SDXL, 6, unet(9, 1280), name="a.bin")
     with pytest.raises(ValueError, match=r"expected 1280 .*, got none$"):
-        check_fit(SD, language_width=6, cross_attention_dim=8, pooled_width=1280)
+        check_fit(SD, 6, unet(8, 1280))
     with pytest.raises(ValueError, match=r"expected none \(the UNet's pooled vector\), got 12$"):
-        check_fit(SDXL, language_width=6, cross_attention_dim=8)
+        check_fit(SDXL, 6, unet(8))
