@@ -165,9 +165,7 @@ class _Encoder(nnx.Module):
             resnets = _resnets(before, width, config.layers_per_block, groups, **leaf)
             # Padding 0: below and to the right only.
             down = [Downsample(width, padding=0, **leaf)] if level < len(widths) - 1 else []
-            self.down_blocks.append(
-                nnx.Dict(resnets=nnx.List(resnets), downsamplers=nnx.List(down))
-            )
+            self.down_blocks.append(_Level(resnets=nnx.List(resnets), downsamplers=nnx.List(down)))
         self.mid_block = _MidBlock(widths[-1], groups, **leaf)
         self.conv_norm_out = GroupNorm(widths[-1], groups, GROUP_NORM_EPS, **leaf)
         self.conv_out = conv3x3(widths[-1], 2 * config.latent_channels, **leaf)
@@ -175,8 +173,7 @@ class _Encoder(nnx.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w M"]:
         x = self.conv_in(x)
         for block in self.down_blocks:
-            for layer in (*block.resnets, *block.downsamplers):
-                x = layer(x)
+            x = block(x)
         x = self.mid_block(x)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
@@ -193,16 +190,25 @@ class _Decoder(nnx.Module):
             before = widths[max(level - 1, 0)]
             resnets = _resnets(before, width, config.layers_per_block + 1, groups, **leaf)
             up = [Upsample(width, **leaf)] if level < len(widths) - 1 else []
-            self.up_blocks.append(nnx.Dict(resnets=nnx.List(resnets), upsamplers=nnx.List(up)))
+            self.up_blocks.append(_Level(resnets=nnx.List(resnets), upsamplers=nnx.List(up)))
         self.conv_norm_out = GroupNorm(widths[-1], groups, GROUP_NORM_EPS, **leaf)
         self.conv_out = conv3x3(widths[-1], config.out_channels, **leaf)
 
     def __call__(self, x: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
-            for layer in (*block.resnets, *block.upsamplers):
-                x = layer(x)
+            x = block(x)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+class _Level(nnx.Dict):
+    """Resnets, then a resampler but at the last level: DownEncoderBlock2D or UpDecoderBlock2D."""
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w O"]:
+        resamplers = (*self.get("downsamplers", ()), *self.get("upsamplers", ()))
+        for layer in (*self.resnets, *resamplers):
+            x = layer(x)
+        return x
 
 
 class _MidBlock(nnx.Module):
