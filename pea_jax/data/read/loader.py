@@ -266,9 +266,7 @@ def make_loader(
       ValueError: an invalid count, or a batch size without rows in the data set.
     """
     sizes = {"native": native_batch, "parallel": parallel_batch}
-    _check_counts(sizes, shard_index, shard_count, (seed, workers, max_bad), image_size)
-    if parallel_batch and english_tokenizer is None:
-        raise ValueError("parallel rows need an english_tokenizer, got None")
+    _check(sizes, english_tokenizer, shard_index, shard_count, (seed, workers, max_bad), image_size)
     languages = tuple(source.languages if languages is None else languages)
     if problems := config_problems(buckets, crop, languages, language_weights):
         raise ValueError("; ".join(problems))
@@ -296,8 +294,9 @@ def make_loader(
     return Loader(fetch, native_tokenizer, english_tokenizer, agreed, workers)
 
 
-def _check_counts(
+def _check(
     sizes: Mapping[str, int],
+    english_tokenizer: Tokenize | None,
     shard_index: int,
     shard_count: int,
     not_negative: tuple[int, int, int],
@@ -315,3 +314,5 @@ def _check_counts(
             "seed, workers and max_bad are at least 0, image_size at least 1, "
             f"got {', '.join(map(str, not_negative))}, {image_size}"
         )
+    if sizes["parallel"] and english_tokenizer is None:
+        raise ValueError("parallel rows need an english_tokenizer, got None")
