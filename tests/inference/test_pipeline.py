@@ -9,7 +9,7 @@ from pea_jax.inference.pipeline import Pipeline
 from pea_jax.inference.settings import Settings
 from pea_jax.models import latents
 from pea_jax.runtime import parallel
-from pea_jax.runtime.throughput import Compilations
+from pea_jax.runtime.compilations import Compilations
 from pea_jax.weights.adapters import save_adapter
 from tests import tiny, vivid
 
