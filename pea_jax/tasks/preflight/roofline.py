@@ -80,7 +80,7 @@ class Cost:
 
     @property
     def images_per_second(self) -> float | None:
-        """Of one chip, at the roofline."""
+        """Per chip, at the roofline."""
         return self.rows / self.roofline_seconds if self.seconds else None
 
     @classmethod
